@@ -1,0 +1,45 @@
+"""Dummy photos and pairs, made in a temporary folder."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts lie flat beside tests/
+
+from dataset import to_pixels, to_tensor
+from degradations import blur, gaussian_kernel
+
+
+def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:
+    """(height, width, 3) uint8: random rectangles, so that there are edges to sharpen."""
+    rng = np.random.default_rng(seed)
+    photo = np.full((height, width, 3), 128, np.uint8)
+    for _ in range(25):
+        top, left = rng.integers(height), rng.integers(width)
+        photo[top : top + rng.integers(2, 24), left : left + rng.integers(2, 24)] = rng.integers(0, 256, 3)
+    return photo
+
+
+def write_pair(folder: Path, height: int = 40, width: int = 48, seed: int = 0) -> None:
+    folder.mkdir(parents=True)
+    sharp = dummy_photo(height, width, seed)
+    Image.fromarray(sharp).save(folder / "sharp.png")
+    Image.fromarray(to_pixels(blur(to_tensor(sharp), gaussian_kernel(1.2)))).save(folder / "blurry.png")
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """data/ with three training pairs and two validation pairs, of differing sizes."""
+    for part, count in ("train", 3), ("val", 2):
+        for k in range(count):
+            write_pair(tmp_path / "data" / part / f"{k + 1:03d}", 40 + 3 * k, 48 - 5 * k, seed=10 * len(part) + k)
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

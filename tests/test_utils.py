@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import utils
+from utils import PSNRLoss, UserError, as_saved, psnr, ssim, write_whole
+
+
+def two_images(height, width, noise=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(2, 3, height, width, generator=generator)
+    return x, (x + noise * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (11, 40), (12, 17), (37, 64), (120, 81)])
+@pytest.mark.parametrize("noise", [0.001, 0.05, 0.4])
+def test_ssim_equals_scikit_image(size, noise):
+    x, y = two_images(*size, noise)
+    expected = [
+        structural_similarity(
+            a.permute(1, 2, 0).numpy(),
+            b.permute(1, 2, 0).numpy(),
+            channel_axis=2,
+            data_range=1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(x, y, strict=True)
+    ]
+    np.testing.assert_allclose(ssim(x, y).numpy(), expected, atol=1e-4, rtol=0)
+
+
+def test_psnr_equals_scikit_image():
+    x, y = two_images(20, 31)
+    expected = [peak_signal_noise_ratio(b.numpy(), a.numpy(), data_range=1) for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(psnr(x, y).numpy(), expected, atol=1e-4)
+
+
+def test_psnr_of_a_constant_error_is_exact():
+    target = torch.full((1, 3, 8, 8), 0.5)
+    torch.testing.assert_close(psnr(target + 0.1, target), torch.tensor([20.0]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (10, 10)])
+def test_ssim_below_the_window_is_defined(size):
+    x, y = two_images(*size)
+    assert torch.allclose(ssim(x, x), torch.ones(2), atol=1e-6)
+    assert (ssim(x, y) < 0.9999).all()
+    assert torch.allclose(ssim(x, y), ssim(y, x), atol=1e-6)
+
+
+def test_metrics_of_identical_images_are_perfect_and_per_image():
+    x, y = two_images(16, 16)
+    y[0] = x[0]
+    assert psnr(x, y)[0] == torch.inf and torch.isfinite(psnr(x, y)[1])
+    assert ssim(x, y)[0] == 1 and ssim(x, y)[1] < 0.999
+    assert psnr(x, y).shape == ssim(x, y).shape == (2,)
+    assert psnr(x, y).dtype == ssim(x, y).dtype == torch.float32
+
+
+def test_ssim_is_the_same_inside_autocast():
+    x, y = two_images(32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ssim(x, y)
+    assert torch.equal(inside, ssim(x, y))
+
+
+def test_metrics_refuse_unequal_shapes():
+    for metric in psnr, ssim:
+        with pytest.raises(ValueError, match="one shape"):
+            metric(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 17))
+
+
+def test_as_saved_is_what_a_png_would_hold():
+    image = torch.tensor([-0.2, 0.0, 0.5, 1.0, 1.7]).reshape(1, 1, 1, 5)
+    assert torch.allclose(as_saved(image).flatten() * 255, torch.tensor([0.0, 0, 128, 255, 255]))
+
+
+def test_psnr_loss_is_minus_the_mean_psnr_where_that_is_low():
+    x, y = two_images(16, 16, noise=0.2)
+    torch.testing.assert_close(PSNRLoss()(x, y), -psnr(x, y).mean(), atol=0.01, rtol=0)
+    assert float(PSNRLoss()(x, x)) == pytest.approx(-50)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fails_halfway(partial):
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="file.txt cannot be written .*No space left"):
+        write_whole(path, fails_halfway)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_device_is_one_sentence():
+    with pytest.raises(UserError, match="DEVICE = 'cpuu'"):
+        utils.pick_device("cpuu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_absent_cuda_is_one_sentence():
+    with pytest.raises(UserError, match="DEVICE = 'cuda'"):
+        utils.pick_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares CUDA with the CPU")
+def test_metrics_on_cuda_equal_those_on_the_cpu():
+    x, y = two_images(40, 50)
+    for metric in psnr, ssim:
+        torch.testing.assert_close(metric(x.cuda(), y.cuda()).cpu(), metric(x, y), atol=1e-4, rtol=0)

@@ -1,0 +1,191 @@
+"""Small tools that every script shares: errors, devices, seeds, safe writing, PSNR, SSIM.
+
+Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PERFECT = 60.0  # dB; identical pictures have an infinite PSNR, which would spoil every mean
+
+
+class UserError(Exception):
+    """A mistake the user can mend, told in one sentence; scripts print it and exit with code 1."""
+
+
+def run_script(main) -> None:
+    """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # the shell's code for Ctrl-C
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``"auto"`` is CUDA when there is one, else the CPU; any name that torch knows is taken too."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"DEVICE = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
+    return device
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where ``device`` computes in it natively, else float32.
+
+    Emulated bfloat16 (most desktop CPUs before 2023) is slower than float32, so it is not used.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        # torch.cpu.get_capabilities came with torch 2.11; older ones stay in float32
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch on every device; the weights of a network made after it follow from ``seed``."""
+    torch.manual_seed(seed)
+
+
+def write_whole(path: Path | str, write) -> None:
+    """Call ``write(partial_path)`` and move its file to ``path``: the old file or the new, never half.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        raise UserError(f"{path} cannot be written ({error}): free some space or check the folder") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_saved(image: Tensor) -> Tensor:
+    """What an 8-bit picture of ``image`` would hold: clamped to [0, 1] and rounded to 256 levels."""
+    return (image.float().clamp(0, 1) * 255).round() / 255
+
+
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, over all its channels; higher is better.
+
+    Args:
+        prediction, target: (N, C, H, W), values in [0, 1].
+    Returns:
+        (N,) float32; ``inf`` where the images are identical.
+    Raises:
+        ValueError: if the shapes differ or are not (N, C, H, W).
+    Source: Hore and Ziou 2010, doi:10.1109/ICPR.2010.579, with peak = 1.
+    """
+    _check_shapes(prediction, target)
+    mse = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    return -10 * mse.log10()
+
+
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each image, the mean over its channels; 1 is identical.
+
+    Equals scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=1)``: an 11x11 Gaussian window, only where it fits whole.
+    An image of fewer than 11 rows or columns is first extended to 11 by repeating its edge
+    (scikit-image refuses such an image).
+
+    Args:
+        prediction, target: (N, C, H, W), values in [0, 1].
+    Returns:
+        (N,) float32, at most 1.
+    Raises:
+        ValueError: if the shapes differ or are not (N, C, H, W).
+    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III-B, K1 = .01, K2 = .03.
+    """
+    _check_shapes(prediction, target)
+    x, y = prediction.float(), target.float()
+    missing_rows, missing_columns = max(0, 11 - x.shape[-2]), max(0, 11 - x.shape[-1])
+    if missing_rows or missing_columns:
+        x, y = (F.pad(image, (0, missing_columns, 0, missing_rows), mode="replicate") for image in (x, y))
+    mean_x, mean_y = _gaussian_mean(x), _gaussian_mean(y)
+    variance_x = _gaussian_mean(x * x) - mean_x * mean_x
+    variance_y = _gaussian_mean(y * y) - mean_y * mean_y
+    covariance = _gaussian_mean(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _gaussian_mean(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, H - 10, W - 10): weighted mean in an 11x11 Gaussian window, sigma 1.5.
+
+    Sums of shifted copies rather than a convolution: under autocast or TF32 a convolution would
+    round its input, and SSIM subtracts nearly equal numbers.
+    """
+    weights = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    weights = (weights / weights.sum()).tolist()
+    height, width = x.shape[-2] - 10, x.shape[-1] - 10
+    x = sum(weight * x[..., i : i + height, :] for i, weight in enumerate(weights))
+    return sum(weight * x[..., :, i : i + width] for i, weight in enumerate(weights))
+
+
+def _check_shapes(prediction: Tensor, target: Tensor) -> None:
+    if prediction.shape != target.shape or prediction.ndim != 4:
+        raise ValueError(
+            f"both images must be (N, C, H, W) of one shape, not {tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+
+
+class PSNRLoss(torch.nn.Module):
+    """Minus the mean PSNR in dB, so that a lightly blurry photo counts as much as a heavily blurry one.
+
+    The mean squared error of a batch is nearly all made by its worst photos; in decibels, which are what
+    we judge by, each counts alike. ``floor`` stops the reward for the last bits of a nearly perfect photo.
+
+    Args:
+        floor: mean squared error that is added to each photo's own; 1e-5 is 50 dB.
+    Shapes: two (N, C, H, W) in [0, 1] -> ().
+    Source: Chen et al. 2021, HINet, arXiv:2105.06086, section 3.3; the floor is ours.
+    """
+
+    def __init__(self, floor: float = 1e-5):
+        super().__init__()
+        self.floor = floor
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        mse = (prediction - target).square().mean(dim=(1, 2, 3))
+        return 10 * (mse + self.floor).log10().mean()
+
+
+@torch.no_grad()
+def ms_per_megapixel(network: torch.nn.Module, device: torch.device, size: int = 512) -> float:
+    """Median time of ``network`` on a square of ``size`` pixels, scaled to 1,000,000 pixels; 7 runs after 2 warm ones."""
+    dtype = autocast_dtype(device)
+    image = torch.rand(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            network(image)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[2:])) * 1000 * 1e6 / size**2
