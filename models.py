@@ -1,0 +1,188 @@
+"""The two networks, and how they are saved and loaded.
+
+Both take and give (N, 3, H, W) RGB in [0, 1], any H, W >= 1. Both work in two scales: a little at half
+resolution, where the detail is, most at a quarter, where a 3x3 convolution costs a sixteenth and sees
+four times as far. Both add what they compute to their input and start with a last layer of zeros, so an
+untrained network gives back the photo as it is.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import UserError, write_whole
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a skip: (N, channels, H, W) -> same. EDSR, arXiv:1707.02921, figure 2c."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)  # x + 0 at the start: a deep stack begins harmless
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class TeacherCNN(nn.Module):
+    """Deep residual network: accurate, too slow for video.
+
+    Args:
+        width: channels at half resolution.
+        deep_width: channels at a quarter, where nearly all of the arithmetic is.
+        blocks: residual blocks at a quarter.
+        fine_blocks: residual blocks at half resolution, after the two scales are joined.
+    Shapes: (N, 3, H, W) in [0, 1] -> same; the result may lie a little outside [0, 1].
+    Sources: pixel-shuffle, arXiv:1609.05158; blocks and global skip, arXiv:1707.02921 and 1511.04587.
+    """
+
+    def __init__(self, width: int = 32, deep_width: int = 96, blocks: int = 10, fine_blocks: int = 2):
+        super().__init__()
+        self.arguments = dict(width=width, deep_width=deep_width, blocks=blocks, fine_blocks=fine_blocks)
+        self.head = nn.Conv2d(12, width, 3, padding=1)
+        self.down = nn.Conv2d(width, deep_width, 2, stride=2)
+        self.deep = nn.Sequential(*(ResidualBlock(deep_width) for _ in range(blocks)))
+        self.up = nn.Conv2d(deep_width, 4 * width, 1)
+        self.fine = nn.Sequential(*(ResidualBlock(width) for _ in range(fine_blocks)))
+        self.tail = zero_conv(width)
+
+    def forward(self, photo: Tensor) -> Tensor:
+        x = pad_to_multiple(photo, 4)
+        half = F.relu(self.head(F.pixel_unshuffle(x, 2)))
+        quarter = self.deep(self.down(half))
+        half = self.fine(half + F.pixel_shuffle(self.up(quarter), 2))
+        x = x + F.pixel_shuffle(self.tail(half), 2)
+        return x[..., : photo.shape[-2], : photo.shape[-1]]
+
+
+class StudentCNN(nn.Module):
+    """Small two-scale network for real time: the teacher's layout with single convolutions.
+
+    Args:
+        width: channels at half resolution.
+        deep_width: channels at a quarter.
+        convs: 3x3 convolutions at a quarter, each with a skip.
+    Shapes: (N, 3, H, W) in [0, 1] -> same; the result may lie a little outside [0, 1].
+    Source: as ``TeacherCNN``.
+    """
+
+    def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 4):
+        super().__init__()
+        self.arguments = dict(width=width, deep_width=deep_width, convs=convs)
+        self.head = nn.Conv2d(12, width, 3, padding=1)
+        self.down = nn.Conv2d(width, deep_width, 2, stride=2)
+        self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(convs))
+        self.up = nn.Conv2d(deep_width, 4 * width, 1)
+        self.fine = nn.Conv2d(width, width, 3, padding=1)
+        self.tail = zero_conv(width)
+
+    def forward(self, photo: Tensor) -> Tensor:
+        x = pad_to_multiple(photo, 4)
+        half = F.relu(self.head(F.pixel_unshuffle(x, 2)))
+        quarter = self.down(half)
+        for conv in self.deep:
+            quarter = quarter + F.relu(conv(quarter))
+        half = F.relu(self.fine(half + F.pixel_shuffle(self.up(quarter), 2)))
+        x = x + F.pixel_shuffle(self.tail(half), 2)
+        return x[..., : photo.shape[-2], : photo.shape[-1]]
+
+
+def zero_conv(width: int) -> nn.Conv2d:
+    """(N, width, H/2, W/2) -> (N, 12, H/2, W/2), all zeros until it is trained."""
+    conv = nn.Conv2d(width, 12, 3, padding=1)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, H', W') with H', W' the next multiples, the edge repeated below and right."""
+    height, width = photo.shape[-2:]
+    rows, columns = -height % multiple, -width % multiple
+    return F.pad(photo, (0, columns, 0, rows), mode="replicate") if rows or columns else photo
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def save_model(path: Path | str, model: nn.Module, **facts) -> None:
+    """Write ``model`` to one file, whole or not at all: class, constructor arguments, weights, facts.
+
+    A network of your own can be loaded again if its class stands in this file and its constructor
+    keeps its arguments in ``self.arguments``, as above.
+
+    Args:
+        facts: what should be known of its training; str, int, float, bool, None, and lists or dicts of these.
+    Raises:
+        TypeError: if a fact is of another type (it could not be loaded safely).
+        UserError: if the file cannot be written.
+    """
+    for name, value in facts.items():
+        _check_plain(name, value)
+    content = {
+        "class": type(model).__name__,
+        "arguments": dict(getattr(model, "arguments", {})),
+        "weights": {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
+        "facts": facts,
+    }
+    write_whole(path, lambda partial: torch.save(content, partial))
+
+
+def load_model(path: Path | str) -> nn.Module:
+    """Build the network that ``save_model`` wrote, on the CPU, in eval mode, its facts in ``.facts``.
+
+    No code in the file is ever run (``weights_only=True``).
+
+    Raises:
+        UserError: one sentence if the file is missing, damaged, not from ``save_model``, of a class
+            that is not defined here, or its weights do not fit that class or are not finite.
+    """
+    content = _read_model_file(Path(path))
+    classes = {name: c for name, c in globals().items() if isinstance(c, type) and issubclass(c, nn.Module)}
+    if content["class"] not in classes:
+        raise UserError(f"{path} holds a {content['class']}, which models.py does not define: add its class there")
+    try:
+        model = classes[content["class"]](**content["arguments"])
+        model.load_state_dict(content["weights"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} does not fit {content['class']} as models.py defines it now ({reason}): train it anew, "
+            "or take the models.py it was made with"
+        ) from None
+    if not all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point()):
+        raise UserError(f"{path} holds weights that are not finite: its training failed, train it anew")
+    model.facts = content["facts"]
+    return model.eval()
+
+
+def _read_model_file(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give the path of a .pth file that save_model wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        raise UserError(f"{path} cannot be read as weights: it is damaged, or not a file of save_model") from None
+    keys = {"class": str, "arguments": dict, "weights": dict, "facts": dict}
+    if not isinstance(content, dict) or any(not isinstance(content.get(k), t) for k, t in keys.items()):
+        raise UserError(f"{path} was not written by save_model: load it with its own code and save it with save_model")
+    return content
+
+
+def _check_plain(name: str, value) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(f"{name}[{key!r}]", item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(name, item)
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise TypeError(f"fact {name} is a {type(value).__name__}: only plain numbers, text, lists and dicts are kept")

@@ -1,0 +1,117 @@
+import pickle
+
+import pytest
+import torch
+
+import models
+from models import StudentCNN, TeacherCNN, load_model, save_model
+from utils import UserError
+
+SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(width=4, deep_width=8, convs=2)}
+
+
+def trained(network):
+    """The network with random weights in place of the zeros it starts with."""
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+@pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
+def test_an_untrained_network_gives_the_photo_back(network_class):
+    photo = torch.rand(2, 3, 22, 35)
+    assert torch.equal(network_class()(photo), photo)
+
+
+@pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (5, 4), (7, 1), (8, 8), (30, 33), (67, 131)])
+def test_any_size_comes_out_as_it_went_in(network_class, size):
+    network = trained(network_class(**SMALL[network_class]))
+    output = network(torch.rand(1, 3, *size))
+    assert output.shape == (1, 3, *size) and torch.isfinite(output).all()
+
+
+@pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
+def test_padding_does_not_reach_far_into_the_photo(network_class):
+    network = trained(network_class(**SMALL[network_class]))
+    photo = torch.rand(1, 3, 128, 128)
+    whole, cropped = network(photo), network(photo[..., :127, :126])
+    assert torch.allclose(whole[..., :40, :40], cropped[..., :40, :40], atol=1e-5)
+
+
+def test_the_student_is_a_small_fraction_of_the_teacher():
+    assert models.count_parameters(StudentCNN()) * 20 < models.count_parameters(TeacherCNN())
+
+
+@pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
+def test_a_saved_network_comes_back_with_its_arguments_weights_and_facts(network_class, tmp_path):
+    network = trained(network_class(**SMALL[network_class]))
+    save_model(tmp_path / "a.pth", network, data="dummy", psnr=31.5, steps=[1, 2])
+    loaded = load_model(tmp_path / "a.pth")
+    photo = torch.rand(1, 3, 12, 12)
+    assert type(loaded) is network_class and not loaded.training
+    assert torch.equal(loaded(photo), network(photo))
+    assert loaded.facts == {"data": "dummy", "psnr": 31.5, "steps": [1, 2]}
+
+
+def test_a_fact_that_cannot_be_loaded_safely_is_refused_before_writing(tmp_path):
+    with pytest.raises(TypeError, match="fact psnr is a Tensor"):
+        save_model(tmp_path / "a.pth", StudentCNN(), psnr=torch.tensor(1.0))
+    assert not list(tmp_path.iterdir())
+
+
+def bad_files(folder):
+    good = folder / "good.pth"
+    save_model(good, StudentCNN(**SMALL[StudentCNN]))
+    content = torch.load(good, weights_only=True)
+    (folder / "empty.pth").touch()
+    (folder / "text.pth").write_text("not weights")
+    (folder / "cut.pth").write_bytes(good.read_bytes()[:3000])
+    torch.save(StudentCNN().state_dict(), folder / "foreign.pth")
+    torch.save({**content, "class": "UNet"}, folder / "unknown.pth")
+    torch.save({**content, "class": "load_model"}, folder / "function.pth")
+    torch.save({**content, "class": "TeacherCNN"}, folder / "other.pth")
+    torch.save({**content, "arguments": {"width": 5}}, folder / "mismatch.pth")
+    save_model(folder / "nan.pth", StudentCNN(**SMALL[StudentCNN]))
+    nan = {**content, "weights": {**content["weights"], "up.bias": torch.full((16,), torch.nan)}}
+    torch.save(nan, folder / "nan.pth")
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("missing", "is not a file"),
+        ("empty", "damaged, or not a file of save_model"),
+        ("text", "damaged, or not a file of save_model"),
+        ("cut", "damaged, or not a file of save_model"),
+        ("foreign", "was not written by save_model"),
+        ("unknown", "holds a UNet, which models.py does not define"),
+        ("function", "holds a load_model, which models.py does not define"),
+        ("other", "does not fit TeacherCNN"),
+        ("mismatch", "does not fit StudentCNN"),
+        ("nan", "not finite"),
+    ],
+)
+def test_a_bad_weight_file_is_one_sentence_that_names_it(tmp_path, name, sentence):
+    bad_files(tmp_path)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_model(tmp_path / f"{name}.pth")
+    assert f"{name}.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_code_in_a_weight_file_is_never_run(tmp_path, save):
+    target = tmp_path / "ran"
+    save({"class": "StudentCNN", "facts": Bomb(target)}, tmp_path / "bomb.pth")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        load_model(tmp_path / "bomb.pth")
+    assert not target.exists()
