@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+import degradations as D
+from utils import psnr
+
+KERNELS = {
+    "a gaussian": lambda g: D.gaussian_kernel(1.7),
+    "an anisotropic gaussian": lambda g: D.gaussian_kernel(2.5, 0.7, 0.6),
+    "a disk": lambda g: D.disk_kernel(2.5),
+    "a disk below a pixel": lambda g: D.disk_kernel(0.01),
+    "a line": lambda g: D.line_kernel(9, 0.4),
+    "a shake": lambda g: D.shake_kernel(15, g),
+}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def photo(height=40, width=50, seed=0):
+    return (torch.rand(3, height, width, generator=generator(seed)) * 255).round() / 255
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kernel_keeps_brightness_and_place(name, seed):
+    kernel = KERNELS[name](generator(seed))
+    x, y = D.grid(kernel.shape[0] // 2)
+    assert kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1
+    assert (kernel >= 0).all() and float(kernel.sum()) == pytest.approx(1, abs=1e-5)
+    assert float((kernel * x).sum()) == pytest.approx(0, abs=1e-3)
+    assert float((kernel * y).sum()) == pytest.approx(0, abs=1e-3)
+
+
+def test_kernels_have_the_width_they_are_asked_for():
+    def variance(kernel, axis):
+        return float((kernel * D.grid(kernel.shape[0] // 2)[axis] ** 2).sum())
+
+    assert variance(D.gaussian_kernel(2.0), 0) == pytest.approx(4, rel=0.01)
+    assert variance(D.gaussian_kernel(3.0, 1.0, 0.0), 0) == pytest.approx(9, rel=0.01)
+    assert variance(D.gaussian_kernel(3.0, 1.0, 0.0), 1) == pytest.approx(1, rel=0.01)
+    assert variance(D.disk_kernel(4.0), 0) == pytest.approx(4**2 / 4 + 1 / 12, rel=0.02)  # disk and pixel
+    assert variance(D.line_kernel(12, 0.0), 0) == pytest.approx(12**2 / 12, rel=0.1)  # of a segment
+    assert variance(D.line_kernel(12, 0.0), 1) == pytest.approx(0, abs=1e-6)
+
+
+def test_gaussian_blur_equals_scipy():
+    image = photo()
+    expected = gaussian_filter(image.numpy(), (0, 1.5, 1.5), mode="mirror")
+    np.testing.assert_allclose(D.blur(image, D.gaussian_kernel(1.5)).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [D.blur, D.blur_in_linear_light])
+def test_blur_leaves_an_even_photo_as_it_is_up_to_the_border(function):
+    image = torch.full((3, 30, 20), 0.3)
+    assert torch.allclose(function(image, D.disk_kernel(4)), image, atol=1e-5)
+
+
+def test_blur_in_linear_light_spreads_bright_points_further():
+    image = torch.zeros(3, 21, 21)
+    image[:, 10, 10] = 1
+    kernel = D.gaussian_kernel(1.5)
+    assert (D.blur_in_linear_light(image, kernel)[:, 10, 12] > 2 * D.blur(image, kernel)[:, 10, 12]).all()
+
+
+def test_srgb_and_linear_light_are_inverse():
+    values = torch.linspace(0, 1, 256)
+    assert torch.allclose(D.linear_to_srgb(D.srgb_to_linear(values)), values, atol=1e-5)
+
+
+@pytest.mark.parametrize("down", ["bicubic", "bilinear", "area"])
+@pytest.mark.parametrize("up", ["bicubic", "bilinear"])
+def test_rescaling_loses_more_the_further_it_goes(down, up):
+    image = photo()[None]
+    scores = [float(psnr(D.rescale(image[0], factor, down, up)[None], image)) for factor in (1.0, 1.5, 3.0)]
+    assert scores[0] > 90 and scores[0] > scores[1] > scores[2]
+
+
+def test_noise_has_the_strength_it_is_asked_for():
+    image = torch.full((3, 200, 200), 0.5)
+    assert float((D.add_noise(image, 2.0, generator()) - image).std() * 255) == pytest.approx(2, rel=0.02)
+
+
+def test_jpeg_loses_more_at_lower_quality():
+    image = photo()
+    high, low = (float(psnr(D.jpeg(image, quality)[None], image[None])) for quality in (95, 20))
+    assert high > low > 10
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 50), (33, 20)])
+def test_the_mixture_gives_an_8_bit_photo_of_the_same_size(size):
+    for seed in range(40):
+        result = D.random_degradation(photo(*size), generator(seed))
+        assert result.shape == (3, *size)
+        assert float(result.min()) >= 0 and float(result.max()) <= 1
+        assert torch.allclose(result * 255, (result * 255).round(), atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_gives_others():
+    image = photo()
+    results = [D.random_degradation(image, generator(seed)) for seed in range(30)]
+    assert all(torch.equal(r, D.random_degradation(image, generator(seed))) for seed, r in enumerate(results))
+    assert len({r.numpy().tobytes() for r in results}) > 20
+
+
+def test_every_kind_of_blur_alone_changes_the_photo_and_the_identity_does_not():
+    image = photo()
+    quiet = dict(noise=0, jpeg=0, identity=0)
+    for kind in D.Mixture().blurs:
+        changed = not torch.equal(D.random_degradation(image, generator(3), D.Mixture(blurs={kind: 1.0}, **quiet)), image)
+        assert changed == (kind != "none"), kind
+    assert torch.equal(D.random_degradation(image, generator(), D.Mixture(identity=1)), image)
+
+
+def test_the_mixture_leaves_about_its_share_of_photos_as_they_are():
+    image = photo(16, 16)
+    same = sum(torch.equal(D.random_degradation(image, generator(s), D.Mixture(identity=0.3)), image) for s in range(400))
+    assert 0.2 < same / 400 < 0.42
+
+
+def test_an_unknown_kind_of_blur_is_one_sentence():
+    with pytest.raises(ValueError, match="unknown kind of blur 'swirl'"):
+        D.random_degradation(photo(), generator(), D.Mixture(identity=0, blurs={"swirl": 1.0}))
