@@ -1,0 +1,249 @@
+"""Photos -> training patches and validation photos: pairs on disk, sharp photos blurred on the fly, demo data."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import skimage
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from degradations import Mixture, random_degradation
+from photos import DecodedPhotos, list_problems, read_photo
+from utils import UserError
+
+MARGIN = 16  # pixels around a patch that are blurred with it and cut off again, as its real surroundings
+
+
+class PairedImageDataset(Dataset):
+    """Pairs of photos ``ROOT/NNN/{blurry,sharp}.png``; NNN is any name.
+
+    An item is (blurry, sharp), each (3, H, W) float32 RGB in [0, 1].
+    With ``patch_size``, item k is the k-th patch of an endless training: a random place of a random photo,
+    flipped and turned at random, the same for both; each run through the photos takes each once. It depends
+    on ``seed`` and k alone, so any k >= 0 can be asked for, in any order and from any process, and an
+    interrupted training goes on exactly where it was. ``len()`` counts the photos.
+    Without, item k is the k-th photo, whole, in the order of the folders' names.
+
+    Raises:
+        UserError: naming everything that is wrong with the folder at once: missing halves, unequal sizes,
+            unreadable files, photos smaller than the patch, or no pairs at all.
+    """
+
+    def __init__(self, root: Path | str, patch_size: int | None = None, seed: int = 0):
+        self.root, self.patch_size, self.seed = Path(root), patch_size, seed
+        self.folders = find_pairs(self.root)
+        paths = [folder / name for folder in self.folders for name in ("blurry.png", "sharp.png")]
+        self.photos = DecodedPhotos(paths, self.root / ".cache")  # 2 i is blurry, 2 i + 1 is sharp
+        problems = []
+        for i, folder in enumerate(self.folders):
+            (height, width), sharp_shape = self.photos.shapes[2 * i], self.photos.shapes[2 * i + 1]
+            if (height, width) != sharp_shape:
+                problems.append(
+                    f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp_shape[1]}x{sharp_shape[0]}: "
+                    "both must show the same pixels, crop or scale one"
+                )
+            elif patch_size and min(height, width) < patch_size:
+                problems.append(
+                    f"{folder}: {width}x{height} is smaller than the patch of {patch_size}: lower PATCH_SIZE or remove it"
+                )
+        if problems:
+            raise UserError(list_problems(problems))
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+        if not self.patch_size:
+            index = range(len(self))[k]  # IndexError past the end, which is what ends a for loop
+            return to_tensor(self.photos[2 * index]), to_tensor(self.photos[2 * index + 1])
+        index, generator = draw_photo(k, len(self), self.seed)
+        blurry, sharp = self.photos[2 * index], self.photos[2 * index + 1]
+        rows, columns = random_window(blurry.shape[:2], self.patch_size, generator)
+        turn = int(torch.randint(8, (), generator=generator))
+        return turned(to_tensor(blurry[rows, columns]), turn), turned(to_tensor(sharp[rows, columns]), turn)
+
+    def __iter__(self):
+        return (self[k] for k in range(len(self)))
+
+
+class BlurredPhotos(Dataset):
+    """Sharp photos of a folder, blurred on the fly by ``degradations.random_degradation``.
+
+    Items, ``patch_size``, ``seed`` and errors as ``PairedImageDataset``; without ``patch_size`` photo k is always
+    blurred in the same way.
+
+    Args:
+        paths: the photos' files, as ``photos.find_photos`` lists them.
+        cache: the folder where their pixels are kept after decoding.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        cache: Path | str,
+        patch_size: int | None = None,
+        seed: int = 0,
+        mixture: Mixture | None = None,
+    ):
+        self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
+        self.photos = DecodedPhotos(list(paths), Path(cache))
+        self.names = [path.name for path in paths]
+        small = [
+            f"{path}: {width}x{height} is smaller than the patch of {patch_size}: lower PATCH_SIZE or remove it"
+            for path, (height, width) in zip(paths, self.photos.shapes, strict=True)
+            if patch_size and min(height, width) < patch_size
+        ]
+        if small:
+            raise UserError(list_problems(small))
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+        if not self.patch_size:
+            index = range(len(self))[k]
+            sharp = to_tensor(self.photos[index])
+            return random_degradation(sharp, generator_of(self.seed, 2, index), self.mixture), sharp
+        index, generator = draw_photo(k, len(self), self.seed)
+        rows, columns = random_window(self.photos.shapes[index], self.patch_size, generator)
+        top, left = max(0, rows.start - MARGIN), max(0, columns.start - MARGIN)
+        around = self.photos[index][top : rows.stop + MARGIN, left : columns.stop + MARGIN]
+        sharp = to_tensor(around)
+        blurry = random_degradation(sharp, generator, self.mixture)
+        turn = int(torch.randint(8, (), generator=generator))
+        rows = slice(rows.start - top, rows.stop - top)
+        columns = slice(columns.start - left, columns.stop - left)
+        return turned(blurry[:, rows, columns], turn), turned(sharp[:, rows, columns], turn)
+
+    def __iter__(self):
+        return (self[k] for k in range(len(self)))
+
+
+def find_pairs(root: Path) -> list[Path]:
+    """The folders of ``root`` that hold blurry.png and sharp.png, sorted; hidden ones are passed over."""
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: put pairs there as {root}/001/blurry.png and {root}/001/sharp.png")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise UserError(f"{root} holds no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
+    missing = [
+        f"{folder / name} is missing: each folder holds blurry.png and sharp.png"
+        for folder in folders
+        for name in ("blurry.png", "sharp.png")
+        if not (folder / name).is_file()
+    ]
+    if missing:
+        raise UserError(list_problems(missing))
+    return folders
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """An independent stream of chance for each tuple of whole numbers >= 0."""
+    state = np.random.SeedSequence(numbers).generate_state(1)[0]  # torch itself would use the low 32 bits of a seed only
+    return torch.Generator().manual_seed(int(state))
+
+
+def draw_photo(k: int, photos: int, seed: int) -> tuple[int, torch.Generator]:
+    """Photo of item k of an endless training, and the generator for all that is drawn after it."""
+    lap, position = divmod(k, photos)
+    order = torch.randperm(photos, generator=generator_of(seed, 0, lap))
+    return int(order[position]), generator_of(seed, 1, k)
+
+
+def random_window(shape: tuple[int, int], size: int, generator: torch.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a random square of ``size`` pixels in a photo of (H, W)."""
+    top, left = (int(torch.randint(length - size + 1, (), generator=generator)) for length in shape)
+    return slice(top, top + size), slice(left, left + size)
+
+
+def turned(image: Tensor, turn: int) -> Tensor:
+    """(3, S, S) in one of its eight positions: ``turn`` 0-3 quarter turns, 4-7 mirrored first."""
+    if turn >= 4:
+        image = image.flip(-1)
+    return image.rot90(turn % 4, (-2, -1)).contiguous()
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) float, clamped to [0, 1] -> (H, W, 3) uint8."""
+    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+# Demo data
+
+DEMO_TILE = 144  # pixels
+DEMO_PHOTOS = {  # sample photos inside scikit-image, and how many tiles of each; no photo is in both
+    "train": {"astronaut.png": 9, "motorcycle_left.png": 15, "coffee.png": 8},
+    "val": {"chelsea.png": 6, "rocket.jpg": 2},
+}
+DEMO_NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by degradations.py. Delete at will.\n"
+
+
+def find_or_make_data(root: Path | str) -> Path:
+    """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo."""
+    root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file: DATA must be a folder with train/ and val/")
+    for part in ("train", "val"):
+        folder = root / part
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+            return root
+    stray = next(root.glob("*/blurry.png"), None)
+    if stray:
+        raise UserError(f"{stray} is not where it is looked for: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
+    make_demo_data(root / "demo")
+    print(f"{root} holds no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'}")
+    return root / "demo"
+
+
+def make_demo_data(root: Path | str) -> None:
+    """Write 32 training and 8 validation pairs of 144x144 pixels to ``root``/{train,val}/NNN, without a download.
+
+    Demo data that is already there stays as it is.
+
+    Raises:
+        UserError: if ``root`` holds anything else, which is never touched, or cannot be written.
+    """
+    root = Path(root)
+    note = root / "DEMO.txt"
+    if note.is_file() and note.read_text() == DEMO_NOTE and (root / "train").is_dir() and (root / "val").is_dir():
+        return
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} holds files that are not demo data: move them away, or name another folder")
+    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    try:
+        for part, photos in DEMO_PHOTOS.items():
+            tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
+            for k, sharp in enumerate(tiles, start=1):
+                blurry = random_degradation(to_tensor(sharp), generator_of(len(part), k))
+                folder = partial / part / f"{k:03d}"
+                folder.mkdir(parents=True)
+                Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")
+                Image.fromarray(sharp).save(folder / "sharp.png")
+        (partial / note.name).write_text(DEMO_NOTE)
+        if root.exists():
+            root.rmdir()
+        os.replace(partial, root)  # whole or not at all
+    except OSError as error:
+        raise UserError(f"demo data cannot be written to {root} ({error}): free some space or check the folder") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cut_tiles(name: str, count: int) -> list[np.ndarray]:
+    """The ``count`` tiles with the most detail of a sample photo of scikit-image, (DEMO_TILE, DEMO_TILE, 3) uint8."""
+    path = Path(skimage.__file__).parent / "data" / name
+    if not path.is_file():
+        raise UserError(f"scikit-image {skimage.__version__} lacks its sample photo {name}: put pairs of your own in data/")
+    photo = read_photo(path)
+    rows, columns = (range(0, length - DEMO_TILE + 1, DEMO_TILE) for length in photo.shape[:2])
+    tiles = [photo[top : top + DEMO_TILE, left : left + DEMO_TILE].copy() for top in rows for left in columns]
+    return sorted(tiles, key=lambda tile: -np.abs(np.diff(tile.astype(np.int16), axis=0)).mean())[:count]

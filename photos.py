@@ -1,0 +1,152 @@
+"""Photos on disk -> RGB pixels: reading any picture file, and decoding a folder of them only once."""
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from utils import UserError, write_whole
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def find_photos(folder: Path | str) -> list[Path]:
+    """The picture files of ``folder`` and its sub-folders, sorted; hidden ones are passed over."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
+    paths = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+    paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    if not paths:
+        raise UserError(f"{folder} holds no photos ({', '.join(sorted(SUFFIXES))}): put some there")
+    return paths
+
+
+def read_photo(path: Path | str) -> np.ndarray:
+    """Read a picture of any kind as (H, W, 3) uint8 RGB, turned upright as its EXIF says.
+
+    Grey and palette become RGB, transparency is dropped, 16 bits are rounded to 8.
+
+    Raises:
+        UserError: one sentence if the file is missing or cannot be decoded whole.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata that does not touch the pixels
+            with Image.open(path) as picture:
+                return _to_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except Exception as error:  # a decoder fed damaged bytes may raise anything
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{path} cannot be read as a picture ({reason}): replace or remove it") from None
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        # Pillow's own conversion would clip 16-bit grey at 255 instead of scaling it
+        values = np.asarray(picture).astype(np.float64)
+        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("its values are not 8- or 16-bit")
+        picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    return np.array(picture.convert("RGB"))
+
+
+class DecodedPhotos:
+    """Photos decoded once into one file of raw pixels, from which a patch is a copy of its own rows.
+
+    ``photos[i]`` is the (H, W, 3) uint8 memory map of ``paths[i]``, and ``photos.shapes[i]`` its (H, W). The map
+    is made anew at each access (50 microseconds), so a data set larger than memory leaves no pages behind.
+
+    The file lies in ``cache``, under a name made of every photo's path, size and time of change: a photo that
+    was changed, added or removed means a new file. It is written whole or not at all, so two processes may
+    start together. Where ``cache`` cannot be written, a temporary folder serves for this run.
+
+    Raises:
+        UserError: naming every photo that cannot be read.
+    """
+
+    def __init__(self, paths: list[Path], cache: Path):
+        identity = hashlib.sha256()
+        for path in paths:
+            try:
+                status = path.stat()
+            except OSError:
+                raise UserError(f"{path} is missing or cannot be opened") from None
+            identity.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        self.key = identity.hexdigest()[:20]
+        cache, self._temporary = _writable(cache)
+        self.file = cache / f"{self.key}.pixels"
+        index = cache / f"{self.key}.json"  # written last: where it stands, the pixels are complete
+        if not (index.is_file() and self.file.is_file()):
+            shapes: list[tuple[int, int]] = []
+            write_whole(self.file, lambda partial: shapes.extend(_decode_all(paths, partial)))
+            write_whole(index, lambda partial: partial.write_text(json.dumps(shapes)))
+            _remove_others(cache, self.key)
+        self.shapes = [tuple(shape) for shape in json.loads(index.read_text())]
+        sizes = [height * width * 3 for height, width in self.shapes]
+        self._offsets = [0, *np.cumsum(sizes).tolist()]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        shape = (*self.shapes[index], 3)
+        return np.memmap(self.file, np.uint8, "r", self._offsets[index], shape)
+
+
+def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
+    """Write the pixels of all photos one after the other; returns their (height, width)."""
+    shapes, problems = [], []
+
+    def read(path: Path):
+        try:
+            return read_photo(path)
+        except UserError as error:
+            return error
+
+    bar = tqdm(total=len(paths), desc="decoding photos once", unit="photo", leave=False, disable=None)
+    with open(file, "wb") as out, ThreadPoolExecutor() as pool, bar:  # Pillow decodes outside the interpreter lock
+        for start in range(0, len(paths), 32):  # in groups: a whole data set may not fit in memory
+            for result in pool.map(read, paths[start : start + 32]):
+                bar.update()
+                if isinstance(result, UserError):
+                    problems.append(str(result))
+                elif not problems:
+                    shapes.append(result.shape[:2])
+                    out.write(result.data)
+    if problems:
+        raise UserError(list_problems(problems))
+    return shapes
+
+
+def list_problems(problems: list[str]) -> str:
+    """One line per problem, at most 50 of them."""
+    shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
+    return "\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *shown])
+
+
+def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache, None
+    except OSError:
+        pass
+    temporary = tempfile.TemporaryDirectory(prefix="decoded_photos_")
+    print(f"{cache} cannot be written: photos are decoded into a temporary folder for this run only")
+    return Path(temporary.name), temporary
+
+
+def _remove_others(cache: Path, key: str) -> None:
+    """Drop the files of earlier states of the photos: nobody would ever ask for them again."""
+    for file in cache.glob("*.*"):
+        if file.suffix in {".pixels", ".json"} and file.stem != key and not file.name.startswith("."):
+            file.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import dummy_photo, write_pair
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dataset import BlurredPhotos, PairedImageDataset, find_or_make_data, make_demo_data, to_tensor
+from degradations import Mixture
+from photos import find_photos
+from utils import UserError
+
+
+def test_whole_photos_come_in_order_with_their_own_sizes(pairs):
+    val_set = PairedImageDataset(pairs / "val")
+    assert len(val_set) == 2 and [tuple(b.shape) for b, _ in val_set] == [(3, 40, 48), (3, 43, 43)]
+    for (blurry, sharp), folder in zip(val_set, sorted((pairs / "val").glob("[0-9]*")), strict=True):
+        for image, name in (blurry, "blurry.png"), (sharp, "sharp.png"):
+            assert image.dtype == torch.float32
+            assert torch.equal(image, to_tensor(np.array(Image.open(folder / name))))
+    with pytest.raises(IndexError):
+        val_set[2]
+
+
+def test_patches_are_the_same_place_and_turn_of_both_photos(tmp_path):
+    write_pair(tmp_path / "001", 40, 50)
+    shutil.copy(tmp_path / "001" / "sharp.png", tmp_path / "001" / "blurry.png")
+    train_set = PairedImageDataset(tmp_path, patch_size=16)
+    photo = to_tensor(np.array(Image.open(tmp_path / "001" / "sharp.png")))
+    windows = photo.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 16, 16)
+    upright = 0
+    for k in range(40):
+        blurry, sharp = train_set[k]
+        assert torch.equal(blurry, sharp)
+        turns = [sharp.rot90(-t, (1, 2)) for t in range(4)]
+        turns += [t.flip(-1) for t in turns]
+        found = [bool((windows == t).flatten(1).all(1).any()) for t in turns]
+        assert any(found), "a patch must be cut from the photo"
+        upright += found[0]
+    assert upright < 20, "patches must be turned and flipped"
+
+
+def test_the_same_seed_gives_the_same_patches_in_any_order_and_another_gives_others(pairs):
+    first, second = (PairedImageDataset(pairs / "train", 16, seed=3) for _ in range(2))
+    forwards = [first[k][0] for k in range(12)]
+    backwards = [second[k][0] for k in reversed(range(12))]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
+    other = PairedImageDataset(pairs / "train", 16, seed=4)
+    assert sum(torch.equal(other[k][0], forwards[k]) for k in range(12)) <= 1
+    assert len({patch.numpy().tobytes() for patch in forwards}) >= 11
+
+
+def test_worker_processes_give_the_same_patches(pairs):
+    train_set = PairedImageDataset(pairs / "train", 16)
+    batches = [list(DataLoader(train_set, 2, sampler=range(8), num_workers=workers)) for workers in (0, 2)]
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(*batches, strict=True))
+
+
+def test_each_lap_takes_each_photo_once(tmp_path):
+    for k in range(5):
+        folder = tmp_path / f"{k}"
+        folder.mkdir()
+        for name in "blurry.png", "sharp.png":
+            Image.fromarray(np.full((16, 16, 3), k, np.uint8)).save(folder / name)
+    train_set = PairedImageDataset(tmp_path, patch_size=16)
+    laps = [[round(float(train_set[5 * lap + k][0].mean()) * 255) for k in range(5)] for lap in range(4)]
+    assert all(sorted(lap) == [0, 1, 2, 3, 4] for lap in laps)
+    assert len({tuple(lap) for lap in laps}) > 1
+
+
+def damage(pairs, kind):
+    folder = pairs / "train" / "002"
+    if kind == "a missing half":
+        (folder / "sharp.png").unlink()
+    elif kind == "unequal sizes":
+        Image.fromarray(dummy_photo(40, 41, 0)).save(folder / "sharp.png")
+    elif kind == "an unreadable file":
+        (folder / "blurry.png").write_bytes((folder / "blurry.png").read_bytes()[:100])
+    elif kind == "a photo smaller than the patch":
+        shutil.rmtree(folder)
+        write_pair(folder, 15, 40)
+    elif kind == "an empty folder":
+        shutil.rmtree(pairs / "train")
+        (pairs / "train").mkdir()
+    elif kind == "no folder":
+        shutil.rmtree(pairs / "train")
+
+
+@pytest.mark.parametrize(
+    "kind, sentence",
+    [
+        ("a missing half", r"002.sharp\.png is missing: each folder holds"),
+        ("unequal sizes", r"002: blurry\.png is 43x43, sharp\.png is 41x40"),
+        ("an unreadable file", r"002.blurry\.png cannot be read as a picture"),
+        ("a photo smaller than the patch", r"002: 40x15 is smaller than the patch of 16: lower PATCH_SIZE"),
+        ("an empty folder", r"train holds no pairs: put them there as"),
+        ("no folder", r"train is not a folder: put pairs there as"),
+    ],
+)
+def test_bad_data_is_one_sentence(pairs, kind, sentence):
+    damage(pairs, kind)
+    with pytest.raises(UserError, match=sentence):
+        PairedImageDataset(pairs / "train", patch_size=16)
+
+
+def test_all_problems_of_a_folder_are_listed_at_once(pairs):
+    damage(pairs, "unequal sizes")
+    write_pair(pairs / "train" / "004", 10, 30)
+    with pytest.raises(UserError, match=r"(?s)2 problems.*002: blurry\.png is.*004: 30x10 is smaller"):
+        PairedImageDataset(pairs / "train", patch_size=16)
+
+
+def test_a_changed_photo_is_noticed(pairs):
+    PairedImageDataset(pairs / "val")
+    for name in "blurry.png", "sharp.png":
+        Image.fromarray(dummy_photo(20, 21, seed=5)).save(pairs / "val" / "001" / name)
+    assert PairedImageDataset(pairs / "val")[0][0].shape == (3, 20, 21)
+
+
+def test_photos_blurred_on_the_fly_are_seeded_and_whole_ones_always_alike(pairs, tmp_path):
+    paths = find_photos(pairs / "train")
+    sets = [BlurredPhotos(paths, tmp_path / "cache", patch_size=16, seed=seed) for seed in (1, 1, 2)]
+    items = [[s[k] for k in range(6)] for s in sets]
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(items[0], items[1], strict=True))
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(items[0], items[2], strict=True))
+    assert items[0][0][0].shape == (3, 16, 16)
+    whole = BlurredPhotos(paths, tmp_path / "cache")
+    assert all(torch.equal(whole[k][0], whole[k][0]) for k in range(len(whole)))
+    assert [s.shape for _, s in whole] == [s.shape for _, s in BlurredPhotos(paths, tmp_path / "cache")]
+
+
+def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
+    """In a photo that is one ramp, a mirrored border would flatten the edge of a blurred patch."""
+    ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], (120, 1, 3))
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    soft = Mixture(identity=0, blurs={"gaussian": 1.0}, sigma=(3.0, 3.01), linear_light=0, then_rescale=0, noise=0, jpeg=0)
+    patches = BlurredPhotos([tmp_path / "ramp.png"], tmp_path / "cache", patch_size=32, mixture=soft)
+    errors = [float((patches[k][0] - patches[k][1]).abs().mean() * 255) for k in range(30)]
+    assert np.median(errors) < 0.05, "away from the photo's border a blurred ramp is the ramp"
+
+
+def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):
+    with pytest.raises(UserError, match="smaller than the patch of 44: lower PATCH_SIZE"):
+        BlurredPhotos(find_photos(pairs / "train"), tmp_path / "cache", patch_size=44)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_demo_data_is_made_where_there_are_no_pairs_and_only_once(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").write_text("the layout")
+    demo = find_or_make_data(tmp_path / "data")
+    assert "demo data" in capsys.readouterr().out
+    train_set, val_set = PairedImageDataset(demo / "train", 128), PairedImageDataset(demo / "val")
+    assert (len(train_set), len(val_set)) == (32, 8)
+    assert not torch.equal(*val_set[0]), "the demo's photos are blurry"
+    before = contents(demo)
+    assert find_or_make_data(tmp_path / "data") == demo and contents(demo) == before
+    shutil.rmtree(demo)
+    find_or_make_data(tmp_path / "data")
+    again = contents(demo)
+    assert all(again[path] == pixels for path, pixels in before.items() if path.suffix == ".png"), "the demo is seeded"
+
+
+def test_the_users_files_are_never_touched_by_demo_data(pairs, tmp_path):
+    before = contents(pairs)
+    assert find_or_make_data(pairs) == pairs
+    with pytest.raises(UserError, match="holds files that are not demo data"):
+        make_demo_data(pairs)
+    assert contents(pairs) == before
+
+
+def test_pairs_outside_train_and_val_are_pointed_out(tmp_path):
+    write_pair(tmp_path / "data" / "001")
+    with pytest.raises(UserError, match="001.blurry.png is not where it is looked for: move pairs to"):
+        find_or_make_data(tmp_path / "data")

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from conftest import dummy_photo
+from PIL import Image
+
+from photos import DecodedPhotos, find_photos, read_photo
+from utils import UserError
+
+GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
+RGB = dummy_photo(12, 20, seed=1)
+
+
+def test_grey_and_palette_and_alpha_and_16_bit_read_as_rgb(tmp_path):
+    alpha = np.dstack([RGB, GREY])
+    pictures = {
+        "rgb": (Image.fromarray(RGB), RGB),
+        "grey": (Image.fromarray(GREY), np.dstack([GREY] * 3)),
+        "alpha": (Image.fromarray(alpha), RGB),
+        "grey_alpha": (Image.fromarray(np.dstack([GREY, GREY])), np.dstack([GREY] * 3)),
+        "grey_16": (Image.fromarray(GREY.astype(np.uint16) * 257), np.dstack([GREY] * 3)),
+        "one_bit": (Image.fromarray(GREY > 100), np.dstack([(GREY > 100) * np.uint8(255)] * 3)),
+    }
+    few_colours = RGB // 128 * 255
+    pictures["palette"] = Image.fromarray(few_colours).quantize(8), few_colours
+    for name, (picture, expected) in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(read_photo(tmp_path / f"{name}.png"), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("orientation, turn", [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, np.rot90)])
+def test_exif_orientation_is_applied(tmp_path, orientation, turn):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png"), turn(RGB))
+
+
+def test_an_unreadable_photo_is_one_sentence_that_names_it(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:90])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    for name in "cut", "empty", "text":
+        with pytest.raises(UserError, match=f"{name}.png cannot be read as a picture") as caught:
+            read_photo(tmp_path / f"{name}.png")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="nothing.png is missing"):
+        read_photo(tmp_path / "nothing.png")
+
+
+def test_photos_are_found_in_sub_folders_in_order_and_hidden_ones_are_not(tmp_path):
+    for name in "b.png", "a/c.JPG", "a/.hidden.png", ".cache/d.png":
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(RGB).save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    assert find_photos(tmp_path) == [tmp_path / "a/c.JPG", tmp_path / "b.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no photos"):
+        find_photos(tmp_path / "empty")
+    with pytest.raises(UserError, match="elsewhere is not a folder"):
+        find_photos(tmp_path / "elsewhere")
+
+
+def photos_in(folder):
+    paths = []
+    for k in range(3):
+        paths.append(folder / f"{k}.png")
+        Image.fromarray(dummy_photo(10 + k, 20 - k, seed=k)).save(paths[-1])
+    return paths
+
+
+def test_decoded_photos_equal_the_files(tmp_path):
+    paths = photos_in(tmp_path)
+    decoded = DecodedPhotos(paths, tmp_path / "cache")
+    assert decoded.shapes == [(10, 20), (11, 19), (12, 18)]
+    for path, pixels in zip(paths, decoded, strict=True):
+        np.testing.assert_array_equal(pixels, read_photo(path))
+
+
+def test_photos_are_decoded_once_until_one_is_changed_added_or_removed(tmp_path, monkeypatch):
+    paths = photos_in(tmp_path)
+    opened = []
+    monkeypatch.setattr("photos.read_photo", lambda path: opened.append(path) or read_photo(path))
+    DecodedPhotos(paths, tmp_path / "cache")
+    DecodedPhotos(paths, tmp_path / "cache")
+    assert len(opened) == 3
+    Image.fromarray(dummy_photo(9, 9, seed=9)).save(paths[1])
+    assert DecodedPhotos(paths, tmp_path / "cache").shapes[1] == (9, 9)
+    assert DecodedPhotos(paths[:2], tmp_path / "cache").shapes == [(10, 20), (9, 9)]
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # the pixels and index of earlier states are gone
+
+
+def test_all_unreadable_photos_are_named_and_nothing_is_kept(tmp_path):
+    paths = photos_in(tmp_path)
+    paths[0].write_text("no picture")
+    paths[2].write_bytes(paths[2].read_bytes()[:60])
+    with pytest.raises(UserError, match=r"(?s)2 problems.*0\.png cannot be read.*2\.png cannot be read"):
+        DecodedPhotos(paths, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_an_unwritable_cache_is_replaced_by_a_temporary_one(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    decoded = DecodedPhotos(photos_in(tmp_path), tmp_path / "file" / "cache")
+    assert decoded[2].shape == (12, 18, 3)
+    assert "cannot be written" in capsys.readouterr().out
