@@ -1,0 +1,126 @@
+"""The pictures a training leaves: its curves, and validation photos side by side. Drawn with Pillow."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dataset import to_pixels
+from utils import psnr, ssim, write_whole
+
+COLOURS = {"input": "#888888", "student": "#d62728", "teacher": "#1f77b4"}
+ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
+
+
+def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
+    """SSIM and PSNR by epoch, a line for each network that ``history`` has.
+
+    Args:
+        history: one dict per epoch, with "epoch" and, for each network, "NAME_psnr" (dB) and "NAME_ssim".
+    """
+    picture = Image.new("RGB", (1040, 420), "white")
+    names = [key.removesuffix("_ssim") for key in history[0] if key.endswith("_ssim")]
+    for left, unit, digits in (0, "ssim", 3), (520, "psnr", 1):
+        lines = {name: [row[f"{name}_{unit}"] for row in history] for name in names}
+        title = "validation SSIM" if unit == "ssim" else "validation PSNR, dB"
+        _draw_panel(ImageDraw.Draw(picture), left, title, lines, [row["epoch"] for row in history], digits)
+    write_whole(path, picture.save)
+
+
+def _draw_panel(
+    draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str, list[float]], epochs: list[float], digits: int
+) -> None:
+    """One chart of 520x420 pixels, its left edge at ``left``."""
+    font, x0, x1, y0, y1 = ImageFont.load_default(14), left + 70, left + 500, 350, 50
+    values = [value for line in lines.values() for value in line]
+    low, high = min(values), max(values)
+    margin = max(0.08 * (high - low), 10**-digits)
+    low, high = low - margin, high + margin
+
+    def point(epoch: float, value: float) -> tuple[float, float]:
+        along = (epoch - epochs[0]) / max(1, epochs[-1] - epochs[0])
+        return x0 + along * (x1 - x0), y0 + (value - low) / (high - low) * (y1 - y0)
+
+    draw.text((x0, 20), title, "black", font)
+    for tick in np.linspace(low + margin, high - margin, 5):
+        y = point(epochs[0], tick)[1]
+        draw.line([(x0, y), (x1, y)], "#e0e0e0")
+        draw.text((x0 - 8, y), f"{tick:.{digits}f}", "black", font, anchor="rm")
+    for epoch in sorted({epochs[0], epochs[len(epochs) // 2], epochs[-1]}):
+        draw.text((point(epoch, low)[0], y0 + 6), f"{epoch:.0f}", "black", font, anchor="mt")
+    draw.text(((x0 + x1) / 2, y0 + 26), "epoch", "black", font, anchor="mt")
+    draw.rectangle([x0, y1, x1, y0], outline="black")
+    for i, (name, line) in enumerate(lines.items()):
+        points = [point(epoch, value) for epoch, value in zip(epochs, line, strict=True)]
+        colour = COLOURS.get(name, "black")
+        draw.line(points, colour, 2)
+        for x, y in points:
+            draw.ellipse([x - 2, y - 2, x + 2, y + 2], colour)
+        draw.line([(x0 + i * 130, 400), (x0 + i * 130 + 24, 400)], colour, 3)
+        draw.text((x0 + i * 130 + 30, 400), name, "black", font, anchor="lm")
+
+
+@torch.no_grad()
+def draw_comparison(
+    folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device, photos: int = 3
+) -> None:
+    """Write ``folder``/comparison_K.png: blurry, each network and sharp side by side, with a zoomed crop of each.
+
+    The photos are among the blurrier half of ``val_set``, where there is something to see.
+
+    Args:
+        val_set: (blurry, sharp) photos, each (3, H, W) in [0, 1].
+    """
+    looked_at = range(min(len(val_set), 100))
+    by_blur = sorted(looked_at, key=lambda i: float(psnr(val_set[i][0][None], val_set[i][1][None])))
+    blurrier = by_blur[: max(1, (len(by_blur) + 1) // 2)]
+    for k, i in enumerate(blurrier[:: max(1, len(blurrier) // photos)][:photos], start=1):
+        blurry, sharp = val_set[i]
+        columns = {"blurry": blurry}
+        for name, network in networks.items():
+            columns[name] = network.eval()(blurry[None].to(device))[0].float().clamp(0, 1).cpu()
+        picture = side_by_side({**columns, "sharp": sharp}, sharp)
+        write_whole(folder / f"comparison_{k}.png", picture.save)
+
+
+def side_by_side(columns: dict[str, Tensor], sharp: Tensor, width: int = 360) -> Image.Image:
+    """A picture with one column per image: its name, its PSNR and SSIM, the whole photo, a crop zoomed fourfold.
+
+    Args:
+        columns: name -> (3, H, W) in [0, 1]; the first is the blurry photo.
+        sharp: (3, H, W); the crop is where the first column is furthest from it.
+        width: of a column, in pixels.
+    """
+    height = max(1, round(width * sharp.shape[-2] / sharp.shape[-1]))
+    crop = max(1, min(width // ZOOM, *sharp.shape[-2:]))
+    rows, cols = _worst_window(next(iter(columns.values())), sharp, crop)
+    head, gap, font = 44, 6, ImageFont.load_default(15)
+    picture = Image.new("RGB", (len(columns) * (width + gap) - gap, head + height + gap + crop * ZOOM), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, (name, image) in enumerate(columns.items()):
+        x = i * (width + gap)
+        draw.text((x + 2, 2), name, "black", font)
+        if image is not sharp:
+            scores = float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None]))
+            draw.text((x + 2, 22), f"{scores[0]:.2f} dB  SSIM {scores[1]:.4f}", "#555555", font)
+        pixels = Image.fromarray(to_pixels(image))
+        resample = Image.Resampling.LANCZOS if pixels.width > width else Image.Resampling.NEAREST
+        picture.paste(pixels.resize((width, height), resample), (x, head))
+        zoomed = pixels.crop((cols.start, rows.start, cols.stop, rows.stop))
+        zoomed = zoomed.resize((crop * ZOOM, crop * ZOOM), Image.Resampling.NEAREST)  # the pixels as they are
+        picture.paste(zoomed, (x, head + height + gap))
+        frame = [(cols.start, rows.start), (cols.stop, rows.stop)]
+        scale = width / sharp.shape[-1]
+        draw.rectangle([(x + a * scale, head + b * scale) for a, b in frame], outline="yellow", width=2)
+    return picture
+
+
+def _worst_window(blurry: Tensor, sharp: Tensor, size: int) -> tuple[slice, slice]:
+    """Rows and columns of the square of ``size`` pixels where two (3, H, W) images differ most."""
+    error = (blurry - sharp).square().mean(0)[None, None].double()
+    means = torch.nn.functional.avg_pool2d(error, size, stride=max(1, size // 8))[0, 0]
+    top, left = (int(i) * max(1, size // 8) for i in np.unravel_index(int(means.argmax()), means.shape))
+    return slice(top, top + size), slice(left, left + size)

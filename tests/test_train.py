@@ -1,0 +1,213 @@
+"""One whole training on dummy pairs, and the claims of the loop."""
+
+import csv
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import pretrain
+import train
+from dataset import PairedImageDataset
+from models import StudentCNN, TeacherCNN, load_model, save_model
+from train import Scores, fit, sharp_photo, validate
+from utils import PSNRLoss, UserError
+
+CPU = torch.device("cpu")
+
+
+def small_teacher(strength=0.02):
+    """A teacher that changes its input a little, so that there is something to learn."""
+    teacher = TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1)
+    nn.init.normal_(teacher.tail.weight, std=strength)
+    return teacher.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def options(pairs, tmp_path):
+    return dict(
+        train_set=PairedImageDataset(pairs / "train", 32),
+        val_set=PairedImageDataset(pairs / "val"),
+        device=CPU,
+        outputs=tmp_path / "outputs",
+        epochs=2,
+        steps=3,
+        batch_size=2,
+        learning_rate=1e-2,
+        workers=0,
+    )
+
+
+@pytest.fixture
+def constants(pairs, tmp_path, monkeypatch):
+    """train.py's constants for a run of seconds in a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    small = dict(NUM_EPOCHS=2, PATCHES_PER_PHOTO=3, BATCH_SIZE=2, PATCH_SIZE=32, DEVICE="cpu", NUM_WORKERS=0)
+    for module in train, pretrain:
+        for name, value in small.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", "teacher.pth")
+    monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", False)
+    save_model(tmp_path / "teacher.pth", small_teacher())
+    return tmp_path
+
+
+def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
+    train.main()
+    student = load_model("best_student_model.pth")
+    with open("outputs/student_epochs.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert student.facts["val_ssim"] == pytest.approx(max(float(row["student_ssim"]) for row in rows))
+    assert {float(row["input_ssim"]) for row in rows} == {float(rows[0]["input_ssim"])}
+    for name in "student_curves.png", "comparison_1.png":
+        picture = Image.open(constants / "outputs" / name)
+        assert min(picture.size) > 100 and len(picture.getcolors(1 << 24)) > 10
+    printed = capsys.readouterr().out
+    assert "student 2/2" in printed and "gain kept" in printed and "\r" not in printed
+
+
+def test_main_teaches_a_teacher_first_where_there_are_no_weights(constants, monkeypatch):
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    train.main()
+    assert type(load_model("outputs/teacher.pth")) is TeacherCNN
+    assert type(load_model("best_student_model.pth")) is StudentCNN
+
+
+@pytest.mark.parametrize("from_photos", [False, True])
+def test_pretraining_on_pairs_or_on_photos_leaves_a_teacher(constants, monkeypatch, from_photos):
+    monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    monkeypatch.setattr(pretrain, "PHOTOS", "data/train" if from_photos else None)
+    pretrain.main()
+    assert type(load_model("outputs/teacher.pth")) is TeacherCNN
+
+
+def test_a_teacher_worse_than_the_input_stops_the_run_unless_allowed(constants, monkeypatch):
+    save_model("teacher.pth", small_teacher(strength=0.5))
+    monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", True)
+    with pytest.raises(
+        UserError, match=r"teacher.pth does not beat the blurry input .* dB, SSIM .*REQUIRE_GOOD_TEACHER = False"
+    ):
+        train.main()
+    assert not (constants / "best_student_model.pth").exists()
+
+
+def test_a_perfect_teacher_passes_the_gate():
+    train.check_teacher({"input": Scores(25, 0.7), "teacher": Scores(26, 0.71)}, "t", train.Path("data"), required=True)
+    for worse in Scores(24, 0.71), Scores(26, 0.69), Scores(25, 0.7), Scores(float("nan"), float("nan")):
+        with pytest.raises(UserError, match="does not beat"):
+            train.check_teacher({"input": Scores(25, 0.7), "teacher": worse}, "t", train.Path("data"), required=True)
+
+
+def test_the_student_learns_and_the_teacher_never_changes(options, tmp_path):
+    teacher, student = small_teacher(), StudentCNN()
+    before = [value.clone() for value in teacher.state_dict().values()]
+    val = [blurry[None] for blurry, _ in options["val_set"]]
+
+    def distance():
+        with torch.no_grad():
+            return sum(float(nn.functional.mse_loss(student(b), teacher(b))) for b in val)
+
+    at_start = distance()
+    fit(
+        "student",
+        student,
+        lambda blurry, sharp: teacher(blurry),
+        nn.MSELoss(),
+        {},
+        tmp_path / "s.pth",
+        **options | {"steps": 40},
+    )
+    assert distance() < 0.7 * at_start
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
+
+
+def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(options, tmp_path):
+    seen = []
+
+    class Recorder(nn.Module):
+        def forward(self, prediction, target):
+            seen.append(target)
+            return nn.functional.mse_loss(prediction, target)
+
+    fit("student", StudentCNN(), lambda blurry, sharp: blurry * 0 + 0.25, Recorder(), {}, tmp_path / "s.pth", **options)
+    assert len(seen) == 6 and all((target == 0.25).all() for target in seen)
+    assert all(target.dtype == torch.float32 for target in seen)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_weights(options, tmp_path, workers):
+    weights = []
+    for name in "a", "b":
+        torch.manual_seed(5)
+        student = StudentCNN(width=4, deep_width=8, convs=1)
+        fit("student", student, sharp_photo, PSNRLoss(), {}, tmp_path / f"{name}.pth", **options | {"workers": workers})
+        weights.append(student.state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_the_best_epoch_is_kept_and_not_the_last(options, tmp_path, monkeypatch):
+    values = iter([0.5, 0.9, 0.7])
+    monkeypatch.setattr(train, "validate", lambda *_: Scores(20.0, next(values)))
+    fit("student", StudentCNN(), sharp_photo, nn.MSELoss(), {}, tmp_path / "best.pth", **options | {"epochs": 3})
+    facts = load_model(tmp_path / "best.pth").facts
+    assert facts["epoch"] == 2 and facts["val_ssim"] == 0.9
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_best(options, tmp_path):
+    class FailsInTheSecondEpoch(nn.MSELoss):
+        steps = 0
+
+        def forward(self, prediction, target):
+            self.steps += 1
+            return super().forward(prediction, target) * (torch.nan if self.steps > 4 else 1)
+
+    with pytest.raises(UserError, match="no longer a finite number: lower LEARNING_RATE"):
+        fit("student", StudentCNN(), sharp_photo, FailsInTheSecondEpoch(), {}, tmp_path / "best.pth", **options)
+    assert load_model(tmp_path / "best.pth").facts["epoch"] == 1
+
+
+def test_ctrl_c_ends_with_the_best_so_far(options, tmp_path, capsys):
+    class Interrupted(nn.MSELoss):
+        steps = 0
+
+        def forward(self, prediction, target):
+            self.steps += 1
+            if self.steps > 4:
+                raise KeyboardInterrupt
+            return super().forward(prediction, target)
+
+    with pytest.raises(SystemExit) as caught:
+        fit("student", StudentCNN(), sharp_photo, Interrupted(), {}, tmp_path / "best.pth", **options)
+    assert caught.value.code == 130
+    assert "Stopped after 1 of 2 epochs: the best so far" in capsys.readouterr().out
+    assert load_model(tmp_path / "best.pth").facts["epoch"] == 1
+
+
+def test_validation_is_the_mean_over_photos_and_a_perfect_one_counts_60_db(options):
+    val_set = options["val_set"]
+    scores = validate(nn.Identity(), val_set, CPU)
+    each = (
+        [train.psnr(b[None], s[None]).item() for b, s in val_set],
+        [train.ssim(b[None], s[None]).item() for b, s in val_set],
+    )
+    assert scores.psnr == pytest.approx(sum(each[0]) / 2, abs=1e-4)
+    assert scores.ssim == pytest.approx(sum(each[1]) / 2, abs=1e-6)
+    assert validate(nn.Identity(), [(s, s) for _, s in val_set], CPU) == pytest.approx((60, 1))
+
+
+def test_the_learning_rate_rises_and_then_falls_to_zero():
+    factors = [train.warmup_cosine(step, 1000) for step in range(1001)]
+    assert factors[0] < 0.03 and max(factors) == factors[50] == 1 and factors[1000] == pytest.approx(0)
+    assert all(a >= b for a, b in pairwise(factors[50:]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="trains on CUDA")
+def test_a_training_on_cuda_learns(options, tmp_path):
+    teacher = small_teacher().cuda()
+    options |= {"device": torch.device("cuda"), "steps": 40}
+    fit("student", StudentCNN().cuda(), lambda b, s: teacher(b), nn.MSELoss(), {}, tmp_path / "s.pth", **options)
+    assert load_model(tmp_path / "s.pth").facts["val_ssim"] > 0
