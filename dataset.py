@@ -2,18 +2,21 @@
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import skimage
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from degradations import Mixture, random_degradation
-from photos import DecodedPhotos, list_problems, read_photo
-from utils import UserError
+from models import fingerprint, run_tiled
+from photos import DecodedPhotos, PixelFile, list_problems, read_photo
+from utils import UserError, autocast_dtype, write_whole
 
 MARGIN = 16  # pixels around a patch that are blurred with it and cut off again, as its real surroundings
 
@@ -21,10 +24,11 @@ MARGIN = 16  # pixels around a patch that are blurred with it and cut off again,
 class PairedImageDataset(Dataset):
     """Pairs of photos ``ROOT/NNN/{blurry,sharp}.png``; NNN is any name.
 
-    An item is (blurry, sharp), each (3, H, W) float32 RGB in [0, 1].
+    An item is (blurry, sharp), each (3, H, W) float32 RGB in [0, 1]; after ``ask_once``, the teacher's
+    answer to blurry is its third part.
     With ``patch_size``, item k is the k-th patch of an endless training: a random place of a random photo,
-    flipped and turned at random, the same for both; each run through the photos takes each once. It depends
-    on ``seed`` and k alone, so any k >= 0 can be asked for, in any order and from any process, and an
+    flipped and turned at random, the same for all parts; each run through the photos takes each once. It
+    depends on ``seed`` and k alone, so any k >= 0 can be asked for, in any order and from any process, and an
     interrupted training goes on exactly where it was. ``len()`` counts the photos.
     Without, item k is the k-th photo, whole, in the order of the folders' names.
 
@@ -37,37 +41,78 @@ class PairedImageDataset(Dataset):
         self.root, self.patch_size, self.seed = Path(root), patch_size, seed
         self.folders = find_pairs(self.root)
         paths = [folder / name for folder in self.folders for name in ("blurry.png", "sharp.png")]
-        self.photos = DecodedPhotos(paths, self.root / ".cache")  # 2 i is blurry, 2 i + 1 is sharp
+        photos = DecodedPhotos(paths, self.root / ".cache")  # 2 i is blurry, 2 i + 1 is sharp
+        self.key, self.shapes = photos.key, photos.shapes[::2]
+        self._check_sizes(photos.shapes[1::2])
+        self.photos: Sequence = photos  # (H, W, 3) each, on the disk or, after load_onto, on the device
+        self.answers: Sequence | None = None
+        self.on_device = False
+
+    def _check_sizes(self, sharp_shapes: list[tuple[int, int]]) -> None:
         problems = []
-        for i, folder in enumerate(self.folders):
-            (height, width), sharp_shape = self.photos.shapes[2 * i], self.photos.shapes[2 * i + 1]
-            if (height, width) != sharp_shape:
+        for folder, (height, width), sharp in zip(self.folders, self.shapes, sharp_shapes, strict=True):
+            if (height, width) != sharp:
                 problems.append(
-                    f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp_shape[1]}x{sharp_shape[0]}: "
+                    f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}: "
                     "both must show the same pixels, crop or scale one"
                 )
-            elif patch_size and min(height, width) < patch_size:
-                problems.append(
-                    f"{folder}: {width}x{height} is smaller than the patch of {patch_size}: lower PATCH_SIZE or remove it"
-                )
+            elif self.patch_size and min(height, width) < self.patch_size:
+                problems.append(too_small(folder, (height, width), self.patch_size))
         if problems:
             raise UserError(list_problems(problems))
 
     def __len__(self) -> int:
         return len(self.folders)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, k: int) -> tuple[Tensor, ...]:
         if not self.patch_size:
             index = range(len(self))[k]  # IndexError past the end, which is what ends a for loop
             return to_tensor(self.photos[2 * index]), to_tensor(self.photos[2 * index + 1])
         index, generator = draw_photo(k, len(self), self.seed)
-        blurry, sharp = self.photos[2 * index], self.photos[2 * index + 1]
-        rows, columns = random_window(blurry.shape[:2], self.patch_size, generator)
+        window = random_window(self.shapes[index], self.patch_size, generator)
         turn = int(torch.randint(8, (), generator=generator))
-        return turned(to_tensor(blurry[rows, columns]), turn), turned(to_tensor(sharp[rows, columns]), turn)
+        blurry, sharp = (to_tensor(self.photos[2 * index + i][window], turn) for i in range(2))
+        if self.answers is None:
+            return blurry, sharp
+        return blurry, sharp, blurry + to_tensor(self.answers[index][window], turn)
 
     def __iter__(self):
         return (self[k] for k in range(len(self)))
+
+    def ask_once(self, teacher: nn.Module, device: torch.device) -> None:
+        """Ask ``teacher`` about each whole blurry photo, unless it is known; patches then come with its answer.
+
+        What it changes is kept beside the decoded photos, as float16: half a grey level is exact to 1/4000.
+        """
+        cache = self.photos.cache
+        dtype = autocast_dtype(device)
+        file = cache / f"{self.key}-{fingerprint(teacher)}-{str(dtype).removeprefix('torch.')}.answers"
+        answers = PixelFile(file, self.shapes, np.float16)
+        if not file.is_file():
+            for old in cache.glob(f"{self.key}-*.answers"):  # of other teachers
+                old.unlink(missing_ok=True)
+            write_whole(file, lambda partial: self._ask_all(teacher, device, dtype, partial))
+        self.answers = answers
+
+    @torch.no_grad()
+    def _ask_all(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype, file: Path) -> None:
+        bar = tqdm(range(len(self)), "asking the teacher once", unit="photo", leave=False, disable=None)
+        with open(file, "wb") as out:
+            for index in bar:
+                blurry = to_tensor(self.photos[2 * index])[None].to(device, memory_format=torch.channels_last)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    answer = run_tiled(teacher, blurry)
+                change = (answer.float() - blurry)[0].permute(1, 2, 0).half().cpu()
+                out.write(change.contiguous().numpy().data)
+
+    def load_onto(self, device: torch.device) -> None:
+        """Where the pixels fit in half of the free memory of a GPU, move them there; patches are then cut on it."""
+        stores = [self.photos] if self.answers is None else [self.photos, self.answers]
+        if device.type != "cuda" or sum(store.nbytes for store in stores) > torch.cuda.mem_get_info(device)[0] / 2:
+            return
+        self.photos, *rest = ([torch.from_numpy(np.array(pixels)).to(device) for pixels in store] for store in stores)
+        self.answers = rest[0] if rest else None
+        self.on_device = True
 
 
 class BlurredPhotos(Dataset):
@@ -92,10 +137,11 @@ class BlurredPhotos(Dataset):
         self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
         self.photos = DecodedPhotos(list(paths), Path(cache))
         self.names = [path.name for path in paths]
+        self.key = self.photos.key
         small = [
-            f"{path}: {width}x{height} is smaller than the patch of {patch_size}: lower PATCH_SIZE or remove it"
-            for path, (height, width) in zip(paths, self.photos.shapes, strict=True)
-            if patch_size and min(height, width) < patch_size
+            too_small(path, shape, patch_size)
+            for path, shape in zip(paths, self.photos.shapes, strict=True)
+            if patch_size and min(shape) < patch_size
         ]
         if small:
             raise UserError(list_problems(small))
@@ -117,7 +163,7 @@ class BlurredPhotos(Dataset):
         turn = int(torch.randint(8, (), generator=generator))
         rows = slice(rows.start - top, rows.stop - top)
         columns = slice(columns.start - left, columns.stop - left)
-        return turned(blurry[:, rows, columns], turn), turned(sharp[:, rows, columns], turn)
+        return tuple(turned(image[:, rows, columns], turn) for image in (blurry, sharp))
 
     def __iter__(self):
         return (self[k] for k in range(len(self)))
@@ -141,6 +187,20 @@ def find_pairs(root: Path) -> list[Path]:
     return folders
 
 
+def batches_of_one_size(photos: Dataset, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """(blurry, sharp) of ``photos[i]`` for each index, neighbours of one size together: (n, 3, H, W) each, n <= 8."""
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for index in indices:
+        pair = photos[index]
+        pixels = pair[0].shape[-2] * pair[0].shape[-1]
+        if waiting and (waiting[0][0].shape != pair[0].shape or (len(waiting) + 1) * pixels > 2**21 or len(waiting) == 8):
+            yield tuple(torch.stack(part) for part in zip(*waiting, strict=True))
+            waiting = []
+        waiting.append(pair)
+    if waiting:
+        yield tuple(torch.stack(part) for part in zip(*waiting, strict=True))
+
+
 def generator_of(*numbers: int) -> torch.Generator:
     """An independent stream of chance for each tuple of whole numbers >= 0."""
     state = np.random.SeedSequence(numbers).generate_state(1)[0]  # torch itself would use the low 32 bits of a seed only
@@ -160,16 +220,25 @@ def random_window(shape: tuple[int, int], size: int, generator: torch.Generator)
     return slice(top, top + size), slice(left, left + size)
 
 
-def turned(image: Tensor, turn: int) -> Tensor:
-    """(3, S, S) in one of its eight positions: ``turn`` 0-3 quarter turns, 4-7 mirrored first."""
+def too_small(path: Path, shape: tuple[int, int], patch_size: int) -> str:
+    return f"{path}: {shape[1]}x{shape[0]} is smaller than the patch of {patch_size}: lower PATCH_SIZE or remove it"
+
+
+def to_tensor(pixels: np.ndarray | Tensor, turn: int = 0) -> Tensor:
+    """(H, W, 3) -> (3, H, W) float32, uint8 scaled to [0, 1]; ``turn`` 0-3 quarter turns, 4-7 mirrored first."""
+    image = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     if turn >= 4:
-        image = image.flip(-1)
+        image = image.flip(1)
+    if turn % 4:
+        image = image.rot90(turn % 4, (0, 1))
+    image = image.permute(2, 0, 1).float().contiguous()
+    return image / 255 if pixels.dtype in (np.uint8, torch.uint8) else image
+
+
+def turned(image: Tensor, turn: int) -> Tensor:
+    """(3, S, S) in one of its eight positions, as ``to_tensor`` counts them."""
+    image = image.flip(-1) if turn >= 4 else image
     return image.rot90(turn % 4, (-2, -1)).contiguous()
-
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
@@ -223,7 +292,9 @@ def make_demo_data(root: Path | str) -> None:
         for part, photos in DEMO_PHOTOS.items():
             tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
             for k, sharp in enumerate(tiles, start=1):
-                blurry = random_degradation(to_tensor(sharp), generator_of(len(part), k))
+                # Every validation photo is blurred: eight are too few to spend one on the identity
+                mixture = Mixture() if part == "train" else Mixture(identity=0)
+                blurry = random_degradation(to_tensor(sharp), generator_of(len(part), k), mixture)
                 folder = partial / part / f"{k:03d}"
                 folder.mkdir(parents=True)
                 Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")

@@ -6,15 +6,14 @@ four times as far. Both add what they compute to their input and start with a la
 untrained network gives back the photo as it is.
 """
 
-import pickle
-import zipfile
+import hashlib
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import UserError, write_whole
+from utils import UserError, read_torch_file, write_whole
 
 
 class ResidualBlock(nn.Module):
@@ -46,6 +45,7 @@ class TeacherCNN(nn.Module):
     def __init__(self, width: int = 32, deep_width: int = 96, blocks: int = 10, fine_blocks: int = 2):
         super().__init__()
         self.arguments = dict(width=width, deep_width=deep_width, blocks=blocks, fine_blocks=fine_blocks)
+        self.reach = 8 * blocks + 4 * fine_blocks + 8  # pixels: 4 for each 3x3 convolution at a quarter, 2 at half
         self.head = nn.Conv2d(12, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.Sequential(*(ResidualBlock(deep_width) for _ in range(blocks)))
@@ -76,6 +76,7 @@ class StudentCNN(nn.Module):
     def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 4):
         super().__init__()
         self.arguments = dict(width=width, deep_width=deep_width, convs=convs)
+        self.reach = 4 * convs + 10  # pixels: 4 for each 3x3 convolution at a quarter, 2 at half
         self.head = nn.Conv2d(12, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(convs))
@@ -111,6 +112,40 @@ def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:
 
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def fingerprint(network: nn.Module) -> str:
+    """20 characters that change with the class, the shape or any weight of ``network``."""
+    digest = hashlib.sha256(type(network).__name__.encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:20]
+
+
+def run_tiled(network: nn.Module, photo: Tensor, tile: int = 1024) -> Tensor:
+    """``network(photo)`` for a photo of any size with the memory of a tile; equal to it, but for rounding.
+
+    Each tile is run with the surroundings that can reach it (``network.reach``) and these are cut off again.
+
+    Args:
+        photo: (N, 3, H, W) in [0, 1].
+        tile: rows and columns of a tile without its surroundings, a multiple of 8.
+    A network that does not say its reach is run on the whole photo.
+    """
+    height, width = photo.shape[-2:]
+    if height * width <= tile * tile or not hasattr(network, "reach"):
+        return network(photo)
+    margin = -(-network.reach // 8) * 8  # tiles keep the grid of the strided layers
+    output = torch.empty_like(photo)
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            first_row, first_column = max(0, top - margin), max(0, left - margin)
+            part = photo[..., first_row : top + tile + margin, first_column : left + tile + margin]
+            rows, columns = min(tile, height - top), min(tile, width - left)
+            done = network(part)[..., top - first_row :, left - first_column :][..., :rows, :columns]
+            output[..., top : top + rows, left : left + columns] = done
+    return output
 
 
 def save_model(path: Path | str, model: nn.Module, **facts) -> None:
@@ -165,12 +200,7 @@ def load_model(path: Path | str) -> nn.Module:
 
 
 def _read_model_file(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: give the path of a .pth file that save_model wrote")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise UserError(f"{path} cannot be read as weights: it is damaged, or not a file of save_model") from None
+    content = read_torch_file(path)
     keys = {"class": str, "arguments": dict, "weights": dict, "facts": dict}
     if not isinstance(content, dict) or any(not isinstance(content.get(k), t) for k, t in keys.items()):
         raise UserError(f"{path} was not written by save_model: load it with its own code and save it with save_model")

@@ -59,11 +59,37 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-class DecodedPhotos:
-    """Photos decoded once into one file of raw pixels, from which a patch is a copy of its own rows.
+class PixelFile:
+    """Many photos' pixels one after the other in one file, from which a patch is a copy of its own rows.
 
-    ``photos[i]`` is the (H, W, 3) uint8 memory map of ``paths[i]``, and ``photos.shapes[i]`` its (H, W). The map
-    is made anew at each access (50 microseconds), so a data set larger than memory leaves no pages behind.
+    ``pixels[i]`` is photo i as an (H, W, 3) memory map of ``dtype``; ``pixels.shapes[i]`` is its (H, W). The map is
+    made anew at each access (50 microseconds), so that a data set larger than memory leaves no pages behind.
+    """
+
+    def __init__(self, file: Path, shapes: list[tuple[int, int]], dtype: type):
+        self.file, self.shapes, self.dtype = file, shapes, np.dtype(dtype)
+        sizes = [height * width * 3 * self.dtype.itemsize for height, width in shapes]
+        self._offsets = [0, *np.cumsum(sizes).tolist()]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        try:
+            return np.memmap(self.file, self.dtype, "r", self._offsets[index], (*self.shapes[index], 3))
+        except (OSError, ValueError):
+            raise UserError(f"{self.file} was removed or cut while it was in use: run again to make it anew") from None
+
+    @property
+    def nbytes(self) -> int:
+        return self._offsets[-1]
+
+
+class DecodedPhotos(PixelFile):
+    """Photos decoded once: ``photos[i]`` is ``paths[i]`` as (H, W, 3) uint8.
 
     The file lies in ``cache``, under a name made of every photo's path, size and time of change: a photo that
     was changed, added or removed means a new file. It is written whole or not at all, so two processes may
@@ -82,24 +108,15 @@ class DecodedPhotos:
                 raise UserError(f"{path} is missing or cannot be opened") from None
             identity.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         self.key = identity.hexdigest()[:20]
-        cache, self._temporary = _writable(cache)
-        self.file = cache / f"{self.key}.pixels"
-        index = cache / f"{self.key}.json"  # written last: where it stands, the pixels are complete
-        if not (index.is_file() and self.file.is_file()):
+        self.cache, self._temporary = _writable(cache)
+        file = self.cache / f"{self.key}.pixels"
+        index = self.cache / f"{self.key}.json"  # written last: where it stands, the pixels are complete
+        if not (index.is_file() and file.is_file()):
             shapes: list[tuple[int, int]] = []
-            write_whole(self.file, lambda partial: shapes.extend(_decode_all(paths, partial)))
+            write_whole(file, lambda partial: shapes.extend(_decode_all(paths, partial)))
             write_whole(index, lambda partial: partial.write_text(json.dumps(shapes)))
-            _remove_others(cache, self.key)
-        self.shapes = [tuple(shape) for shape in json.loads(index.read_text())]
-        sizes = [height * width * 3 for height, width in self.shapes]
-        self._offsets = [0, *np.cumsum(sizes).tolist()]
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        shape = (*self.shapes[index], 3)
-        return np.memmap(self.file, np.uint8, "r", self._offsets[index], shape)
+            _remove_others(self.cache, self.key)
+        super().__init__(file, [tuple(shape) for shape in json.loads(index.read_text())], np.uint8)
 
 
 def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
@@ -148,5 +165,5 @@ def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
 def _remove_others(cache: Path, key: str) -> None:
     """Drop the files of earlier states of the photos: nobody would ever ask for them again."""
     for file in cache.glob("*.*"):
-        if file.suffix in {".pixels", ".json"} and file.stem != key and not file.name.startswith("."):
+        if not file.name.startswith((".", key)):
             file.unlink(missing_ok=True)

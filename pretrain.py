@@ -13,8 +13,9 @@ from torch import nn
 from dataset import BlurredPhotos, PairedImageDataset, find_or_make_data
 from models import TeacherCNN
 from photos import find_photos
+from processes import first_rank_first, say, start_processes
 from train import fit, sharp_photo, validate
-from utils import PSNRLoss, UserError, pick_device, run_script, seed_everything
+from utils import PSNRLoss, UserError, run_script, seed_everything
 
 # Files
 PHOTOS = None  # a folder of sharp photos to blur on the fly; None: the pairs in DATA
@@ -34,39 +35,45 @@ SEED = 0
 # Machine
 DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
 NUM_WORKERS = 0  # processes that cut and blur patches beside the training: about 8 for a GPU
+COMPILE = False  # True: torch.compile the teacher; takes a minute, then steps on a GPU are faster
+CHECKPOINT_MINUTES = 5.0  # within an epoch; there is one after each epoch anyway
+RESUME = True  # go on with an interrupted training; False: drop it and start anew
 
 
 def main() -> None:
-    device = pick_device(DEVICE)
+    device = start_processes(DEVICE)
     if PHOTOS is None:
-        data = find_or_make_data(DATA)
-        train_set, val_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED), PairedImageDataset(data / "val")
+        data = first_rank_first(lambda: find_or_make_data(DATA))
+        train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))
+        val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
     else:
         train_photos, val_photos = split_photos(PHOTOS, VAL_PHOTOS)
-        train_set = BlurredPhotos(train_photos, Path(OUTPUTS) / "train_photos", PATCH_SIZE, SEED)
-        val_set = BlurredPhotos(val_photos, Path(OUTPUTS) / "val_photos", seed=SEED)
-    print(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
+        cache = Path(OUTPUTS) / ".cache"
+        train_set = first_rank_first(lambda: BlurredPhotos(train_photos, cache / "train", PATCH_SIZE, SEED))
+        val_set = first_rank_first(lambda: BlurredPhotos(val_photos, cache / "val", seed=SEED))
+    say(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     seed_everything(SEED)
     teacher = TeacherCNN().to(device)
-    fit(
-        "teacher",
-        teacher,
-        sharp_photo,
-        PSNRLoss(),
-        {"input": validate(nn.Identity(), val_set, device)},
-        Path(TEACHER),
-        train_set=train_set,
-        val_set=val_set,
+    scores = {"input": validate(nn.Identity(), val_set, device)}
+    settings = dict(
+        NUM_EPOCHS=NUM_EPOCHS,
+        PATCHES_PER_PHOTO=PATCHES_PER_PHOTO,
+        BATCH_SIZE=BATCH_SIZE,
+        PATCH_SIZE=PATCH_SIZE,
+        LEARNING_RATE=LEARNING_RATE,
+        SEED=SEED,
+    )
+    machine = dict(
         device=device,
         outputs=Path(OUTPUTS),
-        epochs=NUM_EPOCHS,
-        steps=max(1, len(train_set) * PATCHES_PER_PHOTO // BATCH_SIZE),
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
         workers=NUM_WORKERS,
+        compiled=COMPILE,
+        checkpoint_minutes=CHECKPOINT_MINUTES,
+        resume=RESUME,
     )
-    print(f"The best teacher is in {TEACHER}; curves and the table of the epochs are in {OUTPUTS}/")
+    fit("teacher", teacher, sharp_photo, PSNRLoss(), train_set, val_set, scores, Path(TEACHER), settings, **machine)
+    say(f"The best teacher is in {TEACHER}; curves and the table of the epochs are in {OUTPUTS}/")
 
 
 def split_photos(photos: str, val_photos: str | None) -> tuple[list[Path], list[Path]]:

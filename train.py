@@ -5,36 +5,31 @@
 learns from the pairs in data/, or from demo data where there are none. Edit the constants, then run.
 """
 
-import csv
 import math
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import PairedImageDataset, find_or_make_data
-from models import StudentCNN, TeacherCNN, count_parameters, load_model, save_model
-from pictures import draw_comparison, draw_curves
-from utils import (
-    PERFECT,
-    PSNRLoss,
-    UserError,
-    as_saved,
-    autocast_dtype,
-    ms_per_megapixel,
-    pick_device,
-    psnr,
-    run_script,
-    seed_everything,
-    ssim,
-    write_whole,
+from checkpoints import Stopwatch, load_progress, save_progress, unfinished
+from dataset import PairedImageDataset, batches_of_one_size, find_or_make_data
+from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
+from processes import (
+    distributed,
+    first_rank_first,
+    rank,
+    say,
+    share_of_batch,
+    start_processes,
+    sum_over_processes,
+    world_size,
 )
+from report import draw_comparison, draw_curves, print_epoch, print_summary, write_table
+from utils import PERFECT, PSNRLoss, Scores, UserError, as_saved, autocast_dtype, psnr, run_script, seed_everything, ssim
 
 # Files
 DATA = "data"  # holds train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png
@@ -52,61 +47,71 @@ SEED = 0  # the same seed gives the same weights on the same CPU
 
 # Machine
 DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
-NUM_WORKERS = 0  # processes that cut patches beside the training
+NUM_WORKERS = 0  # processes that cut patches beside the training: for slow disks
+COMPILE = False  # True: torch.compile the student; takes a minute, then steps on a GPU are faster
+CHECKPOINT_MINUTES = 5.0  # within an epoch; there is one after each epoch anyway
 
 # Safety
+ASK_TEACHER_ONCE = True  # False: at every step, for a teacher that answers differently each time
 REQUIRE_GOOD_TEACHER = True  # stop if the teacher does not beat the blurry input on the validation pairs
-
-
-class Scores(NamedTuple):
-    """Means over the validation photos."""
-
-    psnr: float  # dB
-    ssim: float
+RESUME = True  # go on with an interrupted training; False: drop it and start anew
 
 
 def main() -> None:
-    device = pick_device(DEVICE)
-    data = find_or_make_data(DATA)
-    train_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED)
-    val_set = PairedImageDataset(data / "val")
-    print(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
-    input_scores = validate(nn.Identity(), val_set, device)
-    training = dict(
-        train_set=train_set,
-        val_set=val_set,
+    device = start_processes(DEVICE)
+    data = first_rank_first(lambda: find_or_make_data(DATA))
+    train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))
+    val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
+    say(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
+    settings = dict(  # what the result depends on
+        NUM_EPOCHS=NUM_EPOCHS,
+        PATCHES_PER_PHOTO=PATCHES_PER_PHOTO,
+        BATCH_SIZE=BATCH_SIZE,
+        PATCH_SIZE=PATCH_SIZE,
+        LEARNING_RATE=LEARNING_RATE,
+        SEED=SEED,
+    )
+    machine = dict(  # and what it does not depend on
         device=device,
         outputs=Path(OUTPUTS),
-        epochs=NUM_EPOCHS,
-        steps=max(1, len(train_set) * PATCHES_PER_PHOTO // BATCH_SIZE),  # per epoch
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
         workers=NUM_WORKERS,
+        compiled=COMPILE,
+        checkpoint_minutes=CHECKPOINT_MINUTES,
+        resume=RESUME,
     )
+    scores = {"input": validate(nn.Identity(), val_set, device)}
 
-    seed_everything(SEED)
-    if TEACHER_WEIGHTS is None:
-        teacher_file = Path(OUTPUTS) / "teacher.pth"
-        print(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
-        fit("teacher", TeacherCNN().to(device), sharp_photo, PSNRLoss(), {"input": input_scores}, teacher_file, **training)
-    else:
-        teacher_file = Path(TEACHER_WEIGHTS)
-    teacher = load_model(teacher_file).to(device).eval().requires_grad_(False)
-    reference = {"input": input_scores, "teacher": validate(teacher, val_set, device)}
-    check_teacher(reference, teacher_file, data, REQUIRE_GOOD_TEACHER)
+    teacher_file = Path(TEACHER_WEIGHTS or f"{OUTPUTS}/teacher.pth")
+    student_waits = RESUME and teacher_file.is_file() and unfinished(Path(OUTPUTS) / "last.pth")
+    if TEACHER_WEIGHTS is None and not student_waits:
+        say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
+        seed_everything(SEED)
+        teacher = TeacherCNN().to(device)
+        fit("teacher", teacher, sharp_photo, PSNRLoss(), train_set, val_set, scores, teacher_file, settings, **machine)
+    teacher = load_model(teacher_file).to(device, memory_format=torch.channels_last).requires_grad_(False)
+    scores["teacher"] = validate(teacher, val_set, device)
+    check_teacher(scores, teacher_file, data, REQUIRE_GOOD_TEACHER)
+    settings |= {"ASK_TEACHER_ONCE": ASK_TEACHER_ONCE, "the teacher": fingerprint(teacher)}
 
-    def teacher_output(blurry: Tensor, sharp: Tensor) -> Tensor:
+    def ask_teacher(blurry: Tensor, sharp: Tensor) -> Tensor:
         return teacher(blurry)
+
+    if ASK_TEACHER_ONCE:
+        first_rank_first(lambda: train_set.ask_once(teacher, device))
+    target_of = known_answer if ASK_TEACHER_ONCE else ask_teacher
+    train_set.load_onto(device)
 
     seed_everything(SEED)
     student = StudentCNN().to(device)
     loss_fn = nn.MSELoss()
-    fit("student", student, teacher_output, loss_fn, reference, Path(BEST_STUDENT), **training)
+    fit("student", student, target_of, loss_fn, train_set, val_set, scores, Path(BEST_STUDENT), settings, **machine)
 
-    student = load_model(BEST_STUDENT).to(device)
-    print_summary(student, teacher, validate(student, val_set, device), reference, device)
-    draw_comparison(Path(OUTPUTS), val_set, {"student": student, "teacher": teacher}, device)
-    print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of the epochs are in {OUTPUTS}/")
+    if rank() == 0:
+        student = load_model(BEST_STUDENT).to(device, memory_format=torch.channels_last)
+        scores["student"] = Scores(**student.facts["val"])
+        print_summary({"student": student, "teacher": teacher}, scores, device)
+        draw_comparison(Path(OUTPUTS), val_set, {"student": student, "teacher": teacher}, device)
+        print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of the epochs are in {OUTPUTS}/")
 
 
 def sharp_photo(blurry: Tensor, sharp: Tensor) -> Tensor:
@@ -114,10 +119,15 @@ def sharp_photo(blurry: Tensor, sharp: Tensor) -> Tensor:
     return sharp
 
 
-def check_teacher(reference: dict[str, Scores], file: Path, data: Path, required: bool) -> None:
+def known_answer(blurry: Tensor, sharp: Tensor, answer: Tensor) -> Tensor:
+    """The target where the teacher was asked once about each whole photo: a patch of its answer."""
+    return answer
+
+
+def check_teacher(scores: dict[str, Scores], file: Path, data: Path, required: bool) -> None:
     """A student cannot learn from a teacher what it does not know: stop before the time is spent."""
-    blurry, teacher = reference["input"], reference["teacher"]
-    print(f"input   {blurry.psnr:6.2f} dB  SSIM {blurry.ssim:.4f}\nteacher {teacher.psnr:6.2f} dB  SSIM {teacher.ssim:.4f}")
+    blurry, teacher = scores["input"], scores["teacher"]
+    say(f"input   {blurry.psnr:6.2f} dB  SSIM {blurry.ssim:.4f}\nteacher {teacher.psnr:6.2f} dB  SSIM {teacher.ssim:.4f}")
     if required and not (teacher.psnr > blurry.psnr and teacher.ssim > blurry.ssim):
         raise UserError(
             f"the teacher in {file} does not beat the blurry input on {data / 'val'} (PSNR {teacher.psnr:.2f} against "
@@ -129,99 +139,139 @@ def check_teacher(reference: dict[str, Scores], file: Path, data: Path, required
 def fit(
     name: str,
     network: nn.Module,
-    target_of: Callable[[Tensor, Tensor], Tensor],
+    target_of: Callable[..., Tensor],
     loss_fn: nn.Module,
-    reference: dict[str, Scores],
-    best_file: Path,
-    *,
     train_set: Dataset,
     val_set: Dataset,
+    reference: dict[str, Scores],
+    best_file: Path,
+    settings: dict,
+    *,
     device: torch.device,
     outputs: Path,
-    epochs: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
     workers: int,
+    compiled: bool,
+    checkpoint_minutes: float,
+    resume: bool,
 ) -> None:
-    """Train ``network`` to give ``target_of(blurry, sharp)`` for a blurry patch; keep the best by validation SSIM.
+    """Train ``network`` to give ``target_of(*batch)`` for the blurry patches of a batch; keep the best by SSIM.
 
     Args:
         name: "student" or "teacher", for what is printed and the names of files in ``outputs``.
-        reference: scores of other networks on ``val_set``, shown beside this one's.
-        best_file: where ``models.save_model`` puts the best.
-        train_set: item k is a (blurry, sharp) patch, for any k >= 0.
-        steps: per epoch.
+        target_of: takes what ``train_set`` gives, (blurry, sharp) or (blurry, sharp, answer), (N, 3, S, S) each.
+        train_set: item k is a patch, for any k >= 0.
+        reference: scores of others on ``val_set``, shown beside this one's.
+        best_file: where ``models.save_model`` puts the network with the best SSIM on ``val_set``.
+        settings: the constants of a training by their names; what an interrupted one must share to go on.
     Raises:
         UserError: if the loss is no longer a finite number; ``best_file`` keeps the best so far.
         SystemExit: after Ctrl-C, likewise.
     """
+    epochs, batch_size = settings["NUM_EPOCHS"], settings["BATCH_SIZE"]
+    steps = max(1, len(train_set) * settings["PATCHES_PER_PHOTO"] // batch_size)  # per epoch
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), settings["LEARNING_RATE"], weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, epochs * steps))
-    loader = DataLoader(
-        train_set,
-        batch_size,
-        sampler=range(epochs * steps * batch_size),
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-    batches = iter(loader)  # one stream for all epochs: workers go on cutting patches during validation
-    history: list[dict[str, float]] = []
-    best = Scores(-math.inf, -math.inf)
+
+    last_file = outputs / ("last.pth" if name == "student" else f"last_{name}.pth")
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    settings = settings | {"the photos": f"{train_set.key} {val_set.key}", "the loss": repr(loss_fn)}
+    settings |= {"the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}"}
+    progress = dict(step=0, loss_sum=0.0, history=[], best_ssim=-math.inf, finished=False)
+    if resume and unfinished(last_file):
+        progress = load_progress(last_file, parts, settings)
+        say(f"going on with the training that was interrupted after step {progress['step']} of {epochs * steps}")
+    batches = start_batches(train_set, device, range(progress["step"], epochs * steps), batch_size, workers)
+    if compiled:
+        network.compile()  # in place: the names of the weights stay as they are
+    trained = distributed(network, device)
+    stopwatch = Stopwatch(checkpoint_minutes)
+
+    def keep(steps_done: int, loss_sum: Tensor) -> None:
+        if rank() == 0 and stopwatch.rings():
+            now = {"step": len(progress["history"]) * steps + steps_done, "loss_sum": loss_sum.item()}
+            save_progress(last_file, parts, settings, progress | now)
+
     try:
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
-            title = f"{name} {epoch}/{epochs}"
-            loss = train_one_epoch(network, target_of, loss_fn, batches, steps, optimizer, schedule, device, title)
+        while not progress["finished"]:
+            start, epoch = time.perf_counter(), progress["step"] // steps + 1
+            title, todo = f"{name} {epoch}/{epochs}", range(progress["step"] % steps, steps)
+            loss = train_one_epoch(
+                trained, target_of, loss_fn, batches, optimizer, schedule, device, title, todo, progress["loss_sum"], keep
+            )
+            if not math.isfinite(loss):
+                last_file.unlink(missing_ok=True)  # going on from it would only lead here again
+                raise UserError(
+                    f"the loss of {title} is no longer a finite number: lower LEARNING_RATE; the best so far is kept"
+                )
             scores = validate(network, val_set, device)
-            if scores.ssim > best.ssim:
-                best = scores
-                facts = dict(epoch=epoch, epochs=epochs, steps=epoch * steps, batch_size=batch_size)
-                facts |= dict(learning_rate=learning_rate, val_psnr=scores.psnr, val_ssim=scores.ssim)
-                save_model(best_file, network, **facts)
             row = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - start}
             for key, value in {**reference, name: scores}.items():
                 row |= {f"{key}_psnr": value.psnr, f"{key}_ssim": value.ssim}
-            history.append(row)
-            write_history(outputs / f"{name}_epochs.csv", history)
-            draw_curves(outputs / f"{name}_curves.png", history)
-            others = ", ".join(f"{key} {value.psnr:.2f} {value.ssim:.4f}" for key, value in reference.items())
-            mark = "  best" if best is scores else ""
-            print(
-                f"{title}  loss {loss:.6f}  {scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}  ({others})"
-                f"  {row['seconds']:.1f} s{mark}",
-                flush=True,
-            )
+            better = scores.ssim > progress["best_ssim"]
+            best_ssim = max(scores.ssim, progress["best_ssim"])
+            history = [*progress["history"], row]
+            progress = dict(step=epoch * steps, loss_sum=0.0, history=history, best_ssim=best_ssim, finished=epoch == epochs)
+            if rank() == 0:
+                if better:
+                    save_model(best_file, network, epoch=epoch, val=scores._asdict(), settings=settings)
+                write_table(outputs / f"{name}_epochs.csv", history)
+                draw_curves(outputs / f"{name}_curves.png", history)
+                save_progress(last_file, parts, settings, progress)
+                print_epoch(title, row, scores, reference, better)
     except KeyboardInterrupt:
-        kept = f"the best so far, SSIM {best.ssim:.4f}, is in {best_file}" if history else "nothing was saved yet"
-        print(f"\nStopped after {len(history)} of {epochs} epochs: {kept}")
+        done, best = len(progress["history"]), progress["best_ssim"]
+        kept = f"the best so far, SSIM {best:.4f}, is in {best_file}" if done else "there is no student yet"
+        say(f"\nStopped after {done} of {epochs} epochs: {kept}. Run again to go on.")
         raise SystemExit(130) from None
+
+
+def start_batches(
+    train_set: Dataset, device: torch.device, steps: range, batch_size: int, workers: int
+) -> Iterator[list[Tensor]]:
+    """The batches of all ``steps``: step s takes items s * batch_size and on, shared out over the processes in order."""
+    share = share_of_batch(batch_size)
+    start = rank() * share
+    items = (range(step * batch_size + start, step * batch_size + start + share) for step in steps)
+    on_device = getattr(train_set, "on_device", False)  # then patches are cut there, by this process
+    pinned = device.type == "cuda" and not on_device
+    loader = DataLoader(train_set, batch_sampler=items, num_workers=0 if on_device else workers, pin_memory=pinned)
+    random_state = torch.get_rng_state()
+    batches = iter(loader)
+    torch.set_rng_state(random_state)  # starting the loader drew from it, which an interruption must not repeat
+    return batches
 
 
 def train_one_epoch(
     network: nn.Module,
-    target_of: Callable[[Tensor, Tensor], Tensor],
+    target_of: Callable[..., Tensor],
     loss_fn: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    steps: int,
+    batches: Iterator[list[Tensor]],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
     title: str,
+    todo: range,
+    loss_sum: float,
+    keep: Callable[[int, Tensor], None],
 ) -> float:
-    """Take ``steps`` steps; returns their mean loss. Networks in bfloat16 where that is native, the loss in float32."""
+    """Take the steps ``todo`` of one epoch, after others whose losses add up to ``loss_sum``.
+
+    The networks run in bfloat16 where that is native, the loss is taken in float32.
+
+    Returns:
+        the mean loss of the epoch; at once, if it is no longer finite.
+    """
     network.train()
     dtype = autocast_dtype(device)
-    total = torch.zeros((), device=device)
-    bar = tqdm(islice(batches, steps), title, total=steps, unit="step", leave=False, disable=None)  # None: not in a log file
-    for step, (blurry, sharp) in enumerate(bar, start=1):
-        blurry = blurry.to(device, non_blocking=True, memory_format=torch.channels_last)
-        sharp = sharp.to(device, non_blocking=True)
+    total = torch.full((), loss_sum, device=device)
+    shown = None if rank() == 0 else True  # None: on a terminal, not in a log file
+    for step in tqdm(todo, title, initial=todo.start, total=todo.stop, unit="step", leave=False, disable=shown):
+        batch = [part.to(device, non_blocking=True, memory_format=torch.channels_last) for part in next(batches)]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             with torch.no_grad():
-                target = target_of(blurry, sharp)
-            prediction = network(blurry)
+                target = target_of(*batch)
+            prediction = network(batch[0])
         loss = loss_fn(prediction.float(), target.float())
         optimizer.zero_grad()
         loss.backward()
@@ -229,30 +279,35 @@ def train_one_epoch(
         optimizer.step()
         schedule.step()
         total += loss.detach()
-        looked_at = step % 50 == 0 or step == steps  # not every step: reading a number waits for the GPU
-        if looked_at and not math.isfinite(total.item()):
-            raise UserError(
-                f"the loss of {title} is no longer a finite number: lower LEARNING_RATE; the best so far is kept"
-            )
-    return total.item() / steps
+        if step % 50 == 49 and step + 1 < todo.stop:  # not at every step: reading a number waits for the GPU
+            if not math.isfinite(mean_over_processes(total)):
+                return math.nan
+            keep(step + 1, total)
+    return mean_over_processes(total) / todo.stop
+
+
+def mean_over_processes(value: Tensor) -> float:
+    return sum_over_processes(value.clone(), value.device).item() / world_size()
 
 
 @torch.no_grad()
 def validate(network: nn.Module, val_set: Dataset, device: torch.device) -> Scores:
     """Mean PSNR and SSIM of what ``network`` makes of each blurry photo, as an 8-bit picture, against the sharp one.
 
-    A photo that is perfect counts as 60 dB: its PSNR is infinite, and so would be every mean with it.
+    A photo counts for at most 50 dB: the PSNR of a perfect one is infinite, and so would be every mean with it.
+    Each process scores its share of the photos, each photo once.
     """
     network.eval()
     dtype = autocast_dtype(device)
     total = torch.zeros(2, dtype=torch.float64)
-    for blurry, sharp in val_set:
-        blurry, sharp = blurry[None].to(device), sharp[None].to(device)
+    for blurry, sharp in batches_of_one_size(val_set, range(rank(), len(val_set), world_size())):
+        blurry, sharp = blurry.to(device, memory_format=torch.channels_last), sharp.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            prediction = network(blurry)
+            prediction = run_tiled(network, blurry)
         prediction = as_saved(prediction)
-        total += torch.stack([psnr(prediction, sharp).clamp(max=PERFECT), ssim(prediction, sharp)]).flatten().cpu()
-    return Scores(*(total / len(val_set)).tolist())
+        each = torch.stack([psnr(prediction, sharp).clamp(max=PERFECT), ssim(prediction, sharp)])
+        total += each.sum(dim=1).double().cpu()
+    return Scores(*(sum_over_processes(total, device) / len(val_set)).tolist())
 
 
 def warmup_cosine(step: int, steps: int) -> float:
@@ -261,32 +316,6 @@ def warmup_cosine(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
-
-
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    def write(partial: Path) -> None:
-        with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, history[0])
-            writer.writeheader()
-            writer.writerows(history)
-
-    write_whole(path, write)
-
-
-def print_summary(
-    student: nn.Module, teacher: nn.Module, scores: Scores, reference: dict[str, Scores], device: torch.device
-) -> None:
-    blurry, best = reference["input"], reference["teacher"]
-    kept = [(s - b) / (t - b) if t > b else math.nan for s, b, t in zip(scores, blurry, best, strict=True)]
-    print(f"\n{'':8s} {'PSNR dB':>8s} {'SSIM':>7s}  {'gain kept':>10s} {'parameters':>11s} {'ms/megapixel':>13s}")
-    print(f"{'input':8s} {blurry.psnr:8.2f} {blurry.ssim:7.4f}")
-    for name, network, values in ("student", student, scores), ("teacher", teacher, best):
-        share = f"{kept[0]:.0%} / {kept[1]:.0%}" if network is student else ""
-        speed = ms_per_megapixel(network, device)
-        print(
-            f"{name:8s} {values.psnr:8.2f} {values.ssim:7.4f}  {share:>10s} {count_parameters(network):11,d} {speed:13.1f}"
-        )
-    print("gain kept: the student's share of what the teacher gains over the input, in PSNR / SSIM\n")
 
 
 if __name__ == "__main__":

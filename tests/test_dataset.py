@@ -7,8 +7,17 @@ from conftest import dummy_photo, write_pair
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset import BlurredPhotos, PairedImageDataset, find_or_make_data, make_demo_data, to_tensor
+from dataset import (
+    BlurredPhotos,
+    PairedImageDataset,
+    batches_of_one_size,
+    draw_photo,
+    find_or_make_data,
+    make_demo_data,
+    to_tensor,
+)
 from degradations import Mixture
+from models import TeacherCNN
 from photos import find_photos
 from utils import UserError
 
@@ -68,6 +77,57 @@ def test_each_lap_takes_each_photo_once(tmp_path):
     laps = [[round(float(train_set[5 * lap + k][0].mean()) * 255) for k in range(5)] for lap in range(4)]
     assert all(sorted(lap) == [0, 1, 2, 3, 4] for lap in laps)
     assert len({tuple(lap) for lap in laps}) > 1
+
+
+def teacher_of(seed):
+    torch.manual_seed(seed)
+    teacher = TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1)
+    torch.nn.init.normal_(teacher.tail.weight, std=0.05)
+    return teacher.eval()
+
+
+def test_a_known_answer_is_the_patch_of_what_the_teacher_makes_of_the_whole_photo(pairs, monkeypatch):
+    monkeypatch.setattr("dataset.autocast_dtype", lambda device: torch.float32)
+    train_set, teacher = PairedImageDataset(pairs / "train", patch_size=32), teacher_of(1)
+    without = [train_set[k] for k in range(12)]
+    train_set.ask_once(teacher, torch.device("cpu"))
+    whole = PairedImageDataset(pairs / "train")
+    with torch.no_grad():
+        answers = [teacher(blurry[None])[0] for blurry, _ in whole]
+    for k in range(12):
+        blurry, sharp, answer = train_set[k]
+        assert torch.equal(blurry, without[k][0]) and torch.equal(sharp, without[k][1])
+        photo = answers[draw_photo(k, 3, 0)[0]]
+        turns = [photo.rot90(t, (1, 2)) for t in range(4)] + [photo.flip(-1).rot90(t, (1, 2)) for t in range(4)]
+        windows = [t.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4) for t in turns]
+        nearest = min(float((w - answer).abs().amax((2, 3, 4)).min()) for w in windows)
+        assert nearest < 2e-4, "kept to a twentieth of a grey level"
+
+
+def test_a_teacher_is_asked_once_and_again_when_it_or_the_photos_change(pairs, monkeypatch):
+    asked = []
+
+    def counting(teacher, blurry):
+        asked.append(1)
+        return teacher(blurry)
+
+    monkeypatch.setattr("dataset.run_tiled", counting)
+    cpu = torch.device("cpu")
+    for teacher, expected in (teacher_of(1), 3), (teacher_of(1), 3), (teacher_of(2), 6):
+        PairedImageDataset(pairs / "train", 32).ask_once(teacher, cpu)
+        assert len(asked) == expected
+    Image.fromarray(dummy_photo(40, 48, seed=77)).save(pairs / "train" / "001" / "blurry.png")
+    PairedImageDataset(pairs / "train", 32).ask_once(teacher_of(2), cpu)
+    assert len(asked) == 9
+    assert len(list((pairs / "train" / ".cache").glob("*.answers"))) == 1
+
+
+def test_validation_batches_hold_each_photo_once_and_one_size_each():
+    sizes = [20] * 11 + [30] * 2 + [20]
+    photos = [(torch.full((3, size, 16), float(k)), torch.zeros(3, size, 16)) for k, size in enumerate(sizes)]
+    batches = list(batches_of_one_size(photos, range(len(photos))))
+    assert [len(blurry) for blurry, _ in batches] == [8, 3, 2, 1]
+    assert [float(image.mean()) for blurry, _ in batches for image in blurry] == list(range(14))
 
 
 def damage(pairs, kind):

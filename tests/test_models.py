@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import models
-from models import StudentCNN, TeacherCNN, load_model, save_model
+from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
 from utils import UserError
 
 SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(width=4, deep_width=8, convs=2)}
@@ -39,6 +39,25 @@ def test_padding_does_not_reach_far_into_the_photo(network_class):
     assert torch.allclose(whole[..., :40, :40], cropped[..., :40, :40], atol=1e-5)
 
 
+@pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
+@pytest.mark.parametrize("size", [(200, 333), (97, 500), (64, 64)])
+def test_tiles_give_what_the_whole_photo_gives(network_class, size):
+    network = trained(network_class(**SMALL[network_class])).double()  # so that rounding hides nothing
+    photo = torch.rand(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(run_tiled(network, photo, tile=64), network(photo), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
+def test_a_network_looks_no_further_than_its_reach(network_class):
+    network = trained(network_class(**SMALL[network_class])).double()
+    photo = torch.rand(1, 3, 160, 160, dtype=torch.float64, requires_grad=True)
+    network(photo)[..., 80, 80].sum().backward()
+    seen = photo.grad.abs().sum(dim=(0, 1)).nonzero()
+    furthest = int((seen - 80).abs().max())
+    assert 0.6 * network.reach < furthest <= network.reach
+
+
 def test_the_student_is_a_small_fraction_of_the_teacher():
     assert models.count_parameters(StudentCNN()) * 20 < models.count_parameters(TeacherCNN())
 
@@ -58,6 +77,15 @@ def test_a_fact_that_cannot_be_loaded_safely_is_refused_before_writing(tmp_path)
     with pytest.raises(TypeError, match="fact psnr is a Tensor"):
         save_model(tmp_path / "a.pth", StudentCNN(), psnr=torch.tensor(1.0))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else():
+    network = StudentCNN(**SMALL[StudentCNN])
+    before = fingerprint(network)
+    assert fingerprint(network.to(memory_format=torch.channels_last)) == before
+    with torch.no_grad():
+        network.fine.bias[0] += 1e-3
+    assert fingerprint(network) != before
 
 
 def bad_files(folder):

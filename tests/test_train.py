@@ -26,18 +26,21 @@ def small_teacher(strength=0.02):
 
 
 @pytest.fixture
-def options(pairs, tmp_path):
-    return dict(
-        train_set=PairedImageDataset(pairs / "train", 32),
-        val_set=PairedImageDataset(pairs / "val"),
-        device=CPU,
-        outputs=tmp_path / "outputs",
-        epochs=2,
-        steps=3,
-        batch_size=2,
-        learning_rate=1e-2,
-        workers=0,
-    )
+def run(pairs, tmp_path):
+    """``fit`` on dummy pairs, two epochs of three steps unless told otherwise."""
+    train_set, val_set = PairedImageDataset(pairs / "train", 32), PairedImageDataset(pairs / "val")
+
+    def run(network, target_of=sharp_photo, loss_fn=None, reference=None, best="best.pth", epochs=2, steps=3, **machine):
+        settings = dict(NUM_EPOCHS=epochs, BATCH_SIZE=3, PATCHES_PER_PHOTO=steps, LEARNING_RATE=1e-2)
+        machine = dict(outputs=tmp_path / "outputs", workers=0, compiled=False, checkpoint_minutes=5, resume=True) | machine
+        machine.setdefault("device", CPU)
+        loss_fn = loss_fn or nn.MSELoss()
+        fit(
+            "student", network, target_of, loss_fn, train_set, val_set, reference or {}, tmp_path / best, settings, **machine
+        )
+
+    run.train_set, run.val_set = train_set, val_set
+    return run
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
     with open("outputs/student_epochs.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert student.facts["val_ssim"] == pytest.approx(max(float(row["student_ssim"]) for row in rows))
+    assert student.facts["val"]["ssim"] == pytest.approx(max(float(row["student_ssim"]) for row in rows))
     assert {float(row["input_ssim"]) for row in rows} == {float(rows[0]["input_ssim"])}
     for name in "student_curves.png", "comparison_1.png":
         picture = Image.open(constants / "outputs" / name)
@@ -102,30 +105,21 @@ def test_a_perfect_teacher_passes_the_gate():
             train.check_teacher({"input": Scores(25, 0.7), "teacher": worse}, "t", train.Path("data"), required=True)
 
 
-def test_the_student_learns_and_the_teacher_never_changes(options, tmp_path):
+def test_the_student_learns_and_the_teacher_never_changes(run):
     teacher, student = small_teacher(), StudentCNN()
     before = [value.clone() for value in teacher.state_dict().values()]
-    val = [blurry[None] for blurry, _ in options["val_set"]]
 
     def distance():
         with torch.no_grad():
-            return sum(float(nn.functional.mse_loss(student(b), teacher(b))) for b in val)
+            return sum(float(nn.functional.mse_loss(student(b[None]), teacher(b[None]))) for b, _ in run.val_set)
 
     at_start = distance()
-    fit(
-        "student",
-        student,
-        lambda blurry, sharp: teacher(blurry),
-        nn.MSELoss(),
-        {},
-        tmp_path / "s.pth",
-        **options | {"steps": 40},
-    )
+    run(student, lambda blurry, sharp: teacher(blurry), steps=40)
     assert distance() < 0.7 * at_start
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
 
 
-def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(options, tmp_path):
+def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(run):
     seen = []
 
     class Recorder(nn.Module):
@@ -133,70 +127,71 @@ def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(options,
             seen.append(target)
             return nn.functional.mse_loss(prediction, target)
 
-    fit("student", StudentCNN(), lambda blurry, sharp: blurry * 0 + 0.25, Recorder(), {}, tmp_path / "s.pth", **options)
+    run(StudentCNN(), lambda blurry, sharp: blurry * 0 + 0.25, Recorder())
     assert len(seen) == 6 and all((target == 0.25).all() for target in seen)
     assert all(target.dtype == torch.float32 for target in seen)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_seed_gives_the_same_weights(options, tmp_path, workers):
+def test_the_same_seed_gives_the_same_weights(run, workers):
     weights = []
-    for name in "a", "b":
+    for best in "a.pth", "b.pth":
         torch.manual_seed(5)
         student = StudentCNN(width=4, deep_width=8, convs=1)
-        fit("student", student, sharp_photo, PSNRLoss(), {}, tmp_path / f"{name}.pth", **options | {"workers": workers})
+        run(student, loss_fn=PSNRLoss(), best=best, workers=workers)
         weights.append(student.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_the_best_epoch_is_kept_and_not_the_last(options, tmp_path, monkeypatch):
+def test_the_best_epoch_is_kept_and_not_the_last(run, tmp_path, monkeypatch):
     values = iter([0.5, 0.9, 0.7])
     monkeypatch.setattr(train, "validate", lambda *_: Scores(20.0, next(values)))
-    fit("student", StudentCNN(), sharp_photo, nn.MSELoss(), {}, tmp_path / "best.pth", **options | {"epochs": 3})
+    run(StudentCNN(), epochs=3)
     facts = load_model(tmp_path / "best.pth").facts
-    assert facts["epoch"] == 2 and facts["val_ssim"] == 0.9
+    assert facts["epoch"] == 2 and facts["val"]["ssim"] == 0.9
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_best(options, tmp_path):
-    class FailsInTheSecondEpoch(nn.MSELoss):
-        steps = 0
+class FailsAtStep5(nn.MSELoss):
+    """Stands for anything that goes wrong in the second epoch: calls ``fail`` on the loss."""
 
-        def forward(self, prediction, target):
-            self.steps += 1
-            return super().forward(prediction, target) * (torch.nan if self.steps > 4 else 1)
+    steps = 0
 
+    def __init__(self, fail):
+        super().__init__()
+        self.fail = fail
+
+    def forward(self, prediction, target):
+        self.steps += 1
+        loss = super().forward(prediction, target)
+        return self.fail(loss) if self.steps == 5 else loss
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_best(run, tmp_path, value):
     with pytest.raises(UserError, match="no longer a finite number: lower LEARNING_RATE"):
-        fit("student", StudentCNN(), sharp_photo, FailsInTheSecondEpoch(), {}, tmp_path / "best.pth", **options)
+        run(StudentCNN(), loss_fn=FailsAtStep5(lambda loss: loss * value))
     assert load_model(tmp_path / "best.pth").facts["epoch"] == 1
+    assert not (tmp_path / "outputs" / "last.pth").exists(), "going on from it would only fail again"
 
 
-def test_ctrl_c_ends_with_the_best_so_far(options, tmp_path, capsys):
-    class Interrupted(nn.MSELoss):
-        steps = 0
+def interrupt(loss):
+    raise KeyboardInterrupt
 
-        def forward(self, prediction, target):
-            self.steps += 1
-            if self.steps > 4:
-                raise KeyboardInterrupt
-            return super().forward(prediction, target)
 
+def test_ctrl_c_ends_with_the_best_so_far(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        fit("student", StudentCNN(), sharp_photo, Interrupted(), {}, tmp_path / "best.pth", **options)
+        run(StudentCNN(), loss_fn=FailsAtStep5(interrupt))
     assert caught.value.code == 130
     assert "Stopped after 1 of 2 epochs: the best so far" in capsys.readouterr().out
     assert load_model(tmp_path / "best.pth").facts["epoch"] == 1
 
 
-def test_validation_is_the_mean_over_photos_and_a_perfect_one_counts_60_db(options):
-    val_set = options["val_set"]
-    scores = validate(nn.Identity(), val_set, CPU)
-    each = (
-        [train.psnr(b[None], s[None]).item() for b, s in val_set],
-        [train.ssim(b[None], s[None]).item() for b, s in val_set],
-    )
-    assert scores.psnr == pytest.approx(sum(each[0]) / 2, abs=1e-4)
-    assert scores.ssim == pytest.approx(sum(each[1]) / 2, abs=1e-6)
-    assert validate(nn.Identity(), [(s, s) for _, s in val_set], CPU) == pytest.approx((60, 1))
+def test_validation_is_the_mean_over_photos_and_a_perfect_one_counts_50_db(run):
+    scores = validate(nn.Identity(), run.val_set, CPU)
+    each = [(train.psnr(b[None], s[None]).item(), train.ssim(b[None], s[None]).item()) for b, s in run.val_set]
+    assert scores.psnr == pytest.approx(sum(p for p, _ in each) / 2, abs=1e-4)
+    assert scores.ssim == pytest.approx(sum(s for _, s in each) / 2, abs=1e-6)
+    assert validate(nn.Identity(), [(s, s) for _, s in run.val_set], CPU) == pytest.approx((50, 1))
 
 
 def test_the_learning_rate_rises_and_then_falls_to_zero():
@@ -206,8 +201,7 @@ def test_the_learning_rate_rises_and_then_falls_to_zero():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="trains on CUDA")
-def test_a_training_on_cuda_learns(options, tmp_path):
+def test_a_training_on_cuda_learns(run, tmp_path):
     teacher = small_teacher().cuda()
-    options |= {"device": torch.device("cuda"), "steps": 40}
-    fit("student", StudentCNN().cuda(), lambda b, s: teacher(b), nn.MSELoss(), {}, tmp_path / "s.pth", **options)
-    assert load_model(tmp_path / "s.pth").facts["val_ssim"] > 0
+    run(StudentCNN().cuda(), lambda blurry, sharp: teacher(blurry), steps=40, device=torch.device("cuda"))
+    assert load_model(tmp_path / "best.pth").facts["val"]["ssim"] > 0

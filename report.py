@@ -1,5 +1,7 @@
-"""The pictures a training leaves: its curves, and validation photos side by side. Drawn with Pillow."""
+"""What a training prints and leaves: tables, curves, and validation photos side by side. Drawn with Pillow."""
 
+import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,45 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dataset import to_pixels
-from utils import psnr, ssim, write_whole
+from models import count_parameters
+from utils import Scores, ms_per_megapixel, psnr, ssim, write_whole
 
 COLOURS = {"input": "#888888", "student": "#d62728", "teacher": "#1f77b4"}
 ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
+
+
+def print_epoch(title: str, row: dict[str, float], scores: Scores, reference: dict[str, Scores], better: bool) -> None:
+    others = ", ".join(f"{key} {value.psnr:.2f} {value.ssim:.4f}" for key, value in reference.items())
+    print(
+        f"{title}  loss {row['loss']:.6f}  {scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}  ({others})"
+        f"  {row['seconds']:.1f} s{'  best' if better else ''}",
+        flush=True,
+    )
+
+
+def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:
+    """The table at the end: how good the student is, how much of the teacher it kept, what each costs."""
+    blurry, student, teacher = scores["input"], scores["student"], scores["teacher"]
+    kept = [(s - b) / (t - b) if t > b else math.nan for s, b, t in zip(student, blurry, teacher, strict=True)]
+    print(f"\n{'':8s} {'PSNR dB':>8s} {'SSIM':>7s}  {'gain kept':>11s} {'parameters':>11s} {'ms/megapixel':>13s}")
+    print(f"{'input':8s} {blurry.psnr:8.2f} {blurry.ssim:7.4f}")
+    for name, network in networks.items():
+        share = f"{kept[0]:.0%} / {kept[1]:.0%}" if name == "student" else ""
+        row = f"{name:8s} {scores[name].psnr:8.2f} {scores[name].ssim:7.4f}  {share:>11s}"
+        print(f"{row} {count_parameters(network):11,d} {ms_per_megapixel(network, device):13.1f}")
+    print("gain kept: the student's share of what the teacher gains over the input, in PSNR / SSIM\n")
+
+
+def write_table(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write ``rows`` as CSV, a column for each key of the first."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(path, write)
 
 
 def draw_curves(path: Path, history: list[dict[str, float]]) -> None:

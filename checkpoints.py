@@ -1,0 +1,73 @@
+"""A training that was interrupted goes on exactly where it was."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from utils import UserError, read_torch_file, write_whole
+
+
+def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> None:
+    """Write all that the rest of a training depends on to ``path``, the old file or the new, never half.
+
+    Args:
+        parts: name -> network, optimizer or whatever else has a ``state_dict``.
+        settings: what must be the same when it goes on; plain values.
+        progress: where it is; plain values, among them "finished".
+    """
+    generators = {"cpu": torch.get_rng_state()}  # a network with dropout draws from these
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    states = {name: part.state_dict() for name, part in parts.items()}
+    content = {"states": states, "generators": generators, "settings": settings, "progress": progress}
+    write_whole(path, lambda partial: torch.save(content, partial))
+
+
+def unfinished(path: Path) -> bool:
+    """Whether ``path`` is the checkpoint of a training that was interrupted."""
+    return path.is_file() and not _read(path)["progress"]["finished"]
+
+
+def load_progress(path: Path, parts: dict, settings: dict) -> dict:
+    """Put the states in ``path`` back into ``parts``; returns the progress.
+
+    Raises:
+        UserError: if the training was interrupted under other ``settings``; ``parts`` are then untouched.
+    """
+    content = _read(path)
+    old = content["settings"]
+    changed = [f"{k} was {old.get(k)}, is {settings.get(k)}" for k in old | settings if old.get(k) != settings.get(k)]
+    if changed:
+        raise UserError(
+            f"{path} holds a training that was interrupted under other settings ({'; '.join(changed)}): "
+            "set RESUME = False to drop it and start anew, or put the old values back to go on with it"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(content["states"][name])
+    torch.set_rng_state(content["generators"]["cpu"])
+    if "cuda" in content["generators"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(content["generators"]["cuda"])
+    return content["progress"]
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = read_torch_file(path)
+        content["states"], content["generators"], content["settings"], content["progress"]["finished"]
+    except (UserError, TypeError, KeyError, IndexError):
+        raise UserError(f"{path} is damaged or no checkpoint: remove it or set RESUME = False to start anew") from None
+    return content
+
+
+class Stopwatch:
+    """Says when some minutes have passed since it last said so."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.start = minutes * 60, time.monotonic()
+
+    def rings(self) -> bool:
+        if time.monotonic() - self.start < self.seconds:
+            return False
+        self.start = time.monotonic()
+        return True

@@ -1,0 +1,60 @@
+"""Two processes, started by torchrun on the CPU, train and validate as one does."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import processes
+import train
+import two_processes
+from models import StudentCNN
+from processes import share_of_batch
+from utils import UserError
+
+SCRIPT = Path(__file__).parent / "two_processes.py"
+
+
+def torchrun(folder, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT, folder]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_match_one(pairs, monkeypatch):
+    result = torchrun(pairs)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("student 1/2") == 1, "rank 0 alone prints"
+    first, second = (torch.load(pairs / f"rank{r}.pth", weights_only=True) for r in range(2))
+    monkeypatch.setattr(train, "autocast_dtype", train.autocast_dtype)  # put back what the script changes
+    two_processes.training(pairs, "train")  # one process, this one
+    one = torch.load(pairs / "rank0.pth", weights_only=True)
+    start = StudentCNN(**two_processes.STUDENT).state_dict()
+    assert any((one["weights"][name] - value).abs().max() > 1e-3 for name, value in start.items()), "it has learnt"
+    for name, value in one["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], value, atol=1e-5, rtol=0)
+    # each photo scored exactly once: a photo twice or never would change the mean
+    torch.testing.assert_close(torch.tensor(first["scores"]), torch.tensor(one["scores"]), atol=1e-4, rtol=0)
+    assert first["scores"] == second["scores"]
+
+
+def test_a_bad_file_on_one_rank_ends_both_with_its_sentence(pairs):
+    shutil.copytree(pairs / "train", pairs / "bad")
+    (pairs / "bad" / "002" / "blurry.png").write_text("no picture")
+    start = time.monotonic()
+    result = torchrun(pairs, "bad")
+    assert result.returncode != 0 and time.monotonic() - start < 30
+    assert result.stderr.count("error: ") == 1, result.stderr
+    assert "bad/002/blurry.png cannot be read as a picture" in result.stderr
+    assert 'Traceback (most recent call last):\n  File "' + str(SCRIPT) not in result.stderr
+
+
+def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
+    assert share_of_batch(9) == 3
+    with pytest.raises(UserError, match="BATCH_SIZE = 8 cannot be shared by 3 processes"):
+        share_of_batch(8)

@@ -1,0 +1,115 @@
+"""A training that is interrupted and one that is not give the same student."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import FailsAtStep5, constants, interrupt, run  # noqa: F401  (fixtures)
+
+import train
+from models import StudentCNN, load_model, save_model
+from utils import UserError
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_moments_a_training_ends_with_the_same_bits(workers):
+    script = Path(__file__).parent / "kill_and_resume.py"
+    command = [sys.executable, script, "--kills", "2", "--workers", str(workers), "--seed", str(workers)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "weights the same" in result.stdout
+
+
+def small_student():
+    torch.manual_seed(3)
+    return StudentCNN(width=4, deep_width=8, convs=1)
+
+
+def test_a_finished_training_is_followed_by_a_new_one(run, capsys):  # noqa: F811
+    first, second = small_student(), small_student()
+    run(first)
+    run(second)
+    assert "going on" not in capsys.readouterr().out
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+def test_an_interrupted_training_goes_on_and_says_so(run, capsys):  # noqa: F811
+    alone, interrupted = small_student(), small_student()
+    run(alone)
+    loss_fn = FailsAtStep5(interrupt)
+    with pytest.raises(SystemExit):
+        run(interrupted, loss_fn=loss_fn, outputs=Path("x"), resume=False)
+    again = small_student()
+    run(again, loss_fn=loss_fn, outputs=Path("x"))
+    assert "going on with the training that was interrupted after step 3 of 6" in capsys.readouterr().out
+    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.fixture
+def interrupted(constants, monkeypatch):  # noqa: F811
+    """train.main() was interrupted in its second epoch."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train.nn, "MSELoss", lambda: FailsAtStep5(interrupt))
+        with pytest.raises(SystemExit):
+            train.main()
+    monkeypatch.setattr(train.nn, "MSELoss", lambda: FailsAtStep5(lambda loss: loss))
+    return constants
+
+
+@pytest.mark.parametrize(
+    "constant, value, sentence",
+    [
+        ("LEARNING_RATE", 0.5, "LEARNING_RATE was 0.002, is 0.5"),
+        ("NUM_EPOCHS", 7, "NUM_EPOCHS was 2, is 7"),
+        ("PATCH_SIZE", 16, "PATCH_SIZE was 32, is 16"),
+        ("ASK_TEACHER_ONCE", False, "ASK_TEACHER_ONCE was True, is False"),
+    ],
+)
+def test_settings_changed_in_between_are_named_with_the_two_ways_out(interrupted, monkeypatch, constant, value, sentence):
+    before = (interrupted / "outputs" / "last.pth").read_bytes()
+    monkeypatch.setattr(train, constant, value)
+    with pytest.raises(UserError, match=f"{sentence}.*RESUME = False.*or put the old values back"):
+        train.main()
+    assert (interrupted / "outputs" / "last.pth").read_bytes() == before
+    monkeypatch.setattr(train, "RESUME", False)
+    train.main()
+
+
+def test_a_teacher_or_photos_changed_in_between_are_noticed(interrupted):
+    original = (interrupted / "teacher.pth").read_bytes()
+    teacher = load_model("teacher.pth")
+    torch.nn.init.normal_(teacher.head.bias)
+    save_model("teacher.pth", teacher)
+    with pytest.raises(UserError, match="the teacher was .*, is "):
+        train.main()
+    (interrupted / "teacher.pth").write_bytes(original)
+    (interrupted / "data" / "train" / "001" / "sharp.png").touch()
+    with pytest.raises(UserError, match="the photos was .*, is "):
+        train.main()
+
+
+def test_with_the_old_values_an_interrupted_main_goes_on(interrupted, capsys):
+    train.main()
+    assert "going on with the training that was interrupted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_a_damaged_checkpoint_is_one_sentence(interrupted, content):
+    last = interrupted / "outputs" / "last.pth"
+    last.write_bytes(last.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(UserError, match=r"last.pth is damaged or no checkpoint: remove it or set RESUME = False"):
+        train.main()
+
+
+def test_a_full_disk_is_a_sentence_and_the_earlier_checkpoint_survives(interrupted, monkeypatch):
+    before = (interrupted / "outputs" / "last.pth").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("checkpoints.torch.save", full)
+    with pytest.raises(UserError, match="cannot be written .*No space left on device.*: free some space"):
+        train.main()
+    assert (interrupted / "outputs" / "last.pth").read_bytes() == before

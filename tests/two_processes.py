@@ -1,0 +1,45 @@
+"""What each process of a torchrun does in test_processes.py.
+
+torchrun --nproc-per-node=2 tests/two_processes.py FOLDER [bad]
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from torch import nn
+
+import train
+from dataset import PairedImageDataset
+from models import StudentCNN
+from processes import first_rank_first, rank, start_processes
+from utils import run_script
+
+
+STUDENT = dict(width=4, deep_width=8, convs=2)
+
+
+def training(folder: Path, train_folder: str) -> None:
+    """Twenty steps in float32, and the scores of the validation photos that each process sees."""
+    train.autocast_dtype = lambda device: torch.float32  # bfloat16 would round differently for each size of batch
+    device = start_processes("cpu")
+    train_set = first_rank_first(lambda: PairedImageDataset(folder / train_folder, 32))
+    val_set = first_rank_first(lambda: PairedImageDataset(folder / "val"))
+    torch.manual_seed(0)
+    student = StudentCNN(**STUDENT)
+    settings = dict(NUM_EPOCHS=2, BATCH_SIZE=6, PATCHES_PER_PHOTO=20, LEARNING_RATE=1e-3)
+    machine = dict(device=device, outputs=folder / "outputs", workers=0, compiled=False, checkpoint_minutes=5, resume=False)
+    best = folder / "best.pth"
+    train.fit("student", student, train.sharp_photo, nn.MSELoss(), train_set, val_set, {}, best, settings, **machine)
+    scores = train.validate(student, val_set, device)
+    torch.save({"weights": student.state_dict(), "scores": list(scores)}, folder / f"rank{rank()}.pth")
+
+
+if __name__ == "__main__":
+    # "bad": only rank 1 sees the folder with the bad file, as if the machines held different data
+    torch.set_num_threads(1)
+    start_processes("cpu")
+    bad = sys.argv[2:] == ["bad"] and rank() == 1
+    run_script(lambda: training(Path(sys.argv[1]), "bad" if bad else "train"))
