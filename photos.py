@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import tempfile
 import warnings
@@ -62,14 +63,14 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 class PixelFile:
     """Many photos' pixels one after the other in one file, from which a patch is a copy of its own rows.
 
-    ``pixels[i]`` is photo i as an (H, W, 3) memory map of ``dtype``; ``pixels.shapes[i]`` is its (H, W). The map is
-    made anew at each access (50 microseconds), so that a data set larger than memory leaves no pages behind.
+    ``pixels[i]`` is photo i as an (H, W, 3) memory-mapped array of ``dtype``; ``pixels.shapes[i]`` is its (H, W).
     """
 
     def __init__(self, file: Path, shapes: list[tuple[int, int]], dtype: type):
         self.file, self.shapes, self.dtype = file, shapes, np.dtype(dtype)
         sizes = [height * width * 3 * self.dtype.itemsize for height, width in shapes]
         self._offsets = [0, *np.cumsum(sizes).tolist()]
+        self._map, self._uses_left = None, 0
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -78,10 +79,26 @@ class PixelFile:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
+        if not self._uses_left:
+            # Mapped anew now and then: the pages that were looked at are let go, so memory never grows with the data
+            self._map, self._uses_left = self._open(), 500
+        self._uses_left -= 1
+        height, width = self.shapes[index]
+        flat = np.frombuffer(self._map, self.dtype, height * width * 3, self._offsets[index])
+        return flat.reshape(height, width, 3)
+
+    def _open(self) -> mmap.mmap:
         try:
-            return np.memmap(self.file, self.dtype, "r", self._offsets[index], (*self.shapes[index], 3))
+            with open(self.file, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
-            raise UserError(f"{self.file} was removed or cut while it was in use: run again to make it anew") from None
+            mapped = b""
+        if len(mapped) != self.nbytes:
+            raise UserError(f"{self.file} was removed or cut while it was in use: run again to make it anew")
+        return mapped
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_map": None, "_uses_left": 0}  # a map cannot be sent to a worker
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,7 @@ from models import TeacherCNN
 from photos import find_photos
 from processes import first_rank_first, say, start_processes
 from train import fit, sharp_photo, validate
-from utils import PSNRLoss, UserError, run_script, seed_everything
+from utils import PSNRLoss, UserError, check_settings, run_script, seed_everything
 
 # Files
 PHOTOS = None  # a folder of sharp photos to blur on the fly; None: the pairs in DATA
@@ -41,6 +41,15 @@ RESUME = True  # go on with an interrupted training; False: drop it and start an
 
 
 def main() -> None:
+    settings = dict(
+        NUM_EPOCHS=NUM_EPOCHS,
+        PATCHES_PER_PHOTO=PATCHES_PER_PHOTO,
+        BATCH_SIZE=BATCH_SIZE,
+        PATCH_SIZE=PATCH_SIZE,
+        LEARNING_RATE=LEARNING_RATE,
+        SEED=SEED,
+    )
+    check_settings(settings)
     device = start_processes(DEVICE)
     if PHOTOS is None:
         data = first_rank_first(lambda: find_or_make_data(DATA))
@@ -56,14 +65,6 @@ def main() -> None:
     seed_everything(SEED)
     teacher = TeacherCNN().to(device)
     scores = {"input": validate(nn.Identity(), val_set, device)}
-    settings = dict(
-        NUM_EPOCHS=NUM_EPOCHS,
-        PATCHES_PER_PHOTO=PATCHES_PER_PHOTO,
-        BATCH_SIZE=BATCH_SIZE,
-        PATCH_SIZE=PATCH_SIZE,
-        LEARNING_RATE=LEARNING_RATE,
-        SEED=SEED,
-    )
     machine = dict(
         device=device,
         outputs=Path(OUTPUTS),

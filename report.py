@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dataset import to_pixels
 from models import count_parameters
+from patches import to_pixels
 from utils import Scores, ms_per_megapixel, psnr, ssim, write_whole
 
 COLOURS = {"input": "#888888", "student": "#d62728", "teacher": "#1f77b4"}

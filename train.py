@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from checkpoints import Stopwatch, load_progress, save_progress, unfinished
-from dataset import PairedImageDataset, batches_of_one_size, find_or_make_data
+from dataset import Batches, PairedImageDataset, batches_of_one_size, find_or_make_data
 from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
 from processes import (
     distributed,
@@ -29,7 +29,19 @@ from processes import (
     world_size,
 )
 from report import draw_comparison, draw_curves, print_epoch, print_summary, write_table
-from utils import PERFECT, PSNRLoss, Scores, UserError, as_saved, autocast_dtype, psnr, run_script, seed_everything, ssim
+from utils import (
+    PERFECT,
+    PSNRLoss,
+    Scores,
+    UserError,
+    as_saved,
+    autocast_dtype,
+    check_settings,
+    psnr,
+    run_script,
+    seed_everything,
+    ssim,
+)
 
 # Files
 DATA = "data"  # holds train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png
@@ -58,11 +70,6 @@ RESUME = True  # go on with an interrupted training; False: drop it and start an
 
 
 def main() -> None:
-    device = start_processes(DEVICE)
-    data = first_rank_first(lambda: find_or_make_data(DATA))
-    train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))
-    val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
-    say(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
     settings = dict(  # what the result depends on
         NUM_EPOCHS=NUM_EPOCHS,
         PATCHES_PER_PHOTO=PATCHES_PER_PHOTO,
@@ -71,6 +78,12 @@ def main() -> None:
         LEARNING_RATE=LEARNING_RATE,
         SEED=SEED,
     )
+    check_settings(settings)
+    device = start_processes(DEVICE)
+    data = first_rank_first(lambda: find_or_make_data(DATA))
+    train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))
+    val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
+    say(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
     machine = dict(  # and what it does not depend on
         device=device,
         outputs=Path(OUTPUTS),
@@ -229,13 +242,15 @@ def fit(
 def start_batches(
     train_set: Dataset, device: torch.device, steps: range, batch_size: int, workers: int
 ) -> Iterator[list[Tensor]]:
-    """The batches of all ``steps``: step s takes items s * batch_size and on, shared out over the processes in order."""
-    share = share_of_batch(batch_size)
-    start = rank() * share
-    items = (range(step * batch_size + start, step * batch_size + start + share) for step in steps)
+    """The batches of all ``steps``, (N, 3, S, S) each, as far as they fall to this process."""
     on_device = getattr(train_set, "on_device", False)  # then patches are cut there, by this process
-    pinned = device.type == "cuda" and not on_device
-    loader = DataLoader(train_set, batch_sampler=items, num_workers=0 if on_device else workers, pin_memory=pinned)
+    loader = DataLoader(
+        Batches(train_set, batch_size, rank(), share_of_batch(batch_size)),
+        batch_size=None,  # an item is a batch already
+        sampler=steps,
+        num_workers=0 if on_device else workers,
+        pin_memory=device.type == "cuda" and not on_device,
+    )
     random_state = torch.get_rng_state()
     batches = iter(loader)
     torch.set_rng_state(random_state)  # starting the loader drew from it, which an interruption must not repeat

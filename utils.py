@@ -40,6 +40,17 @@ def run_script(main) -> None:
         sys.exit(130)  # the shell's code for Ctrl-C
 
 
+def check_settings(settings: dict) -> None:
+    """Raise ``UserError`` for a constant of a training that is out of its range."""
+    for name, value in settings.items():
+        least = 0 if name == "SEED" else 1
+        if name == "LEARNING_RATE":
+            if not (type(value) in (int, float) and 0 < value < float("inf")):
+                raise UserError(f"{name} = {value!r} is not a number above 0: set it to one such as 1e-3")
+        elif type(value) is not int or value < least:
+            raise UserError(f"{name} = {value!r} is not a whole number of at least {least}: set it to one")
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """``"auto"`` is CUDA when there is one, else the CPU; any name that torch knows is taken too."""
     if name == "auto":

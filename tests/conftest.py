@@ -10,8 +10,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts lie flat beside tests/
 
-from dataset import to_pixels, to_tensor
 from degradations import blur, gaussian_kernel
+from patches import to_pixels, to_tensor
 
 
 def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from dataset import PairedImageDataset
 from models import StudentCNN
 from train import fit, sharp_photo
 
-EPOCHS, STEPS = 3, 120
+EPOCHS, STEPS = 2, 120
 
 
 def training(folder: Path, name: str, workers: int) -> None:

@@ -11,13 +11,12 @@ from dataset import (
     BlurredPhotos,
     PairedImageDataset,
     batches_of_one_size,
-    draw_photo,
     find_or_make_data,
     make_demo_data,
-    to_tensor,
 )
 from degradations import Mixture
 from models import TeacherCNN
+from patches import draw_photo, to_tensor
 from photos import find_photos
 from utils import UserError
 

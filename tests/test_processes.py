@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_processes
 
 import processes
 import train
-import two_processes
 from models import StudentCNN
 from processes import share_of_batch
 from utils import UserError

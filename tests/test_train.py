@@ -194,6 +194,26 @@ def test_validation_is_the_mean_over_photos_and_a_perfect_one_counts_50_db(run):
     assert validate(nn.Identity(), [(s, s) for _, s in run.val_set], CPU) == pytest.approx((50, 1))
 
 
+@pytest.mark.parametrize(
+    "constant, value",
+    [
+        ("BATCH_SIZE", 0),
+        ("NUM_EPOCHS", -1),
+        ("PATCHES_PER_PHOTO", 0),
+        ("PATCH_SIZE", 32.0),
+        ("SEED", -1),
+        ("LEARNING_RATE", -1e-3),
+        ("LEARNING_RATE", float("nan")),
+    ],
+)
+@pytest.mark.parametrize("script", [train, pretrain])
+def test_a_constant_out_of_range_is_one_sentence_before_any_work(constants, monkeypatch, script, constant, value):
+    monkeypatch.setattr(script, constant, value)
+    with pytest.raises(UserError, match=f"{constant} = {value!r} is not a "):
+        script.main()
+    assert not (constants / "outputs").exists() and not (constants / "data" / "train" / ".cache").exists()
+
+
 def test_the_learning_rate_rises_and_then_falls_to_zero():
     factors = [train.warmup_cosine(step, 1000) for step in range(1001)]
     assert factors[0] < 0.03 and max(factors) == factors[50] == 1 and factors[1000] == pytest.approx(0)

@@ -17,7 +17,6 @@ from models import StudentCNN
 from processes import first_rank_first, rank, start_processes
 from utils import run_script
 
-
 STUDENT = dict(width=4, deep_width=8, convs=2)
 
 

@@ -1,0 +1,222 @@
+"""How much of the time of a training is training: images per second of the plain loop, of train.py, and of the limit.
+
+    python benchmarks/training_speed.py
+    python benchmarks/training_speed.py --pairs 100 2000 --size 1280x720 --keep /tmp/pairs
+
+The plain loop decodes both PNGs for each patch, asks the teacher at every step, and computes in float32.
+The limit is train.py's own step on a batch that is in memory already. All are measured in turns, round by
+round, on the same photos and networks; the medians of the rounds are printed. Close other programs first.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import skimage
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import train
+from dataset import PairedImageDataset
+from degradations import random_degradation
+from models import StudentCNN, TeacherCNN, load_model
+from patches import to_pixels, to_tensor
+from processes import start_processes
+from utils import autocast_dtype
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[100], help="numbers of pairs to measure with")
+    parser.add_argument("--size", default="480x320", help="WIDTHxHEIGHT of the photos")
+    parser.add_argument("--batch", type=int, default=train.BATCH_SIZE)
+    parser.add_argument("--patch", type=int, default=train.PATCH_SIZE)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", type=Path, help="folder to make the pairs in and to find them again")
+    arguments = parser.parse_args()
+    width, height = (int(number) for number in arguments.size.split("x"))
+    device = start_processes("auto")
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in arguments.pairs:
+            folder = (arguments.keep or Path(temporary)) / f"{count}_{arguments.size}"
+            make_pairs(folder, count, height, width)
+            print(
+                f"\n{count} pairs of {arguments.size}, batches of {arguments.batch} patches of {arguments.patch}, {device}"
+            )
+            measure(folder, device, arguments.batch, arguments.patch, arguments.rounds)
+
+
+def measure(folder: Path, device: torch.device, batch_size: int, patch_size: int, rounds: int) -> None:
+    weights = Path(train.__file__).parent / "weights" / "teacher.pth"
+    teacher = (load_model(weights) if weights.is_file() else TeacherCNN()).to(device).eval().requires_grad_(False)
+    start = time.perf_counter()
+    train_set = PairedImageDataset(folder, patch_size)
+    decoded = time.perf_counter()
+    train_set.ask_once(teacher.to(memory_format=torch.channels_last), device)
+    filled = time.perf_counter()
+    train_set.load_onto(device)
+
+    loops = {
+        "plain loop": PlainLoop(folder, teacher, device, batch_size, patch_size),
+        "train.py": OurLoop(train_set, device, batch_size),
+        "limit": OurLoop(train_set, device, batch_size, one_batch=True),
+    }
+    steps = {"plain loop": 4, "train.py": 100, "limit": 100}
+    rates = {name: [] for name in loops}
+    memory = 0
+    for _ in range(rounds + 1):
+        for name, loop in loops.items():
+            start_loop = time.perf_counter()
+            loop.run(steps[name])
+            rates[name].append(steps[name] * batch_size / (time.perf_counter() - start_loop))
+            if name == "train.py":
+                memory = max(memory, resident_mb())
+    middle = {name: float(np.median(values[1:])) for name, values in rates.items()}  # the first round warms up
+    for name, values in rates.items():
+        print(f"{name:10s} {middle[name]:8.1f} images/s   (rounds {min(values[1:]):.1f} to {max(values[1:]):.1f})")
+    print(f"train.py / plain loop {middle['train.py'] / middle['plain loop']:6.1f}")
+    print(f"train.py / limit      {middle['train.py'] / middle['limit']:6.2f}")
+    lap = len(train_set) / middle["plain loop"]
+    print(f"filling the caches: decoding {decoded - start:.1f} s, asking the teacher {filled - decoded:.1f} s")
+    print(f"an epoch of the plain loop: {lap:.1f} s at one patch per photo, {16 * lap:.0f} s at train.py's sixteen")
+    print(f"resident memory while train.py's loop runs: {memory} MB")
+    print_parts(train_set, device, batch_size)
+
+
+class OurLoop:
+    """train.py's own loop, on patches as they come or on one batch again and again."""
+
+    def __init__(self, train_set: Dataset, device: torch.device, batch_size: int, one_batch: bool = False):
+        self.device = device
+        self.student = StudentCNN().to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        self.batches = train.start_batches(train_set, device, range(10**9), batch_size, 0)
+        if one_batch:
+            batch = [part.to(device, memory_format=torch.channels_last) for part in next(self.batches)]
+            self.batches = itertools.repeat(batch)
+
+    def run(self, steps: int) -> None:
+        # The loop reads its loss at the end, which on a GPU waits for all that it was given to do
+        train.train_one_epoch(
+            self.student, train.known_answer, nn.MSELoss(), self.batches, self.optimizer, self.schedule, self.device,
+            "", range(steps), 0.0, lambda *_: None,
+        )  # fmt: skip
+
+
+class PlainPairs(Dataset):
+    """What most repositories do: open, decode and crop both files for each patch."""
+
+    def __init__(self, folder: Path, patch_size: int):
+        self.folders, self.patch_size = sorted(p for p in folder.iterdir() if not p.name.startswith(".")), patch_size
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def __getitem__(self, index: int):
+        blurry, sharp = (
+            to_tensor(np.array(Image.open(self.folders[index] / f"{name}.png").convert("RGB")))
+            for name in ("blurry", "sharp")
+        )
+        top, left = (int(torch.randint(length - self.patch_size + 1, ())) for length in blurry.shape[1:])
+        rows, columns = slice(top, top + self.patch_size), slice(left, left + self.patch_size)
+        return blurry[:, rows, columns], sharp[:, rows, columns]
+
+
+class PlainLoop:
+    def __init__(self, folder: Path, teacher: nn.Module, device: torch.device, batch_size: int, patch_size: int):
+        self.teacher, self.device, self.student = teacher, device, StudentCNN().to(device)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3)
+        loader = DataLoader(PlainPairs(folder, patch_size), batch_size, shuffle=True, drop_last=True)
+        self.batches = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
+
+    def run(self, steps: int) -> None:
+        for blurry, _ in itertools.islice(self.batches, steps):
+            blurry = blurry.to(self.device)
+            with torch.no_grad():
+                target = self.teacher(blurry)
+            loss = nn.functional.mse_loss(self.student(blurry), target)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss.item()
+
+
+def print_parts(train_set: Dataset, device: torch.device, batch_size: int, steps: int = 60) -> None:
+    """Where a step's time goes, in milliseconds; the parts are waited for one by one, so a GPU overlaps less."""
+    loop = OurLoop(train_set, device, batch_size)
+    student, optimizer, dtype = loop.student, loop.optimizer, autocast_dtype(device)
+    spent = dict.fromkeys(["cutting patches", "forward and loss", "backward", "clipping and optimizer"], 0.0)
+
+    def timed(part: str, work):
+        start = time.perf_counter()
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent[part] += time.perf_counter() - start
+        return result
+
+    def forward(batch):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            prediction = student(batch[0])
+        return nn.functional.mse_loss(prediction.float(), batch[2])
+
+    def cut():
+        return [part.to(device, memory_format=torch.channels_last) for part in next(loop.batches)]
+
+    def update():
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(steps):
+        loss = timed("forward and loss", lambda: forward(timed("cutting patches", cut)))
+        timed("backward", loss.backward)
+        timed("clipping and optimizer", update)
+    spent["forward and loss"] -= spent["cutting patches"]  # which ran inside it
+    print("a step: " + ", ".join(f"{part} {seconds / steps * 1000:.2f} ms" for part, seconds in spent.items()))
+
+
+def make_pairs(folder: Path, count: int, height: int, width: int) -> None:
+    """Pairs with the detail of real photos, from scikit-image's sample photos; kept if they are there."""
+    samples = [
+        Image.open(Path(skimage.__file__).parent / "data" / name) for name in ("astronaut.png", "coffee.png", "chelsea.png")
+    ]
+    large = [sample.convert("RGB").resize((2 * width, 2 * height), Image.Resampling.BICUBIC) for sample in samples]
+
+    def make(k: int) -> None:
+        pair = folder / f"{k:05d}"
+        if (pair / "sharp.png").is_file():
+            return
+        rng = np.random.default_rng(k)
+        left, top = int(rng.integers(width)), int(rng.integers(height))
+        sharp = np.array(large[k % len(large)].crop((left, top, left + width, top + height)))
+        sharp = (sharp + rng.integers(0, 6, sharp.shape)).clip(0, 255).astype(np.uint8)  # the grain of a sensor
+        blurry = to_pixels(random_degradation(to_tensor(sharp), torch.Generator().manual_seed(k)))
+        pair.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(blurry).save(pair / "blurry.png", compress_level=3)
+        Image.fromarray(sharp).save(pair / "sharp.png", compress_level=3)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, range(count)))
+
+
+def resident_mb() -> int:
+    """Resident memory of this process now, in MB; 0 where the system does not tell as Linux does."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * 4096 // 10**6
+
+
+if __name__ == "__main__":
+    main()
