@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from utils import UserError, read_torch_file, write_whole
+from utils import UserError, read_torch_file, write_torch_file
 
 
 def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> None:
@@ -14,26 +14,31 @@ def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> No
     Args:
         parts: name -> network, optimizer or whatever else has a ``state_dict``.
         settings: what must be the same when it goes on; plain values.
-        progress: where it is; plain values, among them "finished".
+        progress: where it is; plain values, among them "step".
     """
     generators = {"cpu": torch.get_rng_state()}  # a network with dropout draws from these
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         generators["cuda"] = torch.cuda.get_rng_state()
     states = {name: part.state_dict() for name, part in parts.items()}
-    content = {"states": states, "generators": generators, "settings": settings, "progress": progress}
-    write_whole(path, lambda partial: torch.save(content, partial))
+    content = {"states": states, "generators": generators, "settings": settings, "progress": progress, "finished": False}
+    write_torch_file(path, content)
+
+
+def mark_finished(path: Path) -> None:
+    """The next run starts anew instead of going on from ``path``."""
+    write_torch_file(path, _read(path) | {"finished": True})
 
 
 def unfinished(path: Path) -> bool:
     """Whether ``path`` is the checkpoint of a training that was interrupted."""
-    return path.is_file() and not _read(path)["progress"]["finished"]
+    return path.is_file() and not _read(path)["finished"]
 
 
 def load_progress(path: Path, parts: dict, settings: dict) -> dict:
     """Put the states in ``path`` back into ``parts``; returns the progress.
 
     Raises:
-        UserError: if the training was interrupted under other ``settings``; ``parts`` are then untouched.
+        UserError: if the training was interrupted under other ``settings``, or with another network.
     """
     content = _read(path)
     old = content["settings"]
@@ -43,10 +48,16 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
             f"{path} holds a training that was interrupted under other settings ({'; '.join(changed)}): "
             "set RESUME = False to drop it and start anew, or put the old values back to go on with it"
         )
-    for name, part in parts.items():
-        part.load_state_dict(content["states"][name])
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(content["states"][name])
+    except (RuntimeError, ValueError, KeyError):
+        raise UserError(
+            f"{path} holds a training of a network that was written differently then: set RESUME = False to drop it "
+            "and start anew, or put the old network back to go on with it"
+        ) from None
     torch.set_rng_state(content["generators"]["cpu"])
-    if "cuda" in content["generators"] and torch.cuda.is_available():
+    if "cuda" in content["generators"] and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(content["generators"]["cuda"])
     return content["progress"]
 
@@ -54,10 +65,19 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
 def _read(path: Path) -> dict:
     try:
         content = read_torch_file(path)
-        content["states"], content["generators"], content["settings"], content["progress"]["finished"]
+        content["states"], content["generators"], content["settings"], content["progress"]["step"], content["finished"]
     except (UserError, TypeError, KeyError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint: remove it or set RESUME = False to start anew") from None
     return content
+
+
+def teacher_is_ready(teacher_file: Path, outputs: Path) -> bool:
+    """Whether an interrupted run of train.py had taught its own teacher already and was at the student."""
+    teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
+    if not (teacher_file.is_file() and teacher_run.is_file()) or unfinished(teacher_run):
+        return False
+    over = student_run.is_file() and not unfinished(student_run)
+    return not over or student_run.stat().st_mtime < teacher_run.stat().st_mtime
 
 
 class Stopwatch:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tqdm import tqdm
 from degradations import Mixture, random_degradation
 from models import fingerprint, run_tiled
 from patches import cut, draw_photo, generator_of, random_window, to_pixels, to_tensor, turned
-from photos import DecodedPhotos, PixelFile, list_problems, read_photo
+from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
+from processes import say
 from utils import UserError, autocast_dtype, write_whole
 
 MARGIN = 16  # pixels around a patch that are blurred with it and cut off again, as its real surroundings
@@ -98,12 +100,10 @@ class PairedImageDataset(Dataset):
         cache = self.photos.cache
         dtype = autocast_dtype(device)
         file = cache / f"{self.key}-{fingerprint(teacher)}-{str(dtype).removeprefix('torch.')}.answers"
-        answers = PixelFile(file, self.shapes, np.float16)
-        if not file.is_file():
-            for old in cache.glob(f"{self.key}-*.answers"):  # of other teachers
-                old.unlink(missing_ok=True)
+        self.answers = PixelFile(file, self.shapes, np.float16)
+        if not self.answers.is_complete():
+            remove_files(cache.glob(f"{self.key}-*.answers"))  # of other teachers
             write_whole(file, lambda partial: self._ask_all(teacher, device, dtype, partial))
-        self.answers = answers
 
     @torch.no_grad()
     def _ask_all(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype, file: Path) -> None:
@@ -116,10 +116,10 @@ class PairedImageDataset(Dataset):
                 change = (answer.float() - blurry)[0].permute(1, 2, 0).half().cpu()
                 out.write(change.contiguous().numpy().data)
 
-    def load_onto(self, device: torch.device) -> None:
-        """Where the pixels fit in half of the free memory of a GPU, move them there; patches are then cut on it."""
+    def load_onto(self, device: torch.device, room: int) -> None:
+        """Move all pixels to ``device`` if they take at most ``room`` bytes there; patches are then cut on it."""
         stores = [self.photos] if self.answers is None else [self.photos, self.answers]
-        if device.type != "cuda" or sum(store.nbytes for store in stores) > torch.cuda.mem_get_info(device)[0] / 2:
+        if sum(store.nbytes for store in stores) > room:
             return
         self.photos, *rest = ([torch.from_numpy(np.array(pixels)).to(device) for pixels in store] for store in stores)
         self.answers = rest[0] if rest else None
@@ -147,8 +147,7 @@ class BlurredPhotos(Dataset):
     ):
         self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
         self.photos = DecodedPhotos(list(paths), Path(cache))
-        self.names = [path.name for path in paths]
-        self.key = self.photos.key
+        self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
         small = [
             too_small(path, shape, patch_size)
             for path, shape in zip(paths, self.photos.shapes, strict=True)
@@ -258,7 +257,7 @@ def find_or_make_data(root: Path | str) -> Path:
     if stray:
         raise UserError(f"{stray} is not where it is looked for: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
     make_demo_data(root / "demo")
-    print(f"{root} holds no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'}")
+    say(f"{root} holds no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'}")
     return root / "demo"
 
 

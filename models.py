@@ -6,14 +6,16 @@ four times as far. Both add what they compute to their input and start with a la
 untrained network gives back the photo as it is.
 """
 
+import contextlib
 import hashlib
+import inspect
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import UserError, read_torch_file, write_whole
+from utils import UserError, read_torch_file, write_torch_file
 
 
 class ResidualBlock(nn.Module):
@@ -115,8 +117,10 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """20 characters that change with the class, the shape or any weight of ``network``."""
+    """20 characters that change with the class, its source, the shape or any weight of ``network``."""
     digest = hashlib.sha256(type(network).__name__.encode())
+    with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
+        digest.update(inspect.getsource(type(network)).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -168,13 +172,14 @@ def save_model(path: Path | str, model: nn.Module, **facts) -> None:
         "weights": {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
         "facts": facts,
     }
-    write_whole(path, lambda partial: torch.save(content, partial))
+    write_torch_file(path, content)
 
 
-def load_model(path: Path | str) -> nn.Module:
-    """Build the network that ``save_model`` wrote, on the CPU, in eval mode, its facts in ``.facts``.
+def load_model(path: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """The network that ``save_model`` wrote, in eval mode, its facts in ``.facts``. No code in the file is ever run.
 
-    No code in the file is ever run (``weights_only=True``).
+    Args:
+        model: takes the weights and is returned, where it is; if None, one is built on the CPU.
 
     Raises:
         UserError: one sentence if the file is missing, damaged, not from ``save_model``, of a class
@@ -182,10 +187,10 @@ def load_model(path: Path | str) -> nn.Module:
     """
     content = _read_model_file(Path(path))
     classes = {name: c for name, c in globals().items() if isinstance(c, type) and issubclass(c, nn.Module)}
-    if content["class"] not in classes:
+    if model is None and content["class"] not in classes:
         raise UserError(f"{path} holds a {content['class']}, which models.py does not define: add its class there")
     try:
-        model = classes[content["class"]](**content["arguments"])
+        model = model or classes[content["class"]](**content["arguments"])
         model.load_state_dict(content["weights"])
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

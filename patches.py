@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def generator_of(*numbers: int) -> torch.Generator:
-    """An independent stream of chance for each tuple of whole numbers >= 0."""
+    """A stream of chance of its own for each tuple, of one length, of whole numbers >= 0."""
     state = np.random.SeedSequence(numbers).generate_state(1)[0]  # torch itself would use the low 32 bits of a seed only
     return torch.Generator().manual_seed(int(state))
 

@@ -1,11 +1,13 @@
 """Photos on disk -> RGB pixels: reading any picture file, and decoding a folder of them only once."""
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
 import tempfile
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from processes import say
 from utils import UserError, write_whole
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -33,16 +36,14 @@ def find_photos(folder: Path | str) -> list[Path]:
 def read_photo(path: Path | str) -> np.ndarray:
     """Read a picture of any kind as (H, W, 3) uint8 RGB, turned upright as its EXIF says.
 
-    Grey and palette become RGB, transparency is dropped, 16 bits are rounded to 8.
+    Grey and palette become RGB, transparency is dropped, 16 bits become 8.
 
     Raises:
         UserError: one sentence if the file is missing or cannot be decoded whole.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata that does not touch the pixels
-            with Image.open(path) as picture:
-                return _to_rgb(ImageOps.exif_transpose(picture))
+        with Image.open(path) as picture:
+            return _to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except Exception as error:  # a decoder fed damaged bytes may raise anything
@@ -70,7 +71,10 @@ class PixelFile:
         self.file, self.shapes, self.dtype = file, shapes, np.dtype(dtype)
         sizes = [height * width * 3 * self.dtype.itemsize for height, width in shapes]
         self._offsets = [0, *np.cumsum(sizes).tolist()]
-        self._map, self._uses_left = None, 0
+        self._handle, self._map, self._uses_left = None, None, 0
+
+    def is_complete(self) -> bool:
+        return self.file.is_file() and self.file.stat().st_size == self.nbytes
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -89,8 +93,9 @@ class PixelFile:
 
     def _open(self) -> mmap.mmap:
         try:
-            with open(self.file, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # Held open, so that another training on other photos or teachers may remove what it does not need
+            self._handle = self._handle or open(self.file, "rb")  # noqa: SIM115
+            mapped = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
             mapped = b""
         if len(mapped) != self.nbytes:
@@ -98,7 +103,7 @@ class PixelFile:
         return mapped
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_map": None, "_uses_left": 0}  # a map cannot be sent to a worker
+        return self.__dict__ | {"_handle": None, "_map": None, "_uses_left": 0}  # these cannot be sent to a worker
 
     @property
     def nbytes(self) -> int:
@@ -126,14 +131,14 @@ class DecodedPhotos(PixelFile):
             identity.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         self.key = identity.hexdigest()[:20]
         self.cache, self._temporary = _writable(cache)
-        file = self.cache / f"{self.key}.pixels"
-        index = self.cache / f"{self.key}.json"  # written last: where it stands, the pixels are complete
-        if not (index.is_file() and file.is_file()):
+        file, index = self.cache / f"{self.key}.pixels", self.cache / f"{self.key}.json"
+        super().__init__(file, _read_shapes(index), np.uint8)
+        if len(self) != len(paths) or not self.is_complete():
             shapes: list[tuple[int, int]] = []
             write_whole(file, lambda partial: shapes.extend(_decode_all(paths, partial)))
             write_whole(index, lambda partial: partial.write_text(json.dumps(shapes)))
-            _remove_others(self.cache, self.key)
-        super().__init__(file, [tuple(shape) for shape in json.loads(index.read_text())], np.uint8)
+            remove_files(p for p in self.cache.glob("*.*") if not p.name.startswith((".", self.key)))  # earlier states
+            super().__init__(file, shapes, np.uint8)
 
 
 def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
@@ -147,9 +152,11 @@ def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
             return error
 
     bar = tqdm(total=len(paths), desc="decoding photos once", unit="photo", leave=False, disable=None)
-    with open(file, "wb") as out, ThreadPoolExecutor() as pool, bar:  # Pillow decodes outside the interpreter lock
-        for start in range(0, len(paths), 32):  # in groups: a whole data set may not fit in memory
-            for result in pool.map(read, paths[start : start + 32]):
+    threads = os.cpu_count() or 1  # Pillow decodes outside the interpreter lock
+    with open(file, "wb") as out, ThreadPoolExecutor(threads) as pool, bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata that does not touch the pixels
+        for start in range(0, len(paths), 2 * threads):  # in groups: a whole data set may not fit in memory
+            for result in pool.map(read, paths[start : start + 2 * threads]):
                 bar.update()
                 if isinstance(result, UserError):
                     problems.append(str(result))
@@ -175,12 +182,18 @@ def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
     except OSError:
         pass
     temporary = tempfile.TemporaryDirectory(prefix="decoded_photos_")
-    print(f"{cache} cannot be written: photos are decoded into a temporary folder for this run only")
+    say(f"{cache} cannot be written: photos are decoded into a temporary folder for this run only")
     return Path(temporary.name), temporary
 
 
-def _remove_others(cache: Path, key: str) -> None:
-    """Drop the files of earlier states of the photos: nobody would ever ask for them again."""
-    for file in cache.glob("*.*"):
-        if not file.name.startswith((".", key)):
+def _read_shapes(index: Path) -> list[tuple[int, int]]:
+    try:
+        return [(int(height), int(width)) for height, width in json.loads(index.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []  # not there, or not whole: the photos are decoded again
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):  # Windows keeps a file that another process has open
             file.unlink(missing_ok=True)

@@ -22,17 +22,25 @@ def start_processes(device_name: str) -> torch.device:
 
     On CUDA each process of a machine takes a GPU of its own (nccl), on the CPU they share the cores (gloo).
     """
-    if not is_torchrun():
-        return pick_device(device_name)
-    if device_name == "auto" and torch.cuda.is_available():
-        device_name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if is_torchrun() and device_name in ("auto", "cuda") and torch.cuda.is_available():
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UserError(f"process {local_rank} finds no GPU of its own: start at most {gpus} on this machine")
+        device_name = f"cuda:{local_rank}"
+    elif is_torchrun() and str(device_name).startswith("cuda:"):
+        raise UserError(f"DEVICE = {device_name!r} is one GPU for all processes of torchrun: set it to 'auto'")
     device = pick_device(device_name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # what follows, its generator above all, then means this one
+    if is_torchrun() and not dist.is_initialized():
         # Rank 0 may ask the teacher about a large data set while the others wait
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return device
+
+
+def room_on(device: torch.device) -> int:
+    """Bytes of a GPU's memory that photos may take, half of what is free; 0 elsewhere, where files are as fast."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
 
 
 def is_torchrun() -> bool:

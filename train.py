@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from checkpoints import Stopwatch, load_progress, save_progress, unfinished
+from checkpoints import Stopwatch, load_progress, mark_finished, save_progress, teacher_is_ready, unfinished
 from dataset import Batches, PairedImageDataset, batches_of_one_size, find_or_make_data
 from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
 from processes import (
     distributed,
     first_rank_first,
     rank,
+    room_on,
     say,
     share_of_batch,
     start_processes,
     sum_over_processes,
     world_size,
 )
-from report import draw_comparison, draw_curves, print_epoch, print_summary, write_table
+from report import draw_comparison, draw_curves, epoch_row, print_epoch, print_summary, write_table
 from utils import (
     PERFECT,
     PSNRLoss,
@@ -36,7 +37,7 @@ from utils import (
     UserError,
     as_saved,
     autocast_dtype,
-    check_settings,
+    check_constants,
     psnr,
     run_script,
     seed_everything,
@@ -50,8 +51,8 @@ BEST_STUDENT = "best_student_model.pth"  # the student with the best validation 
 OUTPUTS = "outputs"  # table of the epochs, curves, pictures
 
 # Training
-NUM_EPOCHS = 20
-PATCHES_PER_PHOTO = 16  # random patches of each training photo in one epoch
+NUM_EPOCHS = 40
+PATCHES_PER_PHOTO = 32  # random patches of each training photo in one epoch
 BATCH_SIZE = 8  # patches per step
 PATCH_SIZE = 128  # pixels
 LEARNING_RATE = 2e-3  # at its peak: it rises over the first 5% of the steps, then a cosine takes it to 0
@@ -70,7 +71,7 @@ RESUME = True  # go on with an interrupted training; False: drop it and start an
 
 
 def main() -> None:
-    settings = dict(  # what the result depends on
+    settings = dict(  # what an interrupted training must share to go on
         NUM_EPOCHS=NUM_EPOCHS,
         PATCHES_PER_PHOTO=PATCHES_PER_PHOTO,
         BATCH_SIZE=BATCH_SIZE,
@@ -78,30 +79,32 @@ def main() -> None:
         LEARNING_RATE=LEARNING_RATE,
         SEED=SEED,
     )
-    check_settings(settings)
+    check_constants(settings | dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES))
     device = start_processes(DEVICE)
-    data = first_rank_first(lambda: find_or_make_data(DATA))
+    share_of_batch(BATCH_SIZE)  # raises now rather than after the teacher was asked
+    data, outputs = first_rank_first(lambda: find_or_make_data(DATA)), Path(OUTPUTS)
     train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))
     val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
     say(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
-    machine = dict(  # and what it does not depend on
+    scores = {"input": validate(nn.Identity(), val_set, device)}
+    machine = dict(
         device=device,
-        outputs=Path(OUTPUTS),
+        outputs=outputs,
         workers=NUM_WORKERS,
         compiled=COMPILE,
         checkpoint_minutes=CHECKPOINT_MINUTES,
         resume=RESUME,
     )
-    scores = {"input": validate(nn.Identity(), val_set, device)}
 
-    teacher_file = Path(TEACHER_WEIGHTS or f"{OUTPUTS}/teacher.pth")
-    student_waits = RESUME and teacher_file.is_file() and unfinished(Path(OUTPUTS) / "last.pth")
-    if TEACHER_WEIGHTS is None and not student_waits:
+    teacher_file = Path(TEACHER_WEIGHTS or outputs / "teacher.pth")
+    if TEACHER_WEIGHTS is None and not (RESUME and teacher_is_ready(teacher_file, outputs)):
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
         fit("teacher", teacher, sharp_photo, PSNRLoss(), train_set, val_set, scores, teacher_file, settings, **machine)
-    teacher = load_model(teacher_file).to(device, memory_format=torch.channels_last).requires_grad_(False)
+        finish(outputs / "last_teacher.pth")
+    teacher = first_rank_first(lambda: load_model(teacher_file))
+    teacher = teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
     scores["teacher"] = validate(teacher, val_set, device)
     check_teacher(scores, teacher_file, data, REQUIRE_GOOD_TEACHER)
     settings |= {"ASK_TEACHER_ONCE": ASK_TEACHER_ONCE, "the teacher": fingerprint(teacher)}
@@ -112,7 +115,7 @@ def main() -> None:
     if ASK_TEACHER_ONCE:
         first_rank_first(lambda: train_set.ask_once(teacher, device))
     target_of = known_answer if ASK_TEACHER_ONCE else ask_teacher
-    train_set.load_onto(device)
+    train_set.load_onto(device, room_on(device))
 
     seed_everything(SEED)
     student = StudentCNN().to(device)
@@ -120,11 +123,18 @@ def main() -> None:
     fit("student", student, target_of, loss_fn, train_set, val_set, scores, Path(BEST_STUDENT), settings, **machine)
 
     if rank() == 0:
-        student = load_model(BEST_STUDENT).to(device, memory_format=torch.channels_last)
+        load_model(BEST_STUDENT, student)
         scores["student"] = Scores(**student.facts["val"])
         print_summary({"student": student, "teacher": teacher}, scores, device)
-        draw_comparison(Path(OUTPUTS), val_set, {"student": student, "teacher": teacher}, device)
+        draw_comparison(outputs, val_set, {"student": student, "teacher": teacher}, device)
         print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of the epochs are in {OUTPUTS}/")
+    finish(outputs / "last.pth")
+
+
+def finish(last_file: Path) -> None:
+    """The next run is to start anew instead of going on from ``last_file``."""
+    if rank() == 0:
+        mark_finished(last_file)
 
 
 def sharp_photo(blurry: Tensor, sharp: Tensor) -> Tensor:
@@ -177,8 +187,9 @@ def fit(
         best_file: where ``models.save_model`` puts the network with the best SSIM on ``val_set``.
         settings: the constants of a training by their names; what an interrupted one must share to go on.
     Raises:
-        UserError: if the loss is no longer a finite number; ``best_file`` keeps the best so far.
-        SystemExit: after Ctrl-C, likewise.
+        UserError: if an interrupted training cannot be taken up, the loss is no longer a finite number (the best so
+            far is kept), or a file cannot be written.
+        SystemExit: after Ctrl-C; the best so far is kept.
     """
     epochs, batch_size = settings["NUM_EPOCHS"], settings["BATCH_SIZE"]
     steps = max(1, len(train_set) * settings["PATCHES_PER_PHOTO"] // batch_size)  # per epoch
@@ -190,41 +201,42 @@ def fit(
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
     settings = settings | {"the photos": f"{train_set.key} {val_set.key}", "the loss": repr(loss_fn)}
     settings |= {"the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}"}
-    progress = dict(step=0, loss_sum=0.0, history=[], best_ssim=-math.inf, finished=False)
+    progress = dict(step=0, loss_sum=0.0, history=[], best_ssim=-math.inf)
     if resume and unfinished(last_file):
         progress = load_progress(last_file, parts, settings)
+        if progress["history"] and not best_file.is_file():
+            raise UserError(f"{best_file} is gone, the best of an interrupted training: put it back or set RESUME = False")
         say(f"going on with the training that was interrupted after step {progress['step']} of {epochs * steps}")
     batches = start_batches(train_set, device, range(progress["step"], epochs * steps), batch_size, workers)
     if compiled:
         network.compile()  # in place: the names of the weights stay as they are
     trained = distributed(network, device)
+    if rank() == 0:  # at once, so that a folder that cannot be written is known before the work
+        save_progress(last_file, parts, settings, progress)
     stopwatch = Stopwatch(checkpoint_minutes)
 
-    def keep(steps_done: int, loss_sum: Tensor) -> None:
+    def keep(steps_done: int, loss_sum: float) -> None:
         if rank() == 0 and stopwatch.rings():
-            now = {"step": len(progress["history"]) * steps + steps_done, "loss_sum": loss_sum.item()}
+            now = {"step": len(progress["history"]) * steps + steps_done, "loss_sum": loss_sum}
             save_progress(last_file, parts, settings, progress | now)
 
     try:
-        while not progress["finished"]:
+        while progress["step"] < epochs * steps:
             start, epoch = time.perf_counter(), progress["step"] // steps + 1
             title, todo = f"{name} {epoch}/{epochs}", range(progress["step"] % steps, steps)
             loss = train_one_epoch(
                 trained, target_of, loss_fn, batches, optimizer, schedule, device, title, todo, progress["loss_sum"], keep
             )
-            if not math.isfinite(loss):
-                last_file.unlink(missing_ok=True)  # going on from it would only lead here again
-                raise UserError(
-                    f"the loss of {title} is no longer a finite number: lower LEARNING_RATE; the best so far is kept"
-                )
             scores = validate(network, val_set, device)
-            row = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - start}
-            for key, value in {**reference, name: scores}.items():
-                row |= {f"{key}_psnr": value.psnr, f"{key}_ssim": value.ssim}
+            if not math.isfinite(loss + scores.psnr + scores.ssim):
+                last_file.unlink(missing_ok=True)  # going on from it would only lead here again
+                kept = f"{best_file} holds the best so far" if epoch > 1 else "nothing was saved"
+                raise UserError(f"the loss of {title} is no longer a finite number: lower LEARNING_RATE; {kept}")
+            row = epoch_row(epoch, loss, time.perf_counter() - start, reference | {name: scores})
             better = scores.ssim > progress["best_ssim"]
             best_ssim = max(scores.ssim, progress["best_ssim"])
             history = [*progress["history"], row]
-            progress = dict(step=epoch * steps, loss_sum=0.0, history=history, best_ssim=best_ssim, finished=epoch == epochs)
+            progress = dict(step=epoch * steps, loss_sum=0.0, history=history, best_ssim=best_ssim)
             if rank() == 0:
                 if better:
                     save_model(best_file, network, epoch=epoch, val=scores._asdict(), settings=settings)
@@ -234,7 +246,7 @@ def fit(
                 print_epoch(title, row, scores, reference, better)
     except KeyboardInterrupt:
         done, best = len(progress["history"]), progress["best_ssim"]
-        kept = f"the best so far, SSIM {best:.4f}, is in {best_file}" if done else "there is no student yet"
+        kept = f"the best so far, SSIM {best:.4f}, is in {best_file}" if done else "nothing to keep yet"
         say(f"\nStopped after {done} of {epochs} epochs: {kept}. Run again to go on.")
         raise SystemExit(130) from None
 
@@ -268,7 +280,7 @@ def train_one_epoch(
     title: str,
     todo: range,
     loss_sum: float,
-    keep: Callable[[int, Tensor], None],
+    keep: Callable[[int, float], None],
 ) -> float:
     """Take the steps ``todo`` of one epoch, after others whose losses add up to ``loss_sum``.
 
@@ -295,9 +307,10 @@ def train_one_epoch(
         schedule.step()
         total += loss.detach()
         if step % 50 == 49 and step + 1 < todo.stop:  # not at every step: reading a number waits for the GPU
-            if not math.isfinite(mean_over_processes(total)):
+            loss_sum = mean_over_processes(total)
+            if not math.isfinite(loss_sum):
                 return math.nan
-            keep(step + 1, total)
+            keep(step + 1, loss_sum)
     return mean_over_processes(total) / todo.stop
 
 
@@ -321,7 +334,7 @@ def validate(network: nn.Module, val_set: Dataset, device: torch.device) -> Scor
             prediction = run_tiled(network, blurry)
         prediction = as_saved(prediction)
         each = torch.stack([psnr(prediction, sharp).clamp(max=PERFECT), ssim(prediction, sharp)])
-        total += each.sum(dim=1).double().cpu()
+        total += each.sum(dim=1).cpu().double()
     return Scores(*(sum_over_processes(total, device) / len(val_set)).tolist())
 
 

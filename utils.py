@@ -3,6 +3,8 @@
 Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
 """
 
+import contextlib
+import glob
 import os
 import sys
 import time
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,19 +38,24 @@ def run_script(main) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(1 if error.shared and os.environ.get("RANK", "0") != "0" else f"error: {error}")
+        text = str(error)
+        if "Original Traceback" in text:  # a worker's error: the loader puts its whole traceback before the sentence
+            text = text.rsplit("UserError: ", 1)[-1].strip()
+        sys.exit(1 if error.shared and os.environ.get("RANK", "0") != "0" else f"error: {text}")
     except KeyboardInterrupt:
         sys.exit(130)  # the shell's code for Ctrl-C
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def check_settings(settings: dict) -> None:
+def check_constants(constants: dict) -> None:
     """Raise ``UserError`` for a constant of a training that is out of its range."""
-    for name, value in settings.items():
-        least = 0 if name == "SEED" else 1
-        if name == "LEARNING_RATE":
+    for name, value in constants.items():
+        least = 0 if name in ("SEED", "NUM_WORKERS") else 1
+        if name in ("LEARNING_RATE", "CHECKPOINT_MINUTES"):
             if not (type(value) in (int, float) and 0 < value < float("inf")):
-                raise UserError(f"{name} = {value!r} is not a number above 0: set it to one such as 1e-3")
-        elif type(value) is not int or value < least:
+                raise UserError(f"{name} = {value!r} is not a number above 0: set it to one")
+        elif type(value) is not int or not least <= value < 2**62:
             raise UserError(f"{name} = {value!r} is not a whole number of at least {least}: set it to one")
 
 
@@ -57,8 +65,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"DEVICE = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
@@ -95,12 +103,28 @@ def write_whole(path: Path | str, write) -> None:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{path.suffix}"):
+            if time.time() - left.stat().st_mtime > 86400:  # seconds; of a process that was killed
+                left.unlink(missing_ok=True)
         write(partial)
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): free some space or check the folder") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_torch_file(path: Path | str, content) -> None:
+    """``torch.save(content, path)``, whole or not at all; errors as ``write_whole``."""
+
+    def write(partial: Path) -> None:
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:  # which is how torch reports a full disk
+            raise OSError(str(error).splitlines()[0]) from None
+
+    write_whole(path, write)
 
 
 def read_torch_file(path: Path | str):
@@ -205,6 +229,9 @@ class PSNRLoss(torch.nn.Module):
     def __init__(self, floor: float = 1e-3):
         super().__init__()
         self.floor = floor
+
+    def extra_repr(self) -> str:
+        return f"floor={self.floor}"
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         mse = (prediction - target).square().mean(dim=(1, 2, 3))

@@ -1,7 +1,7 @@
 """How much of the time of a training is training: images per second of the plain loop, of train.py, and of the limit.
 
     python benchmarks/training_speed.py
-    python benchmarks/training_speed.py --pairs 100 2000 --size 1280x720 --keep /tmp/pairs
+    python benchmarks/training_speed.py --pairs 100 2000 --size 1280x720 --small-teacher --keep FOLDER
 
 The plain loop decodes both PNGs for each patch, asks the teacher at every step, and computes in float32.
 The limit is train.py's own step on a batch that is in memory already. All are measured in turns, round by
@@ -10,6 +10,8 @@ round, on the same photos and networks; the medians of the rounds are printed. C
 
 import argparse
 import itertools
+import re
+import resource
 import sys
 import tempfile
 import time
@@ -29,19 +31,25 @@ from dataset import PairedImageDataset
 from degradations import random_degradation
 from models import StudentCNN, TeacherCNN, load_model
 from patches import to_pixels, to_tensor
-from processes import start_processes
-from utils import autocast_dtype
+from processes import room_on, start_processes
+from utils import autocast_dtype, run_script, write_whole
+
+WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
 
 def main() -> None:
+    torch.manual_seed(0)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[100], help="numbers of pairs to measure with")
     parser.add_argument("--size", default="480x320", help="WIDTHxHEIGHT of the photos")
     parser.add_argument("--batch", type=int, default=train.BATCH_SIZE)
     parser.add_argument("--patch", type=int, default=train.PATCH_SIZE)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small-teacher", action="store_true", help="an untrained one, to fill the caches fast")
     parser.add_argument("--keep", type=Path, help="folder to make the pairs in and to find them again")
     arguments = parser.parse_args()
+    if not re.fullmatch(r"\d+x\d+", arguments.size):
+        parser.error("--size is WIDTHxHEIGHT, such as 480x320")
     width, height = (int(number) for number in arguments.size.split("x"))
     device = start_processes("auto")
     with tempfile.TemporaryDirectory() as temporary:
@@ -51,18 +59,18 @@ def main() -> None:
             print(
                 f"\n{count} pairs of {arguments.size}, batches of {arguments.batch} patches of {arguments.patch}, {device}"
             )
-            measure(folder, device, arguments.batch, arguments.patch, arguments.rounds)
+            teacher = TeacherCNN(8, 8, 1, 1) if arguments.small_teacher else load_model(WEIGHTS)
+            teacher = teacher.to(device).eval().requires_grad_(False)
+            measure(folder, teacher, device, arguments.batch, arguments.patch, arguments.rounds)
 
 
-def measure(folder: Path, device: torch.device, batch_size: int, patch_size: int, rounds: int) -> None:
-    weights = Path(train.__file__).parent / "weights" / "teacher.pth"
-    teacher = (load_model(weights) if weights.is_file() else TeacherCNN()).to(device).eval().requires_grad_(False)
+def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: int, patch_size: int, rounds: int) -> None:
     start = time.perf_counter()
     train_set = PairedImageDataset(folder, patch_size)
     decoded = time.perf_counter()
     train_set.ask_once(teacher.to(memory_format=torch.channels_last), device)
     filled = time.perf_counter()
-    train_set.load_onto(device)
+    train_set.load_onto(device, room_on(device))
 
     loops = {
         "plain loop": PlainLoop(folder, teacher, device, batch_size, patch_size),
@@ -86,7 +94,8 @@ def measure(folder: Path, device: torch.device, batch_size: int, patch_size: int
     print(f"train.py / limit      {middle['train.py'] / middle['limit']:6.2f}")
     lap = len(train_set) / middle["plain loop"]
     print(f"filling the caches: decoding {decoded - start:.1f} s, asking the teacher {filled - decoded:.1f} s")
-    print(f"an epoch of the plain loop: {lap:.1f} s at one patch per photo, {16 * lap:.0f} s at train.py's sixteen")
+    patches = train.PATCHES_PER_PHOTO
+    print(f"an epoch of the plain loop: {lap:.1f} s at one patch per photo, {patches * lap:.0f} s at train.py's {patches}")
     print(f"resident memory while train.py's loop runs: {memory} MB")
     print_parts(train_set, device, batch_size)
 
@@ -194,7 +203,7 @@ def make_pairs(folder: Path, count: int, height: int, width: int) -> None:
 
     def make(k: int) -> None:
         pair = folder / f"{k:05d}"
-        if (pair / "sharp.png").is_file():
+        if (pair / "blurry.png").is_file():
             return
         rng = np.random.default_rng(k)
         left, top = int(rng.integers(width)), int(rng.integers(height))
@@ -202,8 +211,8 @@ def make_pairs(folder: Path, count: int, height: int, width: int) -> None:
         sharp = (sharp + rng.integers(0, 6, sharp.shape)).clip(0, 255).astype(np.uint8)  # the grain of a sensor
         blurry = to_pixels(random_degradation(to_tensor(sharp), torch.Generator().manual_seed(k)))
         pair.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(blurry).save(pair / "blurry.png", compress_level=3)
         Image.fromarray(sharp).save(pair / "sharp.png", compress_level=3)
+        write_whole(pair / "blurry.png", lambda partial: Image.fromarray(blurry).save(partial, compress_level=3))
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(make, range(count)))
@@ -215,8 +224,8 @@ def resident_mb() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
         return 0
-    return pages * 4096 // 10**6
+    return pages * resource.getpagesize() // 10**6
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

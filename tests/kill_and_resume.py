@@ -6,12 +6,15 @@ Exit code 0 if they are the same to the last bit. The suite runs it with fewer k
 """
 
 import argparse
+import csv
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -21,17 +24,22 @@ from conftest import write_pair
 from torch import nn
 
 from dataset import PairedImageDataset
-from models import StudentCNN
+from models import StudentCNN, load_model
 from train import fit, sharp_photo
 
-EPOCHS, STEPS = 2, 120
+EPOCHS, STEPS = 2, 160
+
+
+def dropout_student() -> StudentCNN:
+    student = StudentCNN(width=4, deep_width=8, convs=1)
+    student.fine = nn.Sequential(student.fine, nn.Dropout(0.1))
+    return student
 
 
 def training(folder: Path, name: str, workers: int) -> None:
     """A short training of a small student with dropout: its chance must go on where it was, too."""
     torch.manual_seed(0)
-    student = StudentCNN(width=4, deep_width=8, convs=1)
-    student.fine = nn.Sequential(student.fine, nn.Dropout(0.1))
+    student = dropout_student()
     settings = dict(NUM_EPOCHS=EPOCHS, BATCH_SIZE=2, PATCHES_PER_PHOTO=STEPS, LEARNING_RATE=1e-2)
     machine = dict(device=torch.device("cpu"), outputs=folder / name, workers=workers, compiled=False)
     train_set, val_set = PairedImageDataset(folder / "pairs", 16), PairedImageDataset(folder / "pairs")
@@ -52,6 +60,8 @@ def in_a_process(folder: Path, name: str, workers: int) -> int:
         try:
             training(folder, name, workers)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(status)
@@ -72,27 +82,37 @@ def main() -> None:
         start = time.monotonic()
         assert os.waitpid(in_a_process(folder, "alone", arguments.workers), 0)[1] == 0, "the training itself failed"
         usual = time.monotonic() - start
-        kills = 0
-        while True:
+        kills, patience = 0, 0.3
+        while kills < arguments.kills:
             child = in_a_process(folder, "killed", arguments.workers)
-            if kills < arguments.kills:
-                time.sleep(rng.uniform(0.1, 0.9) * usual)
-            if kills == arguments.kills:
-                assert os.waitpid(child, 0)[1] == 0, "the last run failed"
-                break
+            deadline = time.monotonic() + 60
+            while not (folder / "killed" / "last.pth").exists() and time.monotonic() < deadline:
+                time.sleep(0.005)  # before the first checkpoint a kill would prove nothing
+            time.sleep(rng.uniform(0, patience) * usual)
             ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
+            if ended:  # too late to kill it: once more from the start, with less patience
                 assert status == 0, "a run failed before it was killed"
-                break
+                shutil.rmtree(folder / "killed")
+                (folder / "killed.log").unlink()
+                kills, patience = 0, patience / 2
+                continue
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
+        assert os.waitpid(in_a_process(folder, "killed", arguments.workers), 0)[1] == 0, "the last run failed"
         went_on = (folder / "killed.log").read_text().count("going on with the training")
         one, other = (torch.load(folder / f"{name}.pth", weights_only=True) for name in ("alone", "killed"))
         same = all(torch.equal(one[key], other[key]) for key in one)
-        tables = [(folder / name / "student_epochs.csv").read_text().splitlines() for name in ("alone", "killed")]
+        tables = []
+        for name in "alone", "killed":
+            best = load_model(folder / name / "best.pth", dropout_student())
+            one |= {f"best {key}": value for key, value in best.state_dict().items()} if name == "alone" else {}
+            other |= {f"best {key}": value for key, value in best.state_dict().items()} if name == "killed" else {}
+            with open(folder / name / "student_epochs.csv") as file:
+                tables.append([row | {"seconds": ""} for row in csv.DictReader(file)])
+        same = same and one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
         print(f"{kills} kills, went on from a checkpoint {went_on} times, weights {'the same' if same else 'DIFFER'}")
-        assert same and kills and went_on and len(tables[0]) == len(tables[1]) == EPOCHS + 1
+        assert same and kills and went_on and tables[0] == tables[1] and len(tables[0]) == EPOCHS
 
 
 if __name__ == "__main__":

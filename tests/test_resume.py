@@ -9,7 +9,7 @@ import torch
 from test_train import FailsAtStep5, constants, interrupt, run  # noqa: F401  (fixtures)
 
 import train
-from models import StudentCNN, load_model, save_model
+from models import StudentCNN, TeacherCNN, load_model, save_model
 from utils import UserError
 
 
@@ -22,29 +22,81 @@ def test_killed_at_random_moments_a_training_ends_with_the_same_bits(workers):
     assert "weights the same" in result.stdout
 
 
+def interrupt_now():
+    raise KeyboardInterrupt
+
+
 def small_student():
     torch.manual_seed(3)
     return StudentCNN(width=4, deep_width=8, convs=1)
 
 
-def test_a_finished_training_is_followed_by_a_new_one(run, capsys):  # noqa: F811
-    first, second = small_student(), small_student()
-    run(first)
-    run(second)
-    assert "going on" not in capsys.readouterr().out
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_an_interrupted_training_goes_on_and_says_so(run, capsys):  # noqa: F811
-    alone, interrupted = small_student(), small_student()
-    run(alone)
-    loss_fn = FailsAtStep5(interrupt)
+def test_a_finished_training_is_followed_by_a_new_one(constants, capsys):  # noqa: F811
+    students = []
+    for _ in range(2):
+        train.main()
+        students.append(load_model("best_student_model.pth"))
+    printed = capsys.readouterr().out
+    assert "going on" not in printed and printed.count("student 1/2") == 2
+    assert same_weights(*students)
+
+
+def test_an_interrupted_training_goes_on_and_says_so(run, tmp_path, capsys):  # noqa: F811
+    alone, stopped, again = small_student(), small_student(), small_student()
+    run(alone, outputs=tmp_path / "alone")
+    loss_fn, outputs = FailsAtStep5(interrupt), tmp_path / "stopped"
     with pytest.raises(SystemExit):
-        run(interrupted, loss_fn=loss_fn, outputs=Path("x"), resume=False)
-    again = small_student()
-    run(again, loss_fn=loss_fn, outputs=Path("x"))
+        run(stopped, loss_fn=loss_fn, outputs=outputs)
+    run(again, loss_fn=loss_fn, outputs=outputs)
     assert "going on with the training that was interrupted after step 3 of 6" in capsys.readouterr().out
-    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), again.state_dict().values(), strict=True))
+    assert same_weights(alone, again)
+
+
+def test_a_run_killed_after_its_last_epoch_only_draws_its_pictures(constants, monkeypatch, capsys):  # noqa: F811
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "draw_comparison", interrupt)
+        with pytest.raises(TypeError):
+            train.main()
+    before = load_model("best_student_model.pth")
+    capsys.readouterr()
+    train.main()
+    printed = capsys.readouterr().out
+    assert "after step" in printed and "student 1/2" not in printed and "gain kept" in printed
+    assert same_weights(before, load_model("best_student_model.pth"))
+
+
+def test_a_teacher_that_was_taught_before_the_interruption_is_not_taught_again(constants, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "StudentCNN", interrupt_now)
+        with pytest.raises(KeyboardInterrupt):
+            train.main()
+    train.main()  # the student of the interrupted run
+    assert capsys.readouterr().out.count("teacher 1/2") == 1
+    train.main()  # a run of its own
+    assert capsys.readouterr().out.count("teacher 1/2") == 1
+
+
+def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
+    (interrupted / "best_student_model.pth").unlink()
+    with pytest.raises(UserError, match=r"best_student_model.pth is gone, .*put it back or set RESUME = False"):
+        train.main()
+
+
+def test_another_network_under_the_same_name_is_one_sentence(interrupted, monkeypatch):
+    def other():
+        student = StudentCNN()
+        student.fine = torch.nn.Conv2d(16, 16, 1)
+        return student
+
+    monkeypatch.setattr(train, "StudentCNN", other)
+    with pytest.raises(UserError, match="of a network that was written differently then: set RESUME = False"):
+        train.main()
 
 
 @pytest.fixture
@@ -109,7 +161,7 @@ def test_a_full_disk_is_a_sentence_and_the_earlier_checkpoint_survives(interrupt
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("checkpoints.torch.save", full)
-    with pytest.raises(UserError, match="cannot be written .*No space left on device.*: free some space"):
+    monkeypatch.setattr("utils.torch.save", full)
+    with pytest.raises(UserError, match=r"last\.pth cannot be written .*No space left on device.*: free some space"):
         train.main()
     assert (interrupted / "outputs" / "last.pth").read_bytes() == before

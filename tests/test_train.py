@@ -68,8 +68,9 @@ def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
     for name in "student_curves.png", "comparison_1.png":
         picture = Image.open(constants / "outputs" / name)
         assert min(picture.size) > 100 and len(picture.getcolors(1 << 24)) > 10
-    printed = capsys.readouterr().out
-    assert "student 2/2" in printed and "gain kept" in printed and "\r" not in printed
+    printed, bars = capsys.readouterr()
+    assert "student 2/2" in printed and "gain kept" in printed
+    assert "\r" not in printed + bars, "bars do not go into a log file"
 
 
 def test_main_teaches_a_teacher_first_where_there_are_no_weights(constants, monkeypatch):
@@ -133,12 +134,12 @@ def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(run):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_seed_gives_the_same_weights(run, workers):
+def test_the_same_seed_gives_the_same_weights(run, tmp_path, workers):
     weights = []
     for best in "a.pth", "b.pth":
         torch.manual_seed(5)
         student = StudentCNN(width=4, deep_width=8, convs=1)
-        run(student, loss_fn=PSNRLoss(), best=best, workers=workers)
+        run(student, loss_fn=PSNRLoss(), best=best, outputs=tmp_path / best.removesuffix(".pth"), workers=workers)
         weights.append(student.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -220,8 +221,51 @@ def test_the_learning_rate_rises_and_then_falls_to_zero():
     assert all(a >= b for a, b in pairwise(factors[50:]))
 
 
+def all_batches(train_set, workers, device=CPU):
+    return [[part.cpu() for part in batch] for batch in train.start_batches(train_set, device, range(2, 6), 3, workers)]
+
+
+def equal(batches, others):
+    return all(
+        torch.equal(a, b) for one, other in zip(batches, others, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_batches_are_the_same_from_workers_and_from_memory(run):
+    run.train_set.ask_once(small_teacher(), CPU)
+    from_disk = all_batches(run.train_set, 0)
+    assert len(from_disk) == 4 and len(from_disk[0]) == 3 and from_disk[0][0].shape == (3, 3, 32, 32)
+    assert torch.equal(from_disk[0][0][1], run.train_set[7][0]), "step 2 of batches of 3 starts with patch 6"
+    assert equal(from_disk, all_batches(run.train_set, 2))
+    run.train_set.load_onto(CPU, room=1000)
+    assert not run.train_set.on_device, "they take more than that"
+    run.train_set.load_onto(CPU, room=10**9)
+    assert run.train_set.on_device and equal(from_disk, all_batches(run.train_set, 2))
+
+
+def test_compiled_in_place_a_student_learns_and_is_saved_under_the_same_names(run, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(StudentCNN, "compile", lambda network: compiled.append(network))  # a C++ compiler may be absent
+    run(StudentCNN(), compiled=True)
+    assert len(compiled) == 1 and load_model(tmp_path / "best.pth").state_dict().keys() == StudentCNN().state_dict().keys()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="trains on CUDA")
-def test_a_training_on_cuda_learns(run, tmp_path):
-    teacher = small_teacher().cuda()
-    run(StudentCNN().cuda(), lambda blurry, sharp: teacher(blurry), steps=40, device=torch.device("cuda"))
-    assert load_model(tmp_path / "best.pth").facts["val"]["ssim"] > 0
+def test_on_cuda_a_student_learns_from_photos_that_lie_there_and_goes_on_after_an_interruption(run, tmp_path):
+    cuda, teacher, student = torch.device("cuda"), small_teacher().cuda(), StudentCNN().cuda()
+    run.train_set.ask_once(teacher, cuda)
+    from_disk = all_batches(run.train_set, 0, cuda)
+    run.train_set.load_onto(cuda, room=10**9)
+    assert equal(from_disk, all_batches(run.train_set, 0, cuda))
+
+    def distance(student):
+        with torch.no_grad():
+            pairs = [(student(b[None].cuda()), teacher(b[None].cuda())) for b, _ in run.val_set]
+        return sum(float(nn.functional.mse_loss(*pair)) for pair in pairs)
+
+    at_start, loss_fn = distance(student), FailsAtStep5(interrupt)
+    with pytest.raises(SystemExit):
+        run(student, train.known_answer, loss_fn, steps=4, epochs=10, device=cuda)
+    again = StudentCNN().cuda()
+    run(again, train.known_answer, loss_fn, steps=4, epochs=10, device=cuda)
+    assert distance(again) < 0.7 * at_start
