@@ -80,7 +80,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        # torch.cpu.get_capabilities came with torch 2.11; older ones stay in float32
+        # Where torch is too old to tell, float32 it is
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     else:
