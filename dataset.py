@@ -238,9 +238,21 @@ class Batches(Dataset):
 
 DEMO_TILE = 144  # pixels
 DEMO_PHOTOS = {  # sample photos inside scikit-image, and how many tiles of each; no photo is in both
-    "train": {"astronaut.png": 9, "motorcycle_left.png": 15, "coffee.png": 8},
-    "val": {"chelsea.png": 6, "rocket.jpg": 2},
+    "train": {"astronaut.png": 9, "motorcycle_left.png": 15, "chelsea.png": 6, "rocket.jpg": 2},
+    "val": {"coffee.png": 8},
 }
+# The middle of the mixture's ranges: eight photos that hardly need sharpening would show nothing
+DEMO_MIXTURE = Mixture(
+    identity=0,
+    blurs={"gaussian": 0.4, "anisotropic": 0.2, "defocus": 0.3, "line": 0.05, "shake": 0.05},
+    sigma=(0.8, 2.5),
+    radius=(1.5, 3.5),
+    line_length=(3, 10),
+    shake_length=(4, 14),
+    noise_sigma=(0.2, 1.5),
+    jpeg=0.15,
+    quality=(60, 95),
+)
 DEMO_NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by degradations.py. Delete at will.\n"
 
 
@@ -280,9 +292,7 @@ def make_demo_data(root: Path | str) -> None:
         for part, photos in DEMO_PHOTOS.items():
             tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
             for k, sharp in enumerate(tiles, start=1):
-                # Every validation photo is blurred: eight are too few to spend one on the identity
-                mixture = Mixture() if part == "train" else Mixture(identity=0)
-                blurry = random_degradation(to_tensor(sharp), generator_of(len(part), k), mixture)
+                blurry = random_degradation(to_tensor(sharp), generator_of(len(part), k), DEMO_MIXTURE)
                 folder = partial / part / f"{k:03d}"
                 folder.mkdir(parents=True)
                 Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")
