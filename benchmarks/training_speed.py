@@ -211,7 +211,7 @@ def make_pairs(folder: Path, count: int, height: int, width: int) -> None:
         sharp = (sharp + rng.integers(0, 6, sharp.shape)).clip(0, 255).astype(np.uint8)  # the grain of a sensor
         blurry = to_pixels(random_degradation(to_tensor(sharp), torch.Generator().manual_seed(k)))
         pair.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sharp).save(pair / "sharp.png", compress_level=3)
+        write_whole(pair / "sharp.png", lambda partial: Image.fromarray(sharp).save(partial, compress_level=3))
         write_whole(pair / "blurry.png", lambda partial: Image.fromarray(blurry).save(partial, compress_level=3))
 
     with ThreadPoolExecutor() as pool:
