@@ -27,7 +27,7 @@ from dataset import PairedImageDataset
 from models import StudentCNN, load_model
 from train import fit, sharp_photo
 
-EPOCHS, STEPS = 2, 160
+EPOCHS, STEPS = 2, 110
 
 
 def dropout_student() -> StudentCNN:

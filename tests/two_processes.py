@@ -33,11 +33,14 @@ def training(folder: Path, train_folder: str) -> None:
     best = folder / "best.pth"
     train.fit("student", student, train.sharp_photo, nn.MSELoss(), train_set, val_set, {}, best, settings, **machine)
     scores = train.validate(student, val_set, device)
-    # The gradient of one more batch: an optimizer that scales it would hide a sum in place of a mean
-    student.zero_grad()
+    # The gradient of one batch: an optimizer that scales it would hide a sum in place of a mean
+    torch.manual_seed(1)
+    untrained = StudentCNN(**STUDENT)
+    nn.init.normal_(untrained.tail.weight, std=0.1)  # with the zeros it starts with, no other layer has a gradient
+    wrapped = distributed(untrained, device)  # kept: without it the gradients would not be averaged
     blurry, sharp = next(train.start_batches(train_set, device, range(99, 100), 6, 0))
-    nn.functional.mse_loss(distributed(student, device)(blurry), sharp).backward()
-    gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
+    nn.functional.mse_loss(wrapped(blurry), sharp).backward()
+    gradients = {name: parameter.grad for name, parameter in untrained.named_parameters()}
     result = {"weights": student.state_dict(), "gradients": gradients, "scores": list(scores)}
     torch.save(result, folder / f"rank{rank()}.pth")
 
