@@ -9,6 +9,7 @@ import argparse
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -27,7 +28,7 @@ from dataset import PairedImageDataset
 from models import StudentCNN, load_model
 from train import fit, sharp_photo
 
-EPOCHS, STEPS = 2, 110
+EPOCHS = 2
 
 
 def dropout_student() -> StudentCNN:
@@ -36,11 +37,11 @@ def dropout_student() -> StudentCNN:
     return student
 
 
-def training(folder: Path, name: str, workers: int) -> None:
+def training(folder: Path, name: str, workers: int, steps: int) -> None:
     """A short training of a small student with dropout: its chance must go on where it was, too."""
     torch.manual_seed(0)
     student = dropout_student()
-    settings = dict(NUM_EPOCHS=EPOCHS, BATCH_SIZE=2, PATCHES_PER_PHOTO=STEPS, LEARNING_RATE=1e-2)
+    settings = dict(NUM_EPOCHS=EPOCHS, BATCH_SIZE=2, PATCHES_PER_PHOTO=steps, LEARNING_RATE=1e-2)
     machine = dict(device=torch.device("cpu"), outputs=folder / name, workers=workers, compiled=False)
     train_set, val_set = PairedImageDataset(folder / "pairs", 16), PairedImageDataset(folder / "pairs")
     best = folder / name / "best.pth"
@@ -49,7 +50,7 @@ def training(folder: Path, name: str, workers: int) -> None:
     torch.save(student.state_dict(), folder / f"{name}.pth")
 
 
-def in_a_process(folder: Path, name: str, workers: int) -> int:
+def in_a_process(folder: Path, name: str, workers: int, steps: int) -> int:
     """Start the training in a child of this process, which has done the slow import of torch already."""
     child = os.fork()
     if child == 0:
@@ -58,7 +59,7 @@ def in_a_process(folder: Path, name: str, workers: int) -> int:
         sys.stdout = open(folder / f"{name}.log", "a")  # noqa: SIM115
         status = 1
         try:
-            training(folder, name, workers)
+            training(folder, name, workers, steps)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -75,19 +76,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    steps = 60 + 50 * arguments.kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for k in range(2):
             write_pair(folder / "pairs" / f"{k}", seed=k)
         start = time.monotonic()
-        assert os.waitpid(in_a_process(folder, "alone", arguments.workers), 0)[1] == 0, "the training itself failed"
+        assert os.waitpid(in_a_process(folder, "alone", arguments.workers, steps), 0)[1] == 0, "the training itself failed"
         usual = time.monotonic() - start
         kills, patience = 0, 0.3
         while kills < arguments.kills:
-            child = in_a_process(folder, "killed", arguments.workers)
+            child = in_a_process(folder, "killed", arguments.workers, steps)
+            last_file, seen = folder / "killed" / "last.pth", set()
+            before = last_file.stat().st_mtime_ns if last_file.exists() else None
             deadline = time.monotonic() + 60
-            while not (folder / "killed" / "last.pth").exists() and time.monotonic() < deadline:
-                time.sleep(0.005)  # before the first checkpoint a kill would prove nothing
+            while len(seen) < 2 and time.monotonic() < deadline:  # the one at its start, then one within the training
+                if last_file.exists() and last_file.stat().st_mtime_ns != before:
+                    seen.add(last_file.stat().st_mtime_ns)
+                time.sleep(0.001)
             time.sleep(rng.uniform(0, patience) * usual)
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:  # too late to kill it: once more from the start, with less patience
@@ -99,8 +105,9 @@ def main() -> None:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
-        assert os.waitpid(in_a_process(folder, "killed", arguments.workers), 0)[1] == 0, "the last run failed"
-        went_on = (folder / "killed.log").read_text().count("going on with the training")
+        assert os.waitpid(in_a_process(folder, "killed", arguments.workers, steps), 0)[1] == 0, "the last run failed"
+        went_on = (folder / "killed.log").read_text()
+        went_on = sum(int(step) > 0 for step in re.findall(r"interrupted after step (\d+)", went_on))
         one, other = (torch.load(folder / f"{name}.pth", weights_only=True) for name in ("alone", "killed"))
         same = all(torch.equal(one[key], other[key]) for key in one)
         tables = []
@@ -112,7 +119,7 @@ def main() -> None:
                 tables.append([row | {"seconds": ""} for row in csv.DictReader(file)])
         same = same and one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
         print(f"{kills} kills, went on from a checkpoint {went_on} times, weights {'the same' if same else 'DIFFER'}")
-        assert same and kills and went_on and tables[0] == tables[1] and len(tables[0]) == EPOCHS
+        assert same and kills and went_on == kills and tables[0] == tables[1] and len(tables[0]) == EPOCHS
 
 
 if __name__ == "__main__":
