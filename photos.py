@@ -64,17 +64,22 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 class PixelFile:
     """Many photos' pixels one after the other in one file, from which a patch is a copy of its own rows.
 
-    ``pixels[i]`` is photo i as an (H, W, 3) memory-mapped array of ``dtype``; ``pixels.shapes[i]`` is its (H, W).
+    ``pixels[i]`` is photo i as an (H, W, 3) memory-mapped uint8 array; ``pixels.shapes[i]`` is its (H, W).
     """
 
-    def __init__(self, file: Path, shapes: list[tuple[int, int]], dtype: type):
-        self.file, self.shapes, self.dtype = file, shapes, np.dtype(dtype)
-        sizes = [height * width * 3 * self.dtype.itemsize for height, width in shapes]
-        self._offsets = [0, *np.cumsum(sizes).tolist()]
+    def __init__(self, file: Path, shapes: list[tuple[int, int]]):
+        self.file, self.shapes = file, shapes
+        *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
         self._handle, self._map, self._uses_left = None, None, 0
 
+    def every_second(self, first: int) -> "PixelFile":
+        """Photos ``first``, ``first`` + 2, ... of the same file; of the others nothing is read."""
+        part = PixelFile(self.file, self.shapes[first::2])
+        part._offsets, part._size = self._offsets[first::2], self._size
+        return part
+
     def is_complete(self) -> bool:
-        return self.file.is_file() and self.file.stat().st_size == self.nbytes
+        return self.file.is_file() and self.file.stat().st_size == self._size
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -88,7 +93,7 @@ class PixelFile:
             self._map, self._uses_left = self._open(), 500
         self._uses_left -= 1
         height, width = self.shapes[index]
-        flat = np.frombuffer(self._map, self.dtype, height * width * 3, self._offsets[index])
+        flat = np.frombuffer(self._map, np.uint8, height * width * 3, self._offsets[index])
         return flat.reshape(height, width, 3)
 
     def _open(self) -> mmap.mmap:
@@ -98,7 +103,7 @@ class PixelFile:
             mapped = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
             mapped = b""
-        if len(mapped) != self.nbytes:
+        if len(mapped) != self._size:
             raise UserError(f"{self.file} was removed or cut while it was in use: run again to make it anew")
         return mapped
 
@@ -107,7 +112,7 @@ class PixelFile:
 
     @property
     def nbytes(self) -> int:
-        return self._offsets[-1]
+        return sum(height * width * 3 for height, width in self.shapes)
 
 
 class DecodedPhotos(PixelFile):
@@ -132,13 +137,13 @@ class DecodedPhotos(PixelFile):
         self.key = identity.hexdigest()[:20]
         self.cache, self._temporary = _writable(cache)
         file, index = self.cache / f"{self.key}.pixels", self.cache / f"{self.key}.json"
-        super().__init__(file, _read_shapes(index), np.uint8)
+        super().__init__(file, _read_shapes(index))
         if len(self) != len(paths) or not self.is_complete():
             shapes: list[tuple[int, int]] = []
             write_whole(file, lambda partial: shapes.extend(_decode_all(paths, partial)))
             write_whole(index, lambda partial: partial.write_text(json.dumps(shapes)))
             remove_files(p for p in self.cache.glob("*.*") if not p.name.startswith((".", self.key)))  # earlier states
-            super().__init__(file, shapes, np.uint8)
+            super().__init__(file, shapes)
 
 
 def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:

@@ -11,16 +11,17 @@ from pathlib import Path
 from torch import nn
 
 from dataset import BlurredPhotos, PairedImageDataset, find_or_make_data
-from models import TeacherCNN
+from models import TeacherCNN, fingerprint, load_model
 from photos import find_photos
 from processes import first_rank_first, say, share_of_batch, start_processes
-from train import finish, fit, sharp_photo, validate
-from utils import PSNRLoss, UserError, check_constants, run_script, seed_everything
+from train import as_given, finish, fit, validate
+from utils import PSNRAndSSIMLoss, UserError, check_constants, run_script, seed_everything
 
 # Files
 PHOTOS = None  # a folder of sharp photos to blur on the fly; None: the pairs in DATA
 VAL_PHOTOS = None  # a folder of other sharp photos to validate on; None: every tenth of PHOTOS
 DATA = "data"  # holds train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; used where PHOTOS is None
+START_FROM = None  # weights to go on from, such as "weights/teacher.pth", to adapt them to photos of your own; None: anew
 TEACHER = "outputs/teacher.pth"  # the teacher with the best validation SSIM; move it to weights/ to distil from it
 OUTPUTS = "outputs"  # table of the epochs, curves, decoded photos
 
@@ -64,7 +65,9 @@ def main() -> None:
     say(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     seed_everything(SEED)
-    teacher = TeacherCNN().to(device)
+    teacher = TeacherCNN() if START_FROM is None else first_rank_first(lambda: load_model(START_FROM))
+    settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
+    teacher.to(device)
     scores = {"input": validate(nn.Identity(), val_set, device)}
     machine = dict(
         device=device,
@@ -74,7 +77,7 @@ def main() -> None:
         checkpoint_minutes=CHECKPOINT_MINUTES,
         resume=RESUME,
     )
-    fit("teacher", teacher, sharp_photo, PSNRLoss(), train_set, val_set, scores, Path(TEACHER), settings, **machine)
+    fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, Path(TEACHER), settings, **machine)
     finish(Path(OUTPUTS) / "last_teacher.pth")
     say(f"The best teacher is in {TEACHER}; curves and the table of the epochs are in {OUTPUTS}/")
 

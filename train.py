@@ -32,7 +32,7 @@ from processes import (
 from report import draw_comparison, draw_curves, epoch_row, print_epoch, print_summary, write_table
 from utils import (
     PERFECT,
-    PSNRLoss,
+    PSNRAndSSIMLoss,
     Scores,
     UserError,
     as_saved,
@@ -101,7 +101,7 @@ def main() -> None:
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
-        fit("teacher", teacher, sharp_photo, PSNRLoss(), train_set, val_set, scores, teacher_file, settings, **machine)
+        fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, teacher_file, settings, **machine)
         finish(outputs / "last_teacher.pth")
     teacher = first_rank_first(lambda: load_model(teacher_file))
     teacher = teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
@@ -109,12 +109,12 @@ def main() -> None:
     check_teacher(scores, teacher_file, data, REQUIRE_GOOD_TEACHER)
     settings |= {"ASK_TEACHER_ONCE": ASK_TEACHER_ONCE, "the teacher": fingerprint(teacher)}
 
-    def ask_teacher(blurry: Tensor, sharp: Tensor) -> Tensor:
+    def ask_teacher(blurry: Tensor, _: Tensor) -> Tensor:
         return teacher(blurry)
 
     if ASK_TEACHER_ONCE:
-        first_rank_first(lambda: train_set.ask_once(teacher, device))
-    target_of = known_answer if ASK_TEACHER_ONCE else ask_teacher
+        first_rank_first(lambda: train_set.ask_once(teacher, device))  # its answers take the place of the sharp photos
+    target_of = as_given if ASK_TEACHER_ONCE else ask_teacher
     train_set.load_onto(device, room_on(device))
 
     seed_everything(SEED)
@@ -137,14 +137,9 @@ def finish(last_file: Path) -> None:
         mark_finished(last_file)
 
 
-def sharp_photo(blurry: Tensor, sharp: Tensor) -> Tensor:
-    """The target of a network that learns from the truth instead of from a teacher."""
-    return sharp
-
-
-def known_answer(blurry: Tensor, sharp: Tensor, answer: Tensor) -> Tensor:
-    """The target where the teacher was asked once about each whole photo: a patch of its answer."""
-    return answer
+def as_given(blurry: Tensor, target: Tensor) -> Tensor:
+    """The target that comes with the patches: the sharp photo or, where the teacher was asked once, its answer."""
+    return target
 
 
 def check_teacher(scores: dict[str, Scores], file: Path, data: Path, required: bool) -> None:
@@ -181,7 +176,7 @@ def fit(
 
     Args:
         name: "student" or "teacher", for what is printed and the names of files in ``outputs``.
-        target_of: takes what ``train_set`` gives, (blurry, sharp) or (blurry, sharp, answer), (N, 3, S, S) each.
+        target_of: takes what ``train_set`` gives, blurry patches and targets, (N, 3, S, S) each.
         train_set: item k is a patch, for any k >= 0.
         reference: scores of others on ``val_set``, shown beside this one's.
         best_file: where ``models.save_model`` puts the network with the best SSIM on ``val_set``.

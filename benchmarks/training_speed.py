@@ -116,7 +116,7 @@ class OurLoop:
     def run(self, steps: int) -> None:
         # The loop reads its loss at the end, which on a GPU waits for all that it was given to do
         train.train_one_epoch(
-            self.student, train.known_answer, nn.MSELoss(), self.batches, self.optimizer, self.schedule, self.device,
+            self.student, train.as_given, nn.MSELoss(), self.batches, self.optimizer, self.schedule, self.device,
             "", range(steps), 0.0, lambda *_: None,
         )  # fmt: skip
 
@@ -176,7 +176,7 @@ def print_parts(train_set: Dataset, device: torch.device, batch_size: int, steps
     def forward(batch):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             prediction = student(batch[0])
-        return nn.functional.mse_loss(prediction.float(), batch[2])
+        return nn.functional.mse_loss(prediction.float(), batch[1])
 
     def cut():
         return [part.to(device, memory_format=torch.channels_last) for part in next(loop.batches)]

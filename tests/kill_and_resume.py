@@ -26,7 +26,7 @@ from torch import nn
 
 from dataset import PairedImageDataset
 from models import StudentCNN, load_model
-from train import fit, sharp_photo
+from train import as_given, fit
 
 EPOCHS = 2
 
@@ -45,7 +45,7 @@ def training(folder: Path, name: str, workers: int, steps: int) -> None:
     machine = dict(device=torch.device("cpu"), outputs=folder / name, workers=workers, compiled=False)
     train_set, val_set = PairedImageDataset(folder / "pairs", 16), PairedImageDataset(folder / "pairs")
     best = folder / name / "best.pth"
-    fit("student", student, sharp_photo, nn.MSELoss(), train_set, val_set, {}, best, settings,
+    fit("student", student, as_given, nn.MSELoss(), train_set, val_set, {}, best, settings,
         checkpoint_minutes=0, resume=True, **machine)  # fmt: skip
     torch.save(student.state_dict(), folder / f"{name}.pth")
 

@@ -18,7 +18,7 @@ from degradations import Mixture
 from models import TeacherCNN
 from patches import draw_photo, to_tensor
 from photos import find_photos
-from utils import UserError
+from utils import UserError, as_saved
 
 
 def test_whole_photos_come_in_order_with_their_own_sizes(pairs):
@@ -92,15 +92,15 @@ def test_a_known_answer_is_the_patch_of_what_the_teacher_makes_of_the_whole_phot
     train_set.ask_once(teacher, torch.device("cpu"))
     whole = PairedImageDataset(pairs / "train")
     with torch.no_grad():
-        answers = [teacher(blurry[None])[0] for blurry, _ in whole]
+        answers = [as_saved(teacher(blurry[None]))[0] for blurry, _ in whole]
     for k in range(12):
-        blurry, sharp, answer = train_set[k]
-        assert torch.equal(blurry, without[k][0]) and torch.equal(sharp, without[k][1])
+        blurry, answer = train_set[k]
+        assert torch.equal(blurry, without[k][0]) and not torch.equal(answer, without[k][1])
         photo = answers[draw_photo(k, 3, 0)[0]]
         turns = [photo.rot90(t, (1, 2)) for t in range(4)] + [photo.flip(-1).rot90(t, (1, 2)) for t in range(4)]
         windows = [t.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4) for t in turns]
         nearest = min(float((w - answer).abs().amax((2, 3, 4)).min()) for w in windows)
-        assert nearest < 2e-4, "kept to a twentieth of a grey level"
+        assert nearest < 1.5 / 255, "rounding to whole grey levels may fall either way"
 
 
 def test_a_teacher_is_asked_once_and_again_when_it_or_the_photos_change(pairs, monkeypatch):

@@ -12,8 +12,8 @@ import pretrain
 import train
 from dataset import PairedImageDataset
 from models import StudentCNN, TeacherCNN, load_model, save_model
-from train import Scores, fit, sharp_photo, validate
-from utils import PSNRLoss, UserError
+from train import Scores, as_given, fit, validate
+from utils import PSNRAndSSIMLoss, UserError
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def run(pairs, tmp_path):
     """``fit`` on dummy pairs, two epochs of three steps unless told otherwise."""
     train_set, val_set = PairedImageDataset(pairs / "train", 32), PairedImageDataset(pairs / "val")
 
-    def run(network, target_of=sharp_photo, loss_fn=None, reference=None, best="best.pth", epochs=2, steps=3, **machine):
+    def run(network, target_of=as_given, loss_fn=None, reference=None, best="best.pth", epochs=2, steps=3, **machine):
         settings = dict(NUM_EPOCHS=epochs, BATCH_SIZE=3, PATCHES_PER_PHOTO=steps, LEARNING_RATE=1e-2)
         machine = dict(outputs=tmp_path / "outputs", workers=0, compiled=False, checkpoint_minutes=5, resume=True) | machine
         machine.setdefault("device", CPU)
@@ -120,7 +120,7 @@ def test_the_student_learns_and_the_teacher_never_changes(run):
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
 
 
-def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(run):
+def test_the_student_learns_the_teachers_output_and_not_the_as_given(run):
     seen = []
 
     class Recorder(nn.Module):
@@ -139,7 +139,7 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path, workers):
     for best in "a.pth", "b.pth":
         torch.manual_seed(5)
         student = StudentCNN(width=4, deep_width=8, convs=1)
-        run(student, loss_fn=PSNRLoss(), best=best, outputs=tmp_path / best.removesuffix(".pth"), workers=workers)
+        run(student, loss_fn=PSNRAndSSIMLoss(), best=best, outputs=tmp_path / best.removesuffix(".pth"), workers=workers)
         weights.append(student.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -234,7 +234,7 @@ def equal(batches, others):
 def test_batches_are_the_same_from_workers_and_from_memory(run):
     run.train_set.ask_once(small_teacher(), CPU)
     from_disk = all_batches(run.train_set, 0)
-    assert len(from_disk) == 4 and len(from_disk[0]) == 3 and from_disk[0][0].shape == (3, 3, 32, 32)
+    assert len(from_disk) == 4 and len(from_disk[0]) == 2 and from_disk[0][0].shape == (3, 3, 32, 32)
     assert torch.equal(from_disk[0][0][1], run.train_set[7][0]), "step 2 of batches of 3 starts with patch 6"
     assert equal(from_disk, all_batches(run.train_set, 2))
     run.train_set.load_onto(CPU, room=1000)
@@ -265,7 +265,7 @@ def test_on_cuda_a_student_learns_from_photos_that_lie_there_and_goes_on_after_a
 
     at_start, loss_fn = distance(student), FailsAtStep5(interrupt)
     with pytest.raises(SystemExit):
-        run(student, train.known_answer, loss_fn, steps=4, epochs=10, device=cuda)
+        run(student, train.as_given, loss_fn, steps=4, epochs=10, device=cuda)
     again = StudentCNN().cuda()
-    run(again, train.known_answer, loss_fn, steps=4, epochs=10, device=cuda)
+    run(again, train.as_given, loss_fn, steps=4, epochs=10, device=cuda)
     assert distance(again) < 0.7 * at_start

@@ -4,7 +4,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
-from utils import PSNRLoss, UserError, as_saved, psnr, ssim, write_whole
+from utils import PSNRAndSSIMLoss, UserError, as_saved, psnr, ssim, write_whole
 
 
 def two_images(height, width, noise=0.1, seed=0):
@@ -78,10 +78,11 @@ def test_as_saved_is_what_a_png_would_hold():
     assert torch.allclose(as_saved(image).flatten() * 255, torch.tensor([0.0, 0, 128, 255, 255]))
 
 
-def test_psnr_loss_is_minus_the_mean_psnr_where_that_is_low():
+def test_the_loss_is_minus_the_mean_psnr_where_that_is_low_and_what_ssim_lacks_to_1():
     x, y = two_images(16, 16, noise=0.2)
-    torch.testing.assert_close(PSNRLoss(floor=1e-6)(x, y), -psnr(x, y).mean(), atol=0.01, rtol=0)
-    assert float(PSNRLoss(floor=1e-3)(x, x)) == pytest.approx(-30)
+    loss = PSNRAndSSIMLoss(floor=1e-6, ssim_weight=7.0)(x, y)
+    torch.testing.assert_close(loss, (7 * (1 - ssim(x, y)) - psnr(x, y)).mean(), atol=0.01, rtol=0)
+    assert float(PSNRAndSSIMLoss(floor=1e-3)(x, x)) == pytest.approx(-30, abs=1e-4)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):

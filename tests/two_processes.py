@@ -31,7 +31,7 @@ def training(folder: Path, train_folder: str) -> None:
     settings = dict(NUM_EPOCHS=2, BATCH_SIZE=6, PATCHES_PER_PHOTO=20, LEARNING_RATE=1e-3)
     machine = dict(device=device, outputs=folder / "outputs", workers=0, compiled=False, checkpoint_minutes=5, resume=False)
     best = folder / "best.pth"
-    train.fit("student", student, train.sharp_photo, nn.MSELoss(), train_set, val_set, {}, best, settings, **machine)
+    train.fit("student", student, train.as_given, nn.MSELoss(), train_set, val_set, {}, best, settings, **machine)
     scores = train.validate(student, val_set, device)
     # The gradient of one batch: an optimizer that scales it would hide a sum in place of a mean
     torch.manual_seed(1)

@@ -1,0 +1,146 @@
+"""What a folder of photos or a public data set holds, as the pairs that prepare_data.py makes of it.
+
+What cannot be used goes to ``problems``, a sentence each.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from photos import find_photos
+from utils import UserError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair to be made: its folder's name, and where it comes from."""
+
+    name: str  # begins with the group
+    group: str  # the photo or sequence, which is never on both sides of the split
+    sharp: Path
+    blurry: Path | None = None  # None: sharp, blurred
+    part: str | None = None  # "train" or "val", where the data set says so
+    tile: tuple[int, int, int, int] | None = None  # of sharp after shrinking: top, left, bottom, right
+
+
+def plan_photos(
+    folder: Path, problems: list[str], copies: int, tile: int, smallest: int, longest: int | None
+) -> Iterator[Pair]:
+    """Sharp photos, to be blurred ``copies`` times; large ones in tiles. Sizes in pixels, see prepare_data.py."""
+    for path in tqdm(find_photos(folder), "looking at photos", unit="photo", leave=False, disable=None):
+        try:
+            height, width = shrunk(upright_size(path), longest)
+        except Exception as error:  # a decoder fed damaged bytes may raise anything
+            problems.append(f"{path} cannot be read as a picture ({' '.join(str(error).split())[:120]})")
+            continue
+        group = flat(path.relative_to(folder).with_suffix(""))
+        rows, columns = cuts(height, tile, smallest), cuts(width, tile, smallest)
+        for row, (top, bottom) in enumerate(rows):
+            for column, (left, right) in enumerate(columns):
+                name = f"{group}.r{row}c{column}" if len(rows) * len(columns) > 1 else group
+                if min(bottom - top, right - left) < smallest:
+                    problems.append(f"{path} is {right - left}x{bottom - top}, smaller than {smallest} pixels")
+                    continue
+                for copy in range(copies):
+                    copy_name = f"{name}.copy{copy}" if copy else name
+                    yield Pair(copy_name, group, path, tile=(top, left, bottom, right))
+
+
+def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
+    blurry_files, sharp_files = (by_name(folder, problems) for folder in (blurry, sharp))
+    problems += [f"{blurry_files[p]} has no partner in {sharp}" for p in blurry_files if p not in sharp_files]
+    problems += [f"{sharp_files[p]} has no partner in {blurry}" for p in sharp_files if p not in blurry_files]
+    both = [p for p in blurry_files if p in sharp_files]
+    one_folder = len({p.parent for p in both}) == 1
+    for p in both:
+        group = flat(p) if one_folder else flat(p.parent)
+        name = group if one_folder else f"{group}.{flat(p.name)}"
+        yield Pair(name, group, sharp_files[p], blurry_files[p])
+
+
+def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
+    """The photos of ``folder`` by their path in it without the suffix, so that a JPEG may belong to a PNG."""
+    files: dict[Path, Path] = {}
+    for path in find_photos(folder):
+        name = path.relative_to(folder).with_suffix("")
+        if files.setdefault(name, path) != path:
+            problems.append(f"{path} has the name of {files[name]}: rename one of them")
+    return files
+
+
+def plan_gopro(folder: Path, problems: list[str]) -> Iterator[Pair]:
+    for of_theirs, part in (("train", "train"), ("test", "val")):
+        for path in files_of(folder, f"{of_theirs}/*/blur/*.png"):
+            sequence = path.parent.parent
+            group = flat(sequence.name)
+            yield Pair(f"{group}.{flat(path.stem)}", group, sequence / "sharp" / path.name, path, part)
+
+
+def plan_reds(folder: Path, problems: list[str]) -> Iterator[Pair]:
+    for part in ("train", "val"):
+        inside = folder / part if (folder / part).is_dir() else folder  # the archives unpack to train/train_blur/...
+        for path in files_of(inside, f"{part}_blur/*/*.png"):
+            group = f"{part}-{flat(path.parent.name)}"  # both parts count their sequences from 000
+            sharp = inside / f"{part}_sharp" / path.parent.name / path.name
+            yield Pair(f"{group}.{flat(path.stem)}", group, sharp, path, part)
+
+
+def plan_hide(folder: Path, problems: list[str]) -> Iterator[Pair]:
+    for pattern, part in (("train/*.png", "train"), ("test/*/*.png", "val")):
+        for path in files_of(folder, pattern):
+            group = flat(path.stem.partition("from")[2] or path.stem)  # 12fromGOPR0950.png is a frame of GOPR0950
+            yield Pair(f"{group}.{flat(path.stem)}", group, folder / "GT" / path.name, path, part)
+
+
+def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
+    for list_of_theirs, part in (("RealBlur_J_train_list.txt", "train"), ("RealBlur_J_test_list.txt", "val")):
+        path = folder / list_of_theirs
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{path} is missing or not text: give the folder that RealBlur was unpacked in") from None
+        for number, line in enumerate(lines, start=1):
+            words = line.split()
+            if len(words) < 2:
+                if words:
+                    problems.append(f"{path}, line {number} does not name a sharp and a blurry file")
+                continue
+            sharp, blurry = folder / words[0], folder / words[1]
+            group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
+            yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
+
+
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    if not files:
+        raise UserError(f"{folder} holds no {pattern}: give the folder that the data set was unpacked in")
+    return files
+
+
+def flat(path: Path | str) -> str:
+    """A name of a folder for ``path``: letters, digits and dashes as they are, anything else an underscore."""
+    return re.sub(r"[^\w-]", "_", str(path))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) as EXIF says the photo is looked at, from the head of the file."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+        on_its_side = picture.getexif().get(0x0112, 1) >= 5  # EXIF's tag Orientation
+    return (width, height) if on_its_side else (height, width)
+
+
+def shrunk(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
+    scale = min(1, longest / max(size)) if longest else 1
+    return tuple(max(1, round(length * scale)) for length in size)
+
+
+def cuts(length: int, tile: int, smallest: int) -> list[tuple[int, int]]:
+    """``length`` in equal parts of at most ``tile``, or more where they would be below ``smallest``: (start, end) each."""
+    count = max(1, min(-(-length // tile), length // smallest))
+    return list(pairwise(round(i * length / count) for i in range(count + 1)))

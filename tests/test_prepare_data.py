@@ -1,0 +1,287 @@
+import re
+
+import numpy as np
+import pytest
+from conftest import dummy_photo
+from PIL import Image
+
+import prepare_data
+from dataset import PairedImageDataset
+from photos import read_photo
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, capsys):
+    """Runs ``python prepare_data.py ARGUMENTS`` in ``tmp_path``; returns what it printed, or its error."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["prepare_data.py", *(str(a) for a in arguments)])
+        try:
+            prepare_data.main()
+        except prepare_data.UserError as error:
+            return f"error: {error}"
+        return capsys.readouterr().out
+
+    return run
+
+
+def save(path, height=128, width=136, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(dummy_photo(height, width, seed=seed)).save(path)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def pixels(folder):
+    return {str(path.relative_to(folder)): read_photo(path).tobytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_photos_become_pairs_that_the_data_set_takes(prepare, tmp_path):
+    for k in range(10):
+        save(tmp_path / "photos" / "holiday" / f"beach {k}.png", seed=k)
+    out = prepare("photos", "photos")
+    assert "9 pairs made in data/train, 1 in data/val, 0 of that name" in out and "left out" not in out
+    assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 9
+    for folder in (tmp_path / "data").glob("*/*"):
+        source = tmp_path / "photos" / "holiday" / f"{folder.name.removeprefix('holiday_').replace('_', ' ')}.png"
+        assert np.array_equal(read_photo(folder / "sharp.png"), read_photo(source))
+        assert read_photo(folder / "blurry.png").shape == (128, 136, 3)
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_one_others(prepare, tmp_path):
+    for k in range(6):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    for out, seed in ("a", 1), ("b", 1), ("c", 2):
+        prepare("photos", "photos", "--out", out, "--seed", seed, "--blur", "gaussian")
+    assert pixels(tmp_path / "a") == pixels(tmp_path / "b") != pixels(tmp_path / "c")
+
+
+def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_photo(prepare, tmp_path):
+    for k in range(4):
+        save(tmp_path / "photos" / f"{k}.png", height=270, width=300, seed=k)
+    out = prepare("photos", "photos", "--tile", 150, "--copies", 2, "--val-share", 0.5)
+    assert "16 pairs made in data/train, 16 in data/val" in out
+    sides = {part: {name[0] for name in names(tmp_path / "data" / part)} for part in ("train", "val")}
+    assert not sides["train"] & sides["val"] and len(sides["train"]) == len(sides["val"]) == 2
+    for part, photos in sides.items():
+        for k in photos:
+            tiles = [[read_photo(tmp_path / f"data/{part}/{k}.r{r}c{c}/sharp.png") for c in (0, 1)] for r in (0, 1)]
+            whole = np.concatenate([np.concatenate(row, axis=1) for row in tiles])
+            assert np.array_equal(whole, read_photo(tmp_path / "photos" / f"{k}.png"))
+
+
+def test_no_tile_is_too_small_for_a_patch(prepare, tmp_path):
+    for k in range(2):
+        save(tmp_path / "photos" / f"{k}.png", height=129, width=300, seed=k)
+    prepare("photos", "photos", "--tile", 128)
+    shapes = {read_photo(path).shape for path in (tmp_path / "data").rglob("*.png")}
+    assert shapes == {(129, 150, 3)}
+
+
+def test_large_photos_are_shrunk_first_where_that_is_asked_for(prepare, tmp_path):
+    for k in range(2):
+        save(tmp_path / "photos" / f"{k}.png", height=300, width=400, seed=k)
+    prepare("photos", "photos", "--longest", 200)
+    assert {read_photo(path).shape for path in (tmp_path / "data").rglob("*.png")} == {(150, 200, 3)}
+
+
+def test_a_second_run_makes_what_is_missing_and_changes_nothing_that_is_there(prepare, tmp_path):
+    for k in range(6):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    prepare("photos", "photos")
+    before = pixels(tmp_path / "data")
+    gone = next((tmp_path / "data" / "train").iterdir())
+    for file in gone.iterdir():
+        file.unlink()
+    gone.rmdir()
+    assert re.match("1 pairs made in data/train, 0 in data/val, 5 ", prepare("photos", "photos"))
+    assert pixels(tmp_path / "data") == before, "the same seed and name give the same blur"
+    assert "0 pairs made in data/train, 0 in data/val, 6 " in prepare("photos", "photos", "--seed", 5)
+    assert pixels(tmp_path / "data") == before, "whatever is asked for"
+
+
+def test_a_photo_stays_on_its_side_when_others_are_added(prepare, tmp_path):
+    for k in range(4):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    prepare("photos", "photos")
+    before = {part: set(names(tmp_path / "data" / part)) for part in ("train", "val")}
+    for k in range(4, 30):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    assert "24 pairs made in data/train, 2 in data/val, 4 " in prepare("photos", "photos", "--seed", 3)
+    assert all(before[part] <= set(names(tmp_path / "data" / part)) for part in before)
+    prepare("photos", "photos", "--copies", 2)
+    sides = [{n.partition(".")[0] for n in names(tmp_path / "data" / part)} for part in ("train", "val")]
+    assert not sides[0] & sides[1]
+
+
+def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
+    for k in range(4):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save(tmp_path / "photos" / "tiny.png", height=20)
+    save(tmp_path / "photos" / "0.jpg")
+    (tmp_path / "photos" / "text.png").write_text("no picture")
+    cut = (tmp_path / "photos" / "3.png").read_bytes()
+    (tmp_path / "photos" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    out = prepare("photos", "photos")
+    assert "4 left out" in out
+    for said in (
+        "tiny.png is 136x20, smaller",
+        "0.png would become 0, which photos/0.jpg is",
+        "text.png cannot",
+        "cut.png cannot",
+    ):
+        assert said in out, said
+    assert len(names(tmp_path / "data/train")) + len(names(tmp_path / "data/val")) == 4
+
+
+def test_a_long_list_of_what_was_left_out_goes_to_a_file(prepare, tmp_path):
+    for k in range(2):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    for k in range(30):
+        (tmp_path / "photos" / f"bad{k}.png").write_text("no picture")
+    assert "and 10 more; all are in data/left_out.txt" in prepare("photos", "photos")
+    assert len((tmp_path / "data/left_out.txt").read_text().splitlines()) == 30
+
+
+def test_pairs_are_matched_by_name_and_copied_byte_for_byte(prepare, tmp_path):
+    for k in range(5):
+        save(tmp_path / "soft" / f"{k}.png", seed=k)
+        save(tmp_path / "sharp" / f"{k}.png", seed=k + 50)
+    save(tmp_path / "soft" / "alone.png")
+    save(tmp_path / "sharp" / "other.jpg")
+    save(tmp_path / "soft" / "odd.png")
+    save(tmp_path / "sharp" / "odd.png", width=140)
+    save(tmp_path / "soft" / "4.jpg", seed=4)
+    out = prepare("pairs", "soft", "sharp")
+    assert "4 left out" in out
+    for said in (
+        "alone.png has no partner in sharp",
+        "other.jpg has no partner in soft",
+        "odd.png is 136x128, sharp/odd.png is 140x128",
+        "soft/4.png has the name of soft/4.jpg",
+    ):
+        assert said in out, said
+    for folder in (tmp_path / "data").glob("*/[0-3]"):
+        for name, source in ("blurry", "soft"), ("sharp", "sharp"):
+            assert (folder / f"{name}.png").read_bytes() == (tmp_path / source / f"{folder.name}.png").read_bytes()
+    assert len(list((tmp_path / "data").glob("*/[0-3]"))) == 4
+
+
+def test_frames_of_one_folder_are_one_sequence(prepare, tmp_path):
+    for sequence in "abc":
+        for k in range(3):
+            save(tmp_path / "soft" / sequence / f"{k}.png", seed=k)
+            save(tmp_path / "sharp" / sequence / f"{k}.png", seed=k)
+    assert "6 pairs made in data/train, 3 in data/val" in prepare("pairs", "soft", "sharp", "--val-share", 0.3)
+    assert len({name.partition(".")[0] for name in names(tmp_path / "data/val")}) == 1
+
+
+def make_gopro(root):
+    for part, sequence in ("train", "GOPR1"), ("train", "GOPR2"), ("test", "GOPR3"):
+        for k in range(2):
+            for kind in "blur", "sharp", "blur_gamma":
+                save(root / part / sequence / kind / f"00000{k}.png", seed=k)
+
+
+def make_reds(root):
+    for part, sequence in ("train", "000"), ("train", "001"), ("val", "000"):
+        for k in range(2):
+            for kind in "blur", "sharp":
+                save(root / part / f"{part}_{kind}" / sequence / f"0000000{k}.png", seed=k)
+
+
+def make_hide(root):
+    for name in "1fromGOPR1", "2fromGOPR1", "1fromGOPR2", "2fromGOPR2":
+        save(root / "train" / f"{name}.png")
+        save(root / "GT" / f"{name}.png")
+    for folder, name in ("test-close-ups", "1fromGOPR3"), ("test-long-shot", "2fromGOPR3"):
+        save(root / "test" / folder / f"{name}.png")
+        save(root / "GT" / f"{name}.png")
+
+
+def make_realblur(root):
+    for part, scenes in ("train", (1, 2)), ("test", (3,)):
+        lines = []
+        for scene in scenes:
+            folder = f"RealBlur-J_ECC_IMCORR_centroid_itensity_ref/scene{scene:03d}"
+            for k in (1, 2):
+                save(root / folder / "gt" / f"gt_{k}.png")
+                save(root / folder / "blur" / f"blur_{k}.png")
+                lines.append(f"{folder}/gt/gt_{k}.png {folder}/blur/blur_{k}.png\n")
+        (root / f"RealBlur_J_{part}_list.txt").write_text("".join(lines))
+
+
+LAYOUTS = {
+    "gopro": (make_gopro, "GOPR1.000000"),
+    "reds": (make_reds, "train-001.00000001"),
+    "hide": (make_hide, "GOPR2.2fromGOPR2"),
+    "realblur": (make_realblur, "scene002.blur_1"),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_public_data_set_is_taken_as_it_is_unpacked(prepare, tmp_path, kind):
+    make, one = LAYOUTS[kind]
+    make(tmp_path / "download")
+    assert "4 pairs made in data/train, 2 in data/val" in prepare(kind, "download")
+    assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 4 and one in names(tmp_path / "data/train")
+    assert "0 pairs made in data/train, 0 in data/val, 6 " in prepare(kind, "download")
+    assert re.match("error: .*elsewhere.*: give the folder that ", prepare(kind, "elsewhere"))
+
+
+def test_a_frame_without_its_sharp_one_is_left_out_and_named(prepare, tmp_path):
+    make_gopro(tmp_path / "download")
+    (tmp_path / "download/train/GOPR1/sharp/000001.png").unlink()
+    out = prepare("gopro", "download")
+    assert "3 pairs made" in out and "GOPR1/sharp/000001.png is missing" in out
+
+
+def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, tmp_path):
+    make_hide(tmp_path / "download")
+    for folder in "train", "GT":
+        save(tmp_path / "download" / folder / "9fromGOPR3.png")
+    out = prepare("hide", "download")
+    assert "9fromGOPR3.png is of GOPR3, which is in the test part too" in out
+    assert not any("GOPR3" in name for name in names(tmp_path / "data/train"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("photos", "nowhere"), "nowhere is not a folder"),
+        (("photos", "one"), "nothing is left for data/train: two photos or sequences are needed"),
+        (("photos", "one", "two"), "photos takes 1 folder, not 2"),
+        (("pairs", "one"), "pairs takes 2 folders, not 1"),
+        (("photos", "one", "--val-share", 1), "--val-share 1.0 must be between 0 and 1"),
+        (("photos", "one", "--copies", 0), "--copies 0 must be 1 or more"),
+        (("photos", "one", "--tile", 20), "--tile 20 must be 128 or more"),
+        (("gopro", "one", "--blur", "line"), "--blur and --longest are for sharp photos"),
+        (("photos", "one", "--out", "one/1.png"), "one/1.png cannot take train/ and val/"),
+    ],
+)
+def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, said):
+    save(tmp_path / "one" / "1.png")
+    error = prepare(*arguments)
+    assert error.startswith("error: ") and said in error and "\n" not in error
+
+
+def test_a_pair_is_written_whole_or_not_at_all(prepare, tmp_path, monkeypatch):
+    for k in range(3):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_picture, calls = Image.Image.save, []
+
+    def fails_at_the_fourth(picture, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        save_picture(picture, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", fails_at_the_fourth)
+    assert re.search("cannot be written .*No space left", prepare("photos", "photos"))
+    assert all(len(list(folder.iterdir())) == 2 for folder in (tmp_path / "data").glob("*/*")), "and none is hidden"
+    monkeypatch.setattr(Image.Image, "save", save_picture)
+    prepare("photos", "photos")
+    assert len(pixels(tmp_path / "data")) == 6
