@@ -234,9 +234,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def report(out: Path, made: dict[str, int], there: int, problems: list[str], shown: int = 20) -> None:
-    print(
-        f"{made['train']} pairs made in {out / 'train'}, {made['val']} in {out / 'val'}, {there} of that name were there already"
-    )
+    in_each = f"{made['train']} pairs made in {out / 'train'}, {made['val']} in {out / 'val'}"
+    print(f"{in_each}, {there} of that name were there already")
     if problems:
         print(f"{len(problems)} left out:", *problems[:shown], sep="\n  ")
         if len(problems) > shown:
