@@ -8,6 +8,7 @@ The loop is train.py's, with another target.
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from dataset import BlurredPhotos, PairedImageDataset, find_or_make_data
@@ -21,7 +22,7 @@ from utils import PSNRAndSSIMLoss, UserError, check_constants, run_script, seed_
 PHOTOS = None  # a folder of sharp photos to blur on the fly; None: the pairs in DATA
 VAL_PHOTOS = None  # a folder of other sharp photos to validate on; None: every tenth of PHOTOS
 DATA = "data"  # holds train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; used where PHOTOS is None
-START_FROM = None  # weights to go on from, such as "weights/teacher.pth", to adapt them to photos of your own; None: anew
+START_FROM = None  # weights to go on from; "weights/teacher.pth" adapts the shipped teacher to your photos; None: anew
 TEACHER = "outputs/teacher.pth"  # the teacher with the best validation SSIM; move it to weights/ to distil from it
 OUTPUTS = "outputs"  # table of the epochs, curves, decoded photos
 
@@ -67,8 +68,10 @@ def main() -> None:
     seed_everything(SEED)
     teacher = TeacherCNN() if START_FROM is None else first_rank_first(lambda: load_model(START_FROM))
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
-    teacher.to(device)
+    teacher.to(device, memory_format=torch.channels_last)
     scores = {"input": validate(nn.Identity(), val_set, device)}
+    if START_FROM is not None:
+        scores["start"] = validate(teacher, val_set, device)
     machine = dict(
         device=device,
         outputs=Path(OUTPUTS),
@@ -80,6 +83,8 @@ def main() -> None:
     fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, Path(TEACHER), settings, **machine)
     finish(Path(OUTPUTS) / "last_teacher.pth")
     say(f"The best teacher is in {TEACHER}; curves and the table of the epochs are in {OUTPUTS}/")
+    if START_FROM is not None and first_rank_first(lambda: load_model(TEACHER)).facts["val"]["ssim"] <= scores["start"].ssim:
+        say(f"It does not beat {START_FROM} on the validation photos: keep that one, or train longer or on more photos")
 
 
 def split_photos(photos: str, val_photos: str | None) -> tuple[list[Path], list[Path]]:

@@ -14,7 +14,7 @@ from models import count_parameters, run_tiled
 from patches import to_pixels
 from utils import Scores, as_saved, autocast_dtype, ms_per_megapixel, psnr, ssim, write_whole
 
-COLOURS = {"input": "#888888", "student": "#d62728", "teacher": "#1f77b4"}
+COLOURS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
 ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
 
 

@@ -89,6 +89,16 @@ def test_pretraining_on_pairs_or_on_photos_leaves_a_teacher(constants, monkeypat
     assert type(load_model("outputs/teacher.pth")) is TeacherCNN
 
 
+def test_pretraining_goes_on_from_given_weights_and_says_where_it_does_not_beat_them(constants, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "START_FROM", "teacher.pth")
+    monkeypatch.setattr(pretrain, "LEARNING_RATE", 1e-12)
+    pretrain.main()
+    for weight, start in zip(*(load_model(f).parameters() for f in ("outputs/teacher.pth", "teacher.pth")), strict=True):
+        torch.testing.assert_close(weight, start, atol=1e-6, rtol=0)
+    printed = capsys.readouterr().out
+    assert ", start " in printed and "It does not beat teacher.pth" in printed
+
+
 def test_a_teacher_worse_than_the_input_stops_the_run_unless_allowed(constants, monkeypatch):
     save_model("teacher.pth", small_teacher(strength=0.5))
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", True)
