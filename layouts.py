@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from photos import find_photos
+from photos import find_photos, read_photo
 from utils import UserError
 
 
@@ -128,8 +128,10 @@ def flat(path: Path | str) -> str:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) as EXIF says the photo is looked at, from the head of the file."""
+    """(height, width) as EXIF says the photo is looked at, from the head of the file where that tells."""
     with Image.open(path) as picture:
+        if picture.format == "TIFF":  # which Pillow turns itself, differently by version
+            return read_photo(path).shape[:2]
         width, height = picture.size
         on_its_side = picture.getexif().get(0x0112, 1) >= 5  # EXIF's tag Orientation
     return (width, height) if on_its_side else (height, width)

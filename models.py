@@ -9,6 +9,7 @@ untrained network gives back the photo as it is.
 import contextlib
 import hashlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -140,16 +141,22 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = 1024) -> Tensor:
     height, width = photo.shape[-2:]
     if height * width <= tile * tile or not hasattr(network, "reach"):
         return network(photo)
-    margin = -(-network.reach // 8) * 8  # tiles keep the grid of the strided layers
     output = torch.empty_like(photo)
+    for around, inside, place in tiles(height, width, tile, network.reach):
+        output[(..., *place)] = network(photo[(..., *around)])[(..., *inside)]
+    return output
+
+
+def tiles(height: int, width: int, tile: int, reach: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
+    """For each tile of a photo: the rows and columns to be looked at, the part of these to be kept, and its place."""
+    margin = -(-reach // 8) * 8  # tiles keep the grid of the strided layers
     for top in range(0, height, tile):
         for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
             first_row, first_column = max(0, top - margin), max(0, left - margin)
-            part = photo[..., first_row : top + tile + margin, first_column : left + tile + margin]
-            rows, columns = min(tile, height - top), min(tile, width - left)
-            done = network(part)[..., top - first_row :, left - first_column :][..., :rows, :columns]
-            output[..., top : top + rows, left : left + columns] = done
-    return output
+            around = slice(first_row, bottom + margin), slice(first_column, right + margin)
+            inside = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
+            yield around, inside, (slice(top, bottom), slice(left, right))
 
 
 def save_model(path: Path | str, model: nn.Module, **facts) -> None:

@@ -285,3 +285,14 @@ def test_a_pair_is_written_whole_or_not_at_all(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", save_picture)
     prepare("photos", "photos")
     assert len(pixels(tmp_path / "data")) == 6
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
+def test_photos_that_exif_turns_are_made_upright(prepare, tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 6  # Orientation: to be turned by a quarter
+    (tmp_path / "photos").mkdir()
+    for k in range(2):
+        Image.fromarray(dummy_photo(140, 300, seed=k)).save(tmp_path / "photos" / f"{k}.{suffix}", exif=exif)
+    prepare("photos", "photos", "--tile", 150)
+    assert {read_photo(path).shape for path in (tmp_path / "data").rglob("*.png")} == {(150, 140, 3)}

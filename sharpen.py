@@ -1,0 +1,207 @@
+"""Sharpens photos with a trained network.
+
+    python sharpen.py photo.jpg holiday/               writes sharpened/photo.jpg and sharpened/holiday's photos
+    python sharpen.py soft.png -o better.png
+    ffmpeg -i soft.mp4 -f rawvideo -pix_fmt rgb24 - | python sharpen.py --frames 1280x720 |
+        ffmpeg -f rawvideo -pix_fmt rgb24 -s 1280x720 -r 30 -i - better.mp4
+
+Sizes, formats, 16 bits, transparency, EXIF and colour profiles are kept, and no input is ever overwritten.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from models import load_model, tiles
+from photos import find_photos
+from pictures import FORMATS, read_picture, write_picture
+from utils import UserError, autocast_dtype, pick_device, run_script, write_whole
+
+WEIGHTS = "best_student_model.pth"  # of train.py; where it is not there, the shipped student
+SHIPPED = Path(__file__).parent / "weights" / "student.pth"
+OUT = "sharpened"  # folder
+STRENGTH = 1.0  # 0 is the input, 1 what the network makes of it; more exaggerates
+MOST = 2.0  # the highest strength that is taken
+TILE = 1024  # pixels; larger photos go through the network in tiles, so that memory does not grow with them
+DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, and folders of photos")
+    parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one photo a file ({OUT})")
+    parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
+    parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MOST}, 1 is as trained")
+    parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, ...")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
+    parser.add_argument("--frames", metavar="WIDTHxHEIGHT", help="raw RGB frames from standard input to standard output")
+    options = parser.parse_args()
+    if not 0 <= options.strength <= MOST:
+        raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MOST}")
+    if bool(options.inputs) == bool(options.frames):
+        raise UserError("name photos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)")
+    size = frame_size(options.frames) if options.frames else None
+    jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ([], [])
+    device = pick_device(options.device)
+    network = load_model(choose_weights(options.weights))
+    network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    if size:
+        sharpen_frames(network, *size, options.strength, device)
+    else:
+        sharpen_files(network, jobs, problems, options.strength, device)
+
+
+def choose_weights(asked: Path | None) -> Path:
+    for path in (asked,) if asked else (Path(WEIGHTS), SHIPPED):
+        if path.is_file() or path == asked:
+            return path
+    raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """(height, width) of "WIDTHxHEIGHT"."""
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise UserError(f"--frames {text} must be WIDTHxHEIGHT, such as 1280x720")
+    width, height = text.split("x")
+    return int(height), int(width)
+
+
+def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """(photo, result) for each photo to be sharpened, and a sentence for each that cannot be."""
+    one_file = len(inputs) == 1 and not inputs[0].is_dir() and out.suffix.lower() in FORMATS and not out.is_dir()
+    jobs, problems = [], []
+    for path in inputs:
+        if one_file:
+            jobs.append((path, out))
+        elif path.is_dir():
+            try:
+                photos = [p for p in find_photos(path) if out.resolve() not in p.resolve().parents]  # not earlier results
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            jobs += [(photo, out / photo.relative_to(path)) for photo in photos]
+        else:
+            jobs.append((path, out / path.name))
+    usable, taken, sources = [], {}, {photo.resolve() for photo, _ in jobs}
+    for photo, result in jobs:
+        if result.resolve() in sources:
+            problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
+        elif taken.setdefault(result.resolve(), photo) is not photo:
+            problems.append(f"{photo} and {taken[result.resolve()]} would both become {result}: sharpen one at a time")
+        elif result.suffix.lower() not in FORMATS:
+            problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(FORMATS)}")
+        elif result.exists() and not overwrite:
+            problems.append(f"{result} is there already: move it, or allow --overwrite")
+        else:
+            usable.append((photo, result))
+    return usable, problems
+
+
+def sharpen_files(
+    network: nn.Module, jobs: list[tuple[Path, Path]], problems: list[str], strength: float, device: torch.device
+) -> None:
+    """Sharpen each photo; what cannot be done is said, the rest goes on, and the exit code is then 1."""
+    failed, pixels, seconds = 0, 0, 0.0
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    for source, result in tqdm(jobs, "sharpening", unit="photo", leave=False, disable=None):
+        error, size, spent = sharpen_file(network, source, result, strength, device)
+        pixels, seconds = pixels + size, seconds + spent
+        if error:
+            failed += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+    speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {device}" if seconds else ""
+    print(f"{len(jobs) - failed} of {len(jobs) + len(problems)} photos sharpened{speed}")
+    if failed or problems:
+        raise SystemExit(1)
+
+
+def sharpen_file(
+    network: nn.Module, source: Path, result: Path, strength: float, device: torch.device
+) -> tuple[str | None, int, float]:
+    """Returns what went wrong, if anything, the pixels that went through the network, and the seconds it took."""
+    try:
+        picture = read_picture(source)
+        if strength == 0 and source.suffix.lower() == result.suffix.lower():
+            write_whole(result, lambda partial: shutil.copyfile(source, partial))
+            return None, 0, 0.0
+        start = time.perf_counter()
+        picture.pixels = sharpen_pixels(network, picture.pixels, strength, device)
+        seconds = time.perf_counter() - start
+        write_picture(result, picture)
+        return None, picture.pixels[..., 0].size, seconds
+    except UserError as error:
+        return str(error), 0, 0.0
+    except torch.cuda.OutOfMemoryError:
+        return f"{source} does not fit in the GPU's memory: lower TILE or take --device cpu", 0, 0.0
+
+
+@torch.inference_mode()
+def sharpen_pixels(
+    network: nn.Module, pixels: np.ndarray, strength: float, device: torch.device, tile: int = TILE
+) -> np.ndarray:
+    """``pixels`` plus ``strength`` times what ``network`` changes of them, tile by tile.
+
+    Args:
+        pixels: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16; H and W of any size.
+    Returns:
+        the same shape and type.
+    """
+    peak, dtype = np.iinfo(pixels.dtype).max, autocast_dtype(device)
+    result = np.empty_like(pixels)
+    height, width, channels = pixels.shape
+    # A network that does not say how far it looks sees the photo whole
+    reach, tile = (network.reach, tile) if hasattr(network, "reach") else (0, max(height, width))
+    for around, inside, place in tiles(height, width, tile, reach):
+        part = torch.from_numpy(pixels[around].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
+        part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            change = network(part).float() - part
+        sharp = (part + strength * change)[0][(slice(None), *inside)].permute(1, 2, 0)
+        sharp = sharp.mean(2, keepdim=True) if channels == 1 else sharp
+        result[place] = sharp.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
+    return result
+
+
+def sharpen_frames(network: nn.Module, height: int, width: int, strength: float, device: torch.device) -> None:
+    """Sharpen frames of 3 bytes a pixel (rgb24) from standard input to standard output until they end."""
+    frame, count, start = bytearray(height * width * 3), 0, time.perf_counter()
+    view, source, sink = memoryview(frame), sys.stdin.buffer, sys.stdout.buffer
+    bar = tqdm(desc="sharpening", unit="frame", leave=False, disable=None)
+    try:
+        while got := read_fully(source, view):
+            if got < len(frame):
+                raise UserError(f"the last frame ends after {got} of {len(frame)} bytes: is it {width}x{height}, rgb24?")
+            pixels = np.frombuffer(frame, np.uint8).reshape(height, width, 3)
+            sink.write(sharpen_pixels(network, pixels, strength, device).data)
+            count += 1
+            bar.update()
+        sink.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        raise UserError(f"nobody takes the frames any more, after {count} of them") from None
+    finally:
+        bar.close()
+    rate = count / (time.perf_counter() - start)
+    print(f"{count} frames sharpened, {rate:.1f} per second on {device}", file=sys.stderr)
+
+
+def read_fully(source, view: memoryview) -> int:
+    """Fill ``view`` from ``source``, which may give less at a time; returns the bytes read, fewer only at the end."""
+    got = 0
+    while got < len(view) and (more := source.readinto(view[got:])):
+        got += more
+    return got
+
+
+if __name__ == "__main__":
+    run_script(main)

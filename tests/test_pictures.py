@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+import skimage.io
+import tifffile
+from PIL import Image
+
+from photos import read_photo
+from pictures import Picture, read_picture, write_picture
+from utils import UserError
+
+
+def values(channels, dtype, height=21, width=34):
+    rng = np.random.default_rng(channels)
+    smooth = np.add.outer(np.arange(height), np.arange(width))[..., None] * rng.uniform(1, 3, channels) * 1.01
+    scale = np.iinfo(dtype).max / 255
+    return (smooth * scale + rng.integers(0, 5, smooth.shape)).clip(0, np.iinfo(dtype).max).astype(dtype)
+
+
+def picture_of(channels, dtype):
+    all_values = values(channels, dtype)
+    colours = channels - (channels % 2 == 0)
+    return Picture(all_values[..., :colours], all_values[..., colours:] if colours < channels else None)
+
+
+def same(a, b):
+    alphas = (a.alpha is None) == (b.alpha is None) and (a.alpha is None or np.array_equal(a.alpha, b.alpha))
+    return a.pixels.dtype == b.pixels.dtype and np.array_equal(a.pixels, b.pixels) and alphas
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp", "jpg"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_8_bits_come_back_in_every_format_that_holds_them(tmp_path, suffix, channels):
+    path, picture = tmp_path / f"a.{suffix}", picture_of(channels, np.uint8)
+    if suffix in ("jpg", "bmp") and channels in (2, 4):
+        with pytest.raises(UserError, match="holds no transparency, choose a name that ends in .png"):
+            write_picture(path, picture)
+        assert not any(tmp_path.iterdir())
+        return
+    write_picture(path, picture)
+    again = read_picture(path)
+    if suffix in ("png", "tif", "bmp"):
+        assert same(picture, again)
+    else:
+        difference = again.pixels.astype(int) - picture.pixels
+        assert again.pixels.shape[:2] == (21, 34) and np.abs(difference).mean() < 6
+    assert (again.alpha is None) == (picture.alpha is None)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bits_come_back_to_the_last_one(tmp_path, suffix, channels):
+    path, picture = tmp_path / f"a.{suffix}", picture_of(channels, np.uint16)
+    write_picture(path, picture)
+    assert same(picture, read_picture(path))
+    with Image.open(path) as seen_by_pillow:
+        seen_by_pillow.load()
+        assert seen_by_pillow.size == (34, 21)
+
+
+def test_16_bit_pngs_of_many_rows_are_right_across_the_blocks_they_are_packed_in(tmp_path):
+    picture = Picture(values(3, np.uint16, height=600, width=7))
+    write_picture(tmp_path / "tall.png", picture)
+    assert same(picture, read_picture(tmp_path / "tall.png"))
+
+
+def test_16_bits_do_not_go_into_a_format_of_8(tmp_path):
+    for suffix in "jpg", "webp", "bmp":
+        with pytest.raises(UserError, match="holds no 16 bits"):
+            write_picture(tmp_path / f"a.{suffix}", picture_of(3, np.uint16))
+
+
+def test_16_bit_tiffs_of_other_programs_are_read(tmp_path):
+    wanted = values(3, np.uint16)
+    skimage.io.imsave(tmp_path / "a.tif", wanted, check_contrast=False)
+    tifffile.imwrite(tmp_path / "b.tif", wanted, photometric="rgb", compression="zlib", predictor=True)
+    for name in "a.tif", "b.tif":
+        assert np.array_equal(read_picture(tmp_path / name).pixels, wanted)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_and_colour_profile_are_kept_and_a_turned_photo_looks_the_same(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "a camera"  # Orientation: to be turned by a quarter
+    exif.get_ifd(0x8769)[33434] = 0.01  # ExposureTime
+    image = Image.fromarray(values(3, np.uint8))
+    image.save(tmp_path / f"a.{suffix}", exif=exif.tobytes(), icc_profile=b"a profile", dpi=(300, 300))
+    write_picture(tmp_path / f"b.{suffix}", read_picture(tmp_path / f"a.{suffix}"))
+    with Image.open(tmp_path / f"b.{suffix}") as again:
+        found = again.getexif()
+        assert again.info["icc_profile"] == b"a profile" and found[271] == "a camera"
+        assert float(found.get_ifd(0x8769)[33434]) == pytest.approx(0.01)
+    before, after = (read_photo(tmp_path / f"{name}.{suffix}").astype(int) for name in "ab")
+    assert before.shape == after.shape == (34, 21, 3)
+    assert np.abs(before - after).mean() < (4 if suffix in ("jpg", "webp") else 1e-9)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_16_bit_picture_keeps_how_it_is_turned_and_its_profile(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 8
+    picture = picture_of(3, np.uint16)
+    picture.exif, picture.options = exif.tobytes(), {"icc_profile": b"a profile"}
+    write_picture(tmp_path / f"a.{suffix}", picture)
+    again = read_picture(tmp_path / f"a.{suffix}")
+    assert again.options["icc_profile"] == b"a profile"
+    found = Image.Exif()
+    found.load(again.exif)
+    assert found[274] == 8
+
+
+def test_a_palette_becomes_colours_and_keeps_what_is_transparent(tmp_path):
+    image = Image.fromarray(values(3, np.uint8)).quantize(16)
+    image.save(tmp_path / "opaque.png")
+    image.save(tmp_path / "clear.png", transparency=3)
+    opaque, clear = (read_picture(tmp_path / f"{name}.png") for name in ("opaque", "clear"))
+    assert opaque.alpha is None and np.array_equal(opaque.pixels, np.asarray(image.convert("RGB")))
+    assert np.array_equal(clear.alpha[..., 0] == 0, np.asarray(image) == 3)
+
+
+def test_what_cannot_be_kept_as_it_is_is_refused(tmp_path):
+    photo = Image.fromarray(values(3, np.uint8))
+    photo.convert("CMYK").save(tmp_path / "inks.jpg")
+    photo.convert("1").save(tmp_path / "fax.png")
+    photo.convert("F").save(tmp_path / "float.tif")
+    photo.convert("LAB").save(tmp_path / "lab.tif")
+    photo.save(tmp_path / "two.tif", save_all=True, append_images=[photo])
+    for name, said in {
+        "inks.jpg": "inks of a printer",
+        "fax.png": "black and white",
+        "float.tif": "floating point",
+        "lab.tif": "kind LAB",
+        "two.tif": "holds 2 frames",
+    }.items():
+        with pytest.raises(UserError, match=f"{name} .*{said}"):
+            read_picture(tmp_path / name)
+
+
+def test_what_an_encoder_refuses_is_one_sentence_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="long.webp cannot be written as WEBP .*: choose a name that ends in .png"):
+        write_picture(tmp_path / "long.webp", Picture(np.zeros((1, 20000, 3), np.uint8)))
+    huge = Picture(np.zeros((4, 4, 3), np.uint8), exif=b"Exif\0\0" + bytes(70000))
+    with pytest.raises(UserError, match="exif.jpg cannot be written as JPEG"):
+        write_picture(tmp_path / "exif.jpg", huge)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_whole_picture_is_one_sentence(tmp_path):
+    write_picture(tmp_path / "whole.png", picture_of(3, np.uint16))
+    whole = (tmp_path / "whole.png").read_bytes()
+    for name, content in {"cut": whole[:700], "empty": b"", "text": b"not a picture"}.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.png cannot be read as a picture .*replace or remove it"):
+            read_picture(tmp_path / f"{name}.png")
+    with pytest.raises(UserError, match="nowhere.png is missing"):
+        read_picture(tmp_path / "nowhere.png")

@@ -1,0 +1,221 @@
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import dummy_photo
+from PIL import Image
+
+import sharpen
+from models import StudentCNN, TeacherCNN, save_model
+from pictures import read_picture
+
+
+def network(kind=StudentCNN, strength=0.05, **arguments):
+    torch.manual_seed(3)
+    made = kind(**arguments)
+    torch.nn.init.normal_(made.tail.weight, std=strength)
+    return made.eval()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs ``python sharpen.py ARGUMENTS`` in ``tmp_path``; returns its exit code, what it printed, and its errors."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "best_student_model.pth", network())
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["sharpen.py", *(str(a) for a in arguments)])
+        code = 0
+        try:
+            sharpen.run_script(sharpen.main)
+        except SystemExit as end:
+            code = end.code
+        printed, errors = capsys.readouterr()
+        return (1, printed, code) if isinstance(code, str) else (code, printed, errors)
+
+    return run
+
+
+def save(path, *size, seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(dummy_photo(*(size or (40, 52)), seed=seed)).save(path, **options)
+
+
+def sharpened_whole(pixels, made=None):
+    """What the network makes of (H, W, 3) uint8 in one piece, in float32."""
+    photo = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        answer = (made or network())(photo)
+    return (answer.clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).numpy()
+
+
+def test_a_photo_becomes_what_the_network_makes_of_it(run, tmp_path):
+    save(tmp_path / "a.png")
+    code, printed, errors = run("a.png")
+    assert (code, errors) == (0, "") and "1 of 1 photos sharpened" in printed and "ms per megapixel on cpu" in printed
+    result = read_picture(tmp_path / "sharpened" / "a.png").pixels
+    before = dummy_photo(40, 52, seed=0)
+    assert np.abs(result.astype(int) - sharpened_whole(before)).max() <= 1, "bfloat16 may round the other way"
+    assert np.abs(result.astype(int) - before).max() > 10
+
+
+@pytest.mark.parametrize("made", [network(), network(TeacherCNN, width=4, deep_width=8, blocks=2, fine_blocks=1)])
+@pytest.mark.parametrize("size", [(130, 203), (64, 300), (97, 64)])
+def test_tiles_give_the_whole_to_the_last_bit(made, size, monkeypatch):
+    pixels, cpu = dummy_photo(*size, seed=1), torch.device("cpu")
+    whole = sharpen.sharpen_pixels(made, pixels, 1.0, cpu)
+    assert np.array_equal(whole, sharpen.sharpen_pixels(made, pixels, 1.0, cpu, tile=64))
+    assert np.array_equal(whole, sharpen.sharpen_pixels(made, pixels, 1.0, cpu, tile=96))
+
+
+def test_a_network_that_does_not_say_how_far_it_looks_sees_the_photo_whole():
+    made = torch.nn.Conv2d(3, 3, 31, padding=15)
+    pixels, cpu = dummy_photo(70, 90, seed=1), torch.device("cpu")
+    results = [sharpen.sharpen_pixels(made, pixels, 1.0, cpu, tile=tile) for tile in (64, 1024)]
+    assert np.array_equal(*results)
+
+
+def test_strength_scales_the_change(run, tmp_path):
+    before = np.full((40, 52, 3), 128, np.uint8)
+    before[10:20] = 140
+    Image.fromarray(before).save(tmp_path / "a.png")
+    changes = {}
+    for strength in 0, 0.5, 1, 2:
+        assert run("a.png", "-o", f"{strength}.png", "--strength", strength)[0] == 0
+        changes[strength] = read_picture(tmp_path / f"{strength}.png").pixels.astype(int) - before
+    assert not changes[0].any() and changes[1].any()
+    for strength in 0.5, 2:
+        assert np.abs(changes[strength] - strength * changes[1]).max() <= 1
+
+
+def test_without_strength_a_file_stays_the_same_to_the_last_byte(run, tmp_path):
+    save(tmp_path / "a.jpg", quality=70)
+    run("a.jpg", "--strength", 0)
+    assert (tmp_path / "sharpened/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
+
+
+def test_a_folder_gives_the_same_names(run, tmp_path):
+    for name in "a.png", "b.jpg", "deep/er/c.webp":
+        save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    assert run("photos", "-o", "out")[:1] == (0,)
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"a.png", "b.jpg", "deep/er/c.webp"}
+
+
+def test_results_inside_a_folder_are_not_sharpened_again(run, tmp_path):
+    save(tmp_path / "photos" / "a.png")
+    assert run("photos", "-o", "photos/better")[0] == 0
+    code, printed, _ = run("photos", "-o", "photos/better", "--overwrite")
+    assert code == 0 and "1 of 1" in printed
+
+
+def test_nothing_is_overwritten_unasked_and_an_input_never(run, tmp_path):
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png", seed=1)
+    before = (tmp_path / "a.png").read_bytes()
+    for arguments in ("a.png", "-o", "."), ("a.png", "b.png", "-o", "."), ("a.png", "-o", "a.png"):
+        code, _, errors = run(*arguments, "--overwrite")
+        assert code == 1 and "which is an input" in errors and (tmp_path / "a.png").read_bytes() == before
+    assert run("a.png", "-o", "c.png")[0] == 0
+    result = (tmp_path / "c.png").read_bytes()
+    code, _, errors = run("b.png", "-o", "c.png")
+    assert code == 1 and "c.png is there already" in errors and (tmp_path / "c.png").read_bytes() == result
+    assert run("b.png", "-o", "c.png", "--overwrite")[0] == 0 and (tmp_path / "c.png").read_bytes() != result
+
+
+def test_two_photos_do_not_become_one(run, tmp_path):
+    for folder in "x", "y":
+        save(tmp_path / folder / "a.png")
+    code, printed, errors = run("x", "y")
+    assert code == 1 and "would both become sharpened/a.png" in errors and "1 of 2 photos sharpened" in printed
+
+
+def test_grey_transparency_and_16_bits_are_kept(run, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rgb = dummy_photo(40, 52, seed=2)
+    alpha = np.arange(40 * 52).reshape(40, 52).astype(np.uint8)
+    Image.fromarray(rgb[..., 0]).save(folder / "grey.png")
+    Image.fromarray(np.dstack([rgb, alpha])).save(folder / "clear.png")
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(rgb).save(folder / "plain.png")
+    assert run("photos")[0] == 0
+    grey, clear, deep, plain = (read_picture(tmp_path / f"sharpened/{n}.png") for n in ("grey", "clear", "deep", "plain"))
+    assert grey.pixels.shape == (40, 52, 1) and deep.pixels.dtype == np.uint16 and deep.pixels.shape == (40, 52, 1)
+    assert np.array_equal(clear.pixels, plain.pixels) and np.array_equal(clear.alpha[..., 0], alpha)
+    assert np.abs(deep.pixels / 257 - grey.pixels).max() <= 0.51, "the same, but finer"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 500), (5, 2)])
+def test_photos_of_any_size(run, tmp_path, size):
+    save(tmp_path / "a.png", *size)
+    assert run("a.png")[0] == 0 and read_picture(tmp_path / "sharpened/a.png").pixels.shape[:2] == size
+
+
+def test_what_cannot_be_sharpened_is_said_and_the_rest_goes_on(run, tmp_path):
+    folder = tmp_path / "photos"
+    save(folder / "good.png")
+    save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:400])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("no photo")
+    Image.fromarray(dummy_photo(20, 20, seed=0)).convert("CMYK").save(folder / "inks.jpg")
+    Image.new("1", (30000, 30000)).save(folder / "bomb.png")
+    code, printed, errors = run("photos", "nowhere.png", "notes.txt")
+    assert code == 1 and "1 of 8 photos sharpened" in printed
+    assert [line.split(": ")[0] for line in errors.splitlines()] == ["error"] * 7
+    for name in "cut.jpg", "empty.png", "text.png", "inks.jpg", "bomb.png", "nowhere.png", "notes.txt":
+        assert errors.count(name) >= 1, name
+    assert [path.name for path in (tmp_path / "sharpened").iterdir()] == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "name photos or folders to sharpen, or --frames"),
+        (("a.png", "--strength", "3"), "--strength 3.0 must be between 0"),
+        (("a.png", "--strength", "nan"), "--strength nan must be between 0"),
+        (("a.png", "--device", "abacus"), "abacus"),
+        (("a.png", "--weights", "none.pth"), "none.pth is not a file"),
+        (("--frames", "0x10"), "--frames 0x10 must be WIDTHxHEIGHT"),
+        (("a.png", "--frames", "10x10"), "not both"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run, tmp_path, arguments, said):
+    save(tmp_path / "a.png")
+    code, _, errors = run(*arguments)
+    assert code == 1 and errors.startswith("error: ") and said in errors and "\n" not in errors.strip()
+
+
+def test_without_any_student_it_says_how_to_get_one(run, tmp_path, monkeypatch):
+    (tmp_path / "best_student_model.pth").unlink()
+    monkeypatch.setattr(sharpen, "SHIPPED", tmp_path / "student.pth")
+    save(tmp_path / "a.png")
+    assert "train one with train.py, or name another" in run("a.png")[2]
+
+
+class Pipe(io.BytesIO):
+    """Gives at most 1,000 bytes at a time, as a pipe may."""
+
+    def readinto(self, view):
+        return super().readinto(memoryview(view)[:1000])
+
+
+def test_frames_go_through_a_pipe_byte_by_byte(run, tmp_path, monkeypatch):
+    frames = [dummy_photo(24, 40, seed=k) for k in range(3)]
+    sink = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": Pipe(b"".join(f.tobytes() for f in frames))}))
+    monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": sink}))
+    _, _, errors = run("--frames", "40x24")
+    wanted = [sharpen.sharpen_pixels(network(), frame, 1.0, torch.device("cpu")) for frame in frames]
+    assert sink.getvalue() == b"".join(frame.tobytes() for frame in wanted) and "3 frames sharpened" in errors
+
+
+def test_half_a_frame_at_the_end_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": Pipe(bytes(24 * 40 * 3 + 5))}))
+    monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": io.BytesIO()}))
+    code, _, errors = run("--frames", "40x24")
+    assert code == 1 and "ends after 5 of 2880 bytes" in errors
