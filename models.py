@@ -117,6 +117,23 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+@torch.no_grad()
+def gmac_per_megapixel(network: nn.Module, size: int = 64) -> float:
+    """Multiplications and additions of all convolutions for 1,000,000 pixels, counted in pairs, in billions."""
+    counts = []
+
+    def count(conv: nn.Conv2d, _, output: Tensor) -> None:
+        counts.append(output.numel() * conv.weight[0].numel())
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        network(next(network.parameters()).new_zeros(1, 3, size, size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts) / size**2 / 1e3
+
+
 def fingerprint(network: nn.Module) -> str:
     """20 characters that change with the class, its source, the shape or any weight of ``network``."""
     digest = hashlib.sha256(type(network).__name__.encode())

@@ -133,17 +133,20 @@ def draw_comparison(
         write_whole(folder / f"comparison_{k}.png", picture.save)
 
 
-def side_by_side(columns: dict[str, Tensor], sharp: Tensor, width: int = 360) -> Image.Image:
+def side_by_side(
+    columns: dict[str, Tensor], sharp: Tensor, width: int = 360, zoom_on: tuple[Tensor, Tensor] | None = None
+) -> Image.Image:
     """A picture with one column per image: its name, its PSNR and SSIM, the whole photo, a crop zoomed fourfold.
 
     Args:
         columns: name -> (3, H, W) in [0, 1]; the first is the blurry photo.
-        sharp: (3, H, W); the crop is where the first column is furthest from it.
+        sharp: (3, H, W).
         width: of a column, in pixels.
+        zoom_on: the crop is where these two, (3, H, W) each, differ most; if None, the first column and sharp.
     """
     height = max(1, round(width * sharp.shape[-2] / sharp.shape[-1]))
     crop = max(1, min(width // ZOOM, *sharp.shape[-2:]))
-    rows, cols = _worst_window(next(iter(columns.values())), sharp, crop)
+    rows, cols = _worst_window(*(zoom_on or (next(iter(columns.values())), sharp)), crop)
     head, gap, font = 44, 6, ImageFont.load_default(15)
     picture = Image.new("RGB", (len(columns) * (width + gap) - gap, head + height + gap + crop * ZOOM), "white")
     draw = ImageDraw.Draw(picture)

@@ -1,0 +1,250 @@
+"""Sharpeners side by side on pairs of photos: how good each is, what it gains over the blurry input, what it costs.
+
+    python evaluate.py                                      the validation pairs in data/val
+    python evaluate.py PAIRS other.pth --picture best.png   PAIRS/NNN/{blurry,sharp}.png or PAIRS/LEVEL/NNN/...
+
+The unsharp mask, which costs nothing, is there at its usual setting and at the best of a grid of settings, picked
+for each level with the answer in hand. Scores are of 8-bit pictures; a mean over levels counts each level once.
+"""
+
+import argparse
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataset import find_pairs
+from degradations import blur, gaussian_kernel
+from models import count_parameters, gmac_per_megapixel, load_model
+from patches import to_pixels, to_tensor
+from photos import read_photo
+from report import side_by_side
+from sharpen import sharpen_pixels
+from utils import Scores, UserError, as_saved, ms_per_megapixel, pick_device, psnr, run_script, ssim, write_whole
+
+PAIRS = "data/val"
+NETWORKS = {  # the first file that is there
+    "student": ("best_student_model.pth", Path(__file__).parent / "weights" / "student.pth"),
+    "teacher": (Path(__file__).parent / "weights" / "teacher.pth",),
+}
+DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
+USUAL = ImageFilter.UnsharpMask(radius=2, percent=150, threshold=3)  # Pillow's own
+RADII, AMOUNTS = (0.5, 0.8, 1.2, 1.8, 2.5, 3.5), (0.3, 0.6, 1.0, 1.5, 2.2, 3.2, 4.5)  # the grid: pixels, times the detail
+
+Results = dict[str, dict[str, list[Scores]]]  # level -> sharpener -> a score for each photo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", nargs="?", type=Path, default=PAIRS, help=f"folder of pairs, or of levels ({PAIRS})")
+    parser.add_argument("weights", nargs="*", type=Path, help="more networks, beside the student and the teacher")
+    parser.add_argument("--markdown", type=Path, help="file for the tables")
+    parser.add_argument("--csv", type=Path, help="file for the scores of every photo")
+    parser.add_argument("--picture", type=Path, help="file for a photo of each level, where student and mask differ most")
+    options = parser.parse_args()
+    levels = find_levels(Path(options.pairs))
+    device = pick_device(DEVICE)
+    files = {name: next((f for f in map(Path, files) if f.is_file()), None) for name, files in NETWORKS.items()}
+    for name in [name for name, file in files.items() if file is None]:
+        print(f"there is no {name} ({' or '.join(map(str, NETWORKS[name]))}): it is left out")
+    files |= {str(file.with_suffix("")): file for file in options.weights}
+    networks = {name: load_model(file).to(device).requires_grad_(False) for name, file in files.items() if file}
+    for network in networks.values():
+        network.to(memory_format=torch.channels_last)
+
+    results: Results = {}
+    pictures = []
+    for level, folders in levels.items():
+        results[level], picture = score_level(level, folders, networks, device)
+        pictures.append(picture)
+    costs = {name: costs_of(network, device) for name, network in networks.items()}
+    names = {level: [folder.name for folder in folders] for level, folders in levels.items()}
+    text = "\n\n".join(([level_table(results)] if len(results) > 1 else []) + [summary_table(results, names, costs)])
+    print(f"{text}\n\n{losses(results, names)}")
+    if options.markdown:
+        write_whole(options.markdown, lambda partial: partial.write_text(text + "\n"))
+    if options.csv:
+        write_csv(options.csv, results, names)
+    if options.picture:
+        tall = Image.new("RGB", (max(p.width for p in pictures), sum(p.height + 12 for p in pictures)), "white")
+        for i, picture in enumerate(pictures):
+            tall.paste(picture, (0, sum(p.height + 12 for p in pictures[:i])))
+        write_whole(options.picture, tall.save)
+
+
+def find_levels(pairs: Path) -> dict[str, list[Path]]:
+    """Name of each level -> its folders of pairs; a folder that holds pairs itself is one level."""
+    if not pairs.is_dir():
+        raise UserError(f"{pairs} is not a folder: name one that holds NNN/blurry.png and NNN/sharp.png")
+    inside = sorted(path for path in pairs.iterdir() if path.is_dir() and not path.name.startswith("."))
+    levels = [path for path in inside if any(path.glob("*/blurry.png"))]
+    if levels and any(pairs.glob("*/blurry.png")):
+        raise UserError(f"{pairs} holds both pairs and folders of pairs: name one of its folders")
+    return {path.name: find_pairs(path) for path in levels or [pairs]}
+
+
+def score_level(
+    level: str, folders: list[Path], networks: dict[str, nn.Module], device: torch.device
+) -> tuple[dict[str, list[Scores]], Image.Image]:
+    """Scores of each sharpener on each photo, and a picture of the one where student and best mask differ most."""
+    scores: dict[str, list[Scores]] = {name: [] for name in ("input", "unsharp", "best unsharp", *networks)}
+    grid: dict[tuple[float, float], list[float]] = {(r, a): [] for r in RADII for a in AMOUNTS}
+    for folder in tqdm(folders, level, unit="photo", leave=False, disable=None):
+        blurry, sharp = read_pair(folder)
+        scores["input"].append(score(blurry, sharp))
+        scores["unsharp"].append(score(usual_unsharp(blurry), sharp))
+        for radius in RADII:
+            detail = blurry - blur(blurry, gaussian_kernel(radius))
+            for amount in AMOUNTS:
+                grid[radius, amount].append(float(psnr(as_saved(blurry + amount * detail)[None], sharp[None])))
+        for name, network in networks.items():
+            scores[name].append(score(run(network, blurry, device), sharp))
+    best = max(grid, key=lambda setting: np.mean(grid[setting]))
+    shown, furthest = folders[0], -1.0
+    first = next(iter(networks.values()), None)
+    for folder in folders:
+        blurry, sharp = read_pair(folder)
+        masked = unsharp(blurry, *best)
+        scores["best unsharp"].append(score(masked, sharp))
+        apart = float((run(first, blurry, device) - masked).abs().mean()) if first else 0.0
+        if apart > furthest:
+            shown, furthest = folder, apart
+    return scores, draw(level, shown, best, networks, device)
+
+
+def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
+    blurry, sharp = (to_tensor(read_photo(folder / f"{name}.png")) for name in ("blurry", "sharp"))
+    if blurry.shape != sharp.shape:
+        raise UserError(f"{folder}: blurry.png and sharp.png differ in size: both must show the same pixels")
+    return blurry, sharp
+
+
+def usual_unsharp(photo: Tensor) -> Tensor:
+    """(3, H, W) -> same, by Pillow."""
+    return to_tensor(np.array(Image.fromarray(to_pixels(photo)).filter(USUAL)))
+
+
+def unsharp(photo: Tensor, radius: float, amount: float) -> Tensor:
+    """(3, H, W) plus ``amount`` times what a Gaussian blur of sigma ``radius`` takes from it, in 8 bits."""
+    return as_saved(photo + amount * (photo - blur(photo, gaussian_kernel(radius))))
+
+
+def run(network: nn.Module, photo: Tensor, device: torch.device) -> Tensor:
+    """What sharpen.py would save: (3, H, W) -> same."""
+    return to_tensor(sharpen_pixels(network, to_pixels(photo), 1.0, device))
+
+
+def score(image: Tensor, sharp: Tensor) -> Scores:
+    return Scores(float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None])))
+
+
+def draw(level: str, folder: Path, best: tuple[float, float], networks: dict[str, nn.Module], device: torch.device):
+    blurry, sharp = read_pair(folder)
+    columns = {f"{level}/{folder.name}": blurry, f"unsharp mask {best[0]:g}, {best[1]:g}": unsharp(blurry, *best)}
+    columns |= {name: run(network, blurry, device) for name, network in networks.items()}
+    return side_by_side({**columns, "sharp": sharp}, sharp, zoom_on=tuple(list(columns.values())[1:3]) if networks else None)
+
+
+def costs_of(network: nn.Module, device: torch.device) -> tuple[str, str, str]:
+    """Parameters, GMAC per megapixel, and ms per megapixel here."""
+    time = ms_per_megapixel(network, device)
+    return f"{count_parameters(network):,}", f"{gmac_per_megapixel(network):.1f}", f"{time:.0f}"
+
+
+# Tables
+
+
+def means(results: Results, name: str) -> Scores:
+    """Of a sharpener over the photos of a level, then over the levels with something to sharpen."""
+    each = [level_mean(scores, name) for scores in results.values() if not is_perfect(scores)]
+    return Scores(*np.mean(each, axis=0)) if each else Scores(math.nan, math.nan)
+
+
+def is_perfect(scores: dict[str, list[Scores]]) -> bool:
+    return all(math.isinf(s.psnr) for s in scores["input"])
+
+
+def level_mean(scores: dict[str, list[Scores]], name: str) -> Scores:
+    """Of the photos that are not perfect already, whose PSNR is infinite; where all are perfect, of all."""
+    counted = [s for s, blurry in zip(scores[name], scores["input"], strict=True) if math.isfinite(blurry.psnr)]
+    return Scores(*np.mean(counted or scores[name], axis=0).tolist())
+
+
+def level_table(results: Results) -> str:
+    """PSNR / SSIM of each sharpener at each level."""
+    names = list(next(iter(results.values())))
+    rows = [["level", *names]]
+    for level, scores in results.items():
+        rows.append([level, *(f"{p:.2f} / {s:.4f}" for p, s in (level_mean(scores, name) for name in names))])
+    return as_markdown(rows)
+
+
+def summary_table(results: Results, names: dict[str, list[str]], costs: dict[str, tuple[str, str, str]]) -> str:
+    """The mean of each sharpener, its gain over the input, the share of the teacher's gain, and its cost."""
+    blurry, teacher = means(results, "input"), None
+    if "teacher" in costs:
+        teacher = np.subtract(means(results, "teacher"), blurry)
+    head = ["", "PSNR dB", "SSIM", "gain", "of the teacher's", "photos made worse", "worst photo"]
+    rows = [[*head, "parameters", "GMAC/megapixel", "ms/megapixel"]]
+    for name in next(iter(results.values())):
+        mean = means(results, name)
+        row = [name, f"{mean.psnr:.2f}", f"{mean.ssim:.4f}"]
+        if name != "input":
+            gain, each = np.subtract(mean, blurry), gains(results, names, name)
+            row.append(f"{gain[0]:+.2f} dB / {gain[1]:+.4f}")
+            row.append("" if teacher is None else " / ".join(f"{g / t:.0%}" for g, t in zip(gain, teacher, strict=True)))
+            row.append(f"{sum(g < 0 for g in each.values())} of {len(each)}")
+            worst = min(each, key=each.get, default="")
+            row += [f"{worst} {each[worst]:+.2f} dB" if each else "", *costs.get(name, ())]
+        rows.append(row + [""] * (len(rows[0]) - len(row)))
+    return as_markdown(rows)
+
+
+def gains(results: Results, names: dict[str, list[str]], name: str) -> dict[str, float]:
+    """Photo -> gain in dB of a sharpener, without photos that are perfect already."""
+    each = {}
+    for level, scores in results.items():
+        for photo, blurry, sharpened in zip(names[level], scores["input"], scores[name], strict=True):
+            if math.isfinite(blurry.psnr):
+                each[f"{level}/{photo}" if len(results) > 1 else photo] = sharpened.psnr - blurry.psnr
+    return each
+
+
+def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> str:
+    """Which photos the networks made worse, the worst first."""
+    lines = []
+    for name in list(next(iter(results.values())))[3:]:
+        worse = sorted((gain, photo) for photo, gain in gains(results, names, name).items() if gain < 0)
+        if worse:
+            more = f" and {len(worse) - shown} more" if len(worse) > shown else ""
+            lines.append(f"{name} made worse: " + ", ".join(f"{p} ({g:+.2f} dB)" for g, p in worse[:shown]) + more)
+    return "\n".join(lines) or "no network made a photo worse"
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def write_csv(path: Path, results: Results, names: dict[str, list[str]]) -> None:
+    """A row for each level, photo and sharpener."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["level", "photo", "sharpener", "psnr", "ssim"])
+            for level, scores in results.items():
+                for name, each in scores.items():
+                    writer.writerows([level, photo, name, *s] for photo, s in zip(names[level], each, strict=True))
+
+    write_whole(path, write)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,119 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import dummy_photo, write_pair
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import structural_similarity
+
+import evaluate
+from models import StudentCNN, TeacherCNN, gmac_per_megapixel, save_model
+from patches import to_pixels, to_tensor
+from utils import Scores
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs ``python evaluate.py ARGUMENTS`` in ``tmp_path``, with a small student and teacher; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    for name, made in ("student", StudentCNN()), ("teacher", TeacherCNN(4, 8, 1, 1)):
+        torch.nn.init.normal_(made.tail.weight, std=0.01)
+        save_model(f"{name}.pth", made)
+        monkeypatch.setitem(evaluate.NETWORKS, name, (f"{name}.pth",))
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *(str(a) for a in arguments)])
+        evaluate.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def cells(text, first):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_validation_pairs_are_scored_for_every_sharpener(run, pairs):
+    printed = run()
+    for name in "input", "unsharp", "best unsharp", "student", "teacher":
+        assert len(cells(printed, name)) == 10
+    assert cells(printed, "student")[7:9] == ["46,988", "4.0"]
+    assert cells(printed, "teacher")[4] == "100% / 100%"
+    assert float(cells(printed, "best unsharp")[1]) > float(cells(printed, "input")[1])
+
+
+def test_scores_are_those_of_scikit_image_on_8_bit_pictures(run, pairs, tmp_path):
+    run("--csv", "scores.csv")
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 5
+    for row in rows:
+        if row["sharpener"] == "input":
+            blurry, sharp = (np.array(Image.open(pairs / f"val/{row['photo']}/{n}.png")) for n in ("blurry", "sharp"))
+            mse = np.mean((blurry.astype(float) - sharp) ** 2)
+            assert float(row["psnr"]) == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-3)
+            theirs = structural_similarity(
+                blurry, sharp, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            )
+            assert float(row["ssim"]) == pytest.approx(theirs, abs=1e-4)
+
+
+def test_the_mask_is_the_usual_one_of_scipy():
+    photo = dummy_photo(50, 60, seed=3)
+    detail = photo - gaussian_filter(photo.astype(float), (1.2, 1.2, 0), mode="mirror")
+    wanted = np.clip(np.round(photo + 1.5 * detail), 0, 255)
+    ours = to_pixels(evaluate.unsharp(to_tensor(photo), 1.2, 1.5)).astype(int)
+    assert np.abs(ours - wanted).max() <= 1 and (ours != wanted).mean() < 0.01
+
+
+def test_levels_get_a_table_and_count_alike_in_the_mean(run, tmp_path):
+    for k in range(3):
+        write_pair(tmp_path / "bench" / "heavy" / f"{k}", seed=k)
+    write_pair(tmp_path / "bench" / "light" / "0", seed=9)
+    for k in range(2):
+        folder = tmp_path / "bench" / "perfect" / f"{k}"
+        folder.mkdir(parents=True)
+        for name in "blurry", "sharp":
+            Image.fromarray(dummy_photo(40, 40, seed=k)).save(folder / f"{name}.png")
+    printed = run("bench", "--markdown", "table.md", "--picture", "picture.png")
+    tables = (tmp_path / "table.md").read_text()
+    assert tables.strip() in printed
+    assert cells(tables, "perfect")[1] == "inf / 1.0000"
+    levels = [float(cells(tables, level)[1].split()[0]) for level in ("heavy", "light")]
+    assert float(cells(tables, "input")[1]) == pytest.approx(np.mean(levels), abs=0.011)
+    assert cells(tables, "student")[5].endswith("of 4")
+    with Image.open("picture.png") as picture:
+        assert picture.width > 4 * 300 and len(picture.getcolors(1 << 24)) > 50
+
+
+def test_photos_made_worse_are_counted_and_named():
+    scores = {"input": [Scores(20, 0.8)] * 3, "unsharp": [Scores(20, 0.8)] * 3, "best unsharp": [Scores(20, 0.8)] * 3}
+    results = {"val": {**scores, "student": [Scores(21, 0.9), Scores(19.5, 0.7), Scores(18, 0.6)]}}
+    names = {"val": ["a", "b", "c"]}
+    assert evaluate.losses(results, names) == "student made worse: c (-2.00 dB), b (-0.50 dB)"
+    assert cells(evaluate.summary_table(results, names, {}), "student")[5:7] == ["2 of 3", "c -2.00 dB"]
+
+
+def test_other_networks_are_rows_of_their_own_and_missing_ones_are_said(run, pairs, monkeypatch):
+    monkeypatch.setitem(evaluate.NETWORKS, "student", ("nowhere.pth",))
+    printed = run("data/val", "student.pth")
+    assert "there is no student (nowhere.pth): it is left out" in printed and cells(printed, "student")[7] == "46,988"
+
+
+def test_arithmetic_is_counted():
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert gmac_per_megapixel(conv) == pytest.approx(3 * 5 * 9 / 1000)
+    assert gmac_per_megapixel(torch.nn.Conv2d(3, 6, 2, stride=2)) == pytest.approx(3 * 6 * 4 / 4 / 1000)
+    assert gmac_per_megapixel(TeacherCNN()) == pytest.approx(116, abs=1)
+
+
+def test_a_mistake_is_one_sentence(run, tmp_path):
+    with pytest.raises(evaluate.UserError, match="nowhere is not a folder"):
+        run("nowhere")
+    write_pair(tmp_path / "mixed" / "1")
+    write_pair(tmp_path / "mixed" / "level" / "1")
+    with pytest.raises(evaluate.UserError, match="holds both pairs and folders of pairs"):
+        run("mixed")
