@@ -1,0 +1,82 @@
+"""Blurs sharp photos at both ends and in the middle of every range of degradations.Mixture, a folder for each level.
+
+    python benchmarks/blur_ranges.py PHOTOS OUT [--photos 20]
+    python evaluate.py OUT
+
+Noise is in the middle of its range but where it is varied itself; a middle is the geometric one, as blurs are
+drawn, but for noise and JPEG. The same photos and version give the same pixels.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import zlib
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from degradations import Mixture, random_degradation
+from patches import generator_of, to_pixels, to_tensor
+from photos import find_photos, read_photo
+from utils import UserError, run_script
+
+RANGES = {
+    "gaussian": "sigma",
+    "anisotropic": "sigma",
+    "defocus": "radius",
+    "line": "line_length",
+    "shake": "shake_length",
+    "rescale": "factor",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="sharp photos")
+    parser.add_argument("out", type=Path, help="a folder that is not there yet, or empty")
+    parser.add_argument("--photos", type=int, default=20, help="how many, evenly from the folder (20)")
+    options = parser.parse_args()
+    if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
+        raise UserError(f"{options.out} is there already: name another folder, or remove it")
+    paths = find_photos(options.folder)
+    paths = [paths[i * len(paths) // options.photos] for i in range(min(options.photos, len(paths)))]
+    levels = make_levels(Mixture())
+    for path in tqdm(paths, "blurring", unit="photo", disable=None):
+        sharp = to_tensor(read_photo(path))
+        for level, mixture in levels.items():
+            blurry = random_degradation(sharp, generator_of(zlib.crc32(f"{level}/{path.stem}".encode())), mixture)
+            folder = options.out / level / path.stem
+            folder.mkdir(parents=True)
+            for name, image in ("blurry", blurry), ("sharp", sharp):
+                Image.fromarray(to_pixels(image)).save(folder / f"{name}.png", compress_level=3)
+    print(f"{len(paths)} photos at {len(levels)} levels are in {options.out}")
+
+
+def make_levels(mixture: Mixture) -> dict[str, Mixture]:
+    """Name of a level -> a mixture that draws nothing but this one."""
+    noise = sum(mixture.noise_sigma) / 2
+    fixed = dataclasses.replace(
+        mixture, identity=0, linear_light=0, then_rescale=0, noise=1, noise_sigma=(noise, noise), jpeg=0
+    )
+    levels = {}
+    for kind, name in RANGES.items():
+        low, high = getattr(mixture, name)
+        for value in low, math.sqrt(low * high), high:
+            only = dataclasses.replace(fixed, blurs={kind: 1.0}, **{name: (value, value)})
+            levels[f"{kind}-{value:.2f}"] = only
+    middle = math.sqrt(mixture.sigma[0] * mixture.sigma[1])
+    soft = dataclasses.replace(fixed, blurs={"gaussian": 1.0}, sigma=(middle, middle))
+    levels["linear-light"] = dataclasses.replace(soft, linear_light=1)
+    for sigma in mixture.noise_sigma:
+        levels[f"noise-{sigma:.1f}"] = dataclasses.replace(soft, noise_sigma=(sigma, sigma))
+    low, high = mixture.quality
+    for quality in low, (low + high) / 2, high:
+        levels[f"jpeg-{quality:.0f}"] = dataclasses.replace(soft, jpeg=1, quality=(quality, quality))
+    return levels
+
+
+if __name__ == "__main__":
+    run_script(main)
