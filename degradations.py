@@ -24,27 +24,27 @@ class Mixture:
     # Weights of the kinds of blur, one of which is drawn for each other photo
     blurs: dict[str, float] = field(
         default_factory=lambda: {
-            "gaussian": 0.30,  # soft lenses, and most software blur
-            "anisotropic": 0.10,  # astigmatism, slight movement on top of softness
-            "defocus": 0.16,  # a disk: out of focus
-            "line": 0.14,  # straight motion
-            "shake": 0.11,  # a curved path of the hand
+            "gaussian": 0.36,  # soft lenses, and most software blur
+            "anisotropic": 0.07,  # astigmatism, slight movement on top of softness
+            "defocus": 0.18,  # a disk: out of focus
+            "line": 0.16,  # straight motion
+            "shake": 0.05,  # a curved path of the hand
             "rescale": 0.16,  # enlarged from fewer pixels, as in a video call
-            "none": 0.03,  # noise and JPEG alone
+            "none": 0.02,  # noise and JPEG alone
         }
     )
     # The light ends leave a blur that can be seen: with weaker ones in the mixture a network cannot tell them from
     # sharp photos, and learns to leave every light blur as it is
     sigma: tuple[float, float] = (0.4, 3.2)  # pixels; the anisotropic blur draws one for each axis
     radius: tuple[float, float] = (0.7, 4.5)  # pixels, defocus
-    line_length: tuple[float, float] = (2.0, 16.0)  # pixels
-    shake_length: tuple[float, float] = (3.0, 24.0)  # pixels along the path
+    line_length: tuple[float, float] = (2.0, 15.0)  # pixels
+    shake_length: tuple[float, float] = (3.0, 22.0)  # pixels along the path
     factor: tuple[float, float] = (1.25, 3.2)  # of rescaling
-    linear_light: float = 0.20  # share of blurs that mix light, as a lens does, not sRGB codes, as software does
-    then_rescale: float = 0.12  # share of other blurs followed by a rescaling
-    noise: float = 0.80  # share with sensor noise
-    noise_sigma: tuple[float, float] = (0.2, 2.5)  # 8-bit grey levels, uniform
-    jpeg: float = 0.30  # share saved as JPEG at the end
+    linear_light: float = 0.12  # share of blurs that mix light, as a lens does, not sRGB codes, as software does
+    then_rescale: float = 0.08  # share of other blurs followed by a rescaling
+    noise: float = 0.85  # share with sensor noise
+    noise_sigma: tuple[float, float] = (0.3, 2.2)  # 8-bit grey levels, uniform
+    jpeg: float = 0.27  # share saved as JPEG at the end
     quality: tuple[float, float] = (30.0, 95.0)  # of JPEG, uniform
 
 

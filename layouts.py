@@ -3,6 +3,7 @@
 What cannot be used goes to ``problems``, a sentence each.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,10 +30,12 @@ class Pair:
 
 
 def plan_photos(
-    folder: Path, problems: list[str], copies: int, tile: int, smallest: int, longest: int | None
+    folder: Path, problems: list[str], out: Path, copies: int, tile: int, smallest: int, longest: int | None
 ) -> Iterator[Pair]:
     """Sharp photos, to be blurred ``copies`` times; large ones in tiles. Sizes in pixels, see prepare_data.py."""
-    for path in tqdm(find_photos(folder), "looking at photos", unit="photo", leave=False, disable=None):
+    made = [os.path.realpath(out / part) + os.sep for part in ("train", "val", "demo")]
+    paths = [path for path in find_photos(folder) if not os.path.realpath(path).startswith(tuple(made))]  # not our own
+    for path in tqdm(paths, "looking at photos", unit="photo", leave=False, disable=None):
         try:
             height, width = shrunk(upright_size(path), longest)
         except Exception as error:  # a decoder fed damaged bytes may raise anything
@@ -55,12 +58,11 @@ def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]
     blurry_files, sharp_files = (by_name(folder, problems) for folder in (blurry, sharp))
     problems += [f"{blurry_files[p]} has no partner in {sharp}" for p in blurry_files if p not in sharp_files]
     problems += [f"{sharp_files[p]} has no partner in {blurry}" for p in sharp_files if p not in blurry_files]
-    both = [p for p in blurry_files if p in sharp_files]
-    one_folder = len({p.parent for p in both}) == 1
-    for p in both:
-        group = flat(p) if one_folder else flat(p.parent)
-        name = group if one_folder else f"{group}.{flat(p.name)}"
-        yield Pair(name, group, sharp_files[p], blurry_files[p])
+    for p in blurry_files:
+        if p in sharp_files:
+            alone = p.parent == Path()
+            group = flat(p) if alone else flat(p.parent)
+            yield Pair(group if alone else f"{group}.{flat(p.name)}", group, sharp_files[p], blurry_files[p])
 
 
 def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
@@ -129,11 +131,11 @@ def flat(path: Path | str) -> str:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) as EXIF says the photo is looked at, from the head of the file where that tells."""
-    with Image.open(path) as picture:
+    with open(path, "rb") as file, Image.open(file) as picture:
         if picture.format == "TIFF":  # which Pillow turns itself, differently by version
             return read_photo(path).shape[:2]
         width, height = picture.size
-        on_its_side = picture.getexif().get(0x0112, 1) >= 5  # EXIF's tag Orientation
+        on_its_side = picture.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF's tag Orientation
     return (width, height) if on_its_side else (height, width)
 
 

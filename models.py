@@ -2,8 +2,9 @@
 
 Both take and give (N, 3, H, W) RGB in [0, 1], any H, W >= 1. Both work in two scales: a little at half
 resolution, where the detail is, most at a quarter, where a 3x3 convolution costs a sixteenth and sees
-four times as far. Both add what they compute to their input and start with a last layer of zeros, so an
-untrained network gives back the photo as it is.
+four times as far. Both are told how blurry the whole photo is, which a patch does not show (``describe``). Both
+add what they compute to their input and start with a last layer of zeros, so an untrained network gives back
+the photo as it is.
 """
 
 import contextlib
@@ -18,6 +19,67 @@ from torch import Tensor, nn
 
 from utils import UserError, read_torch_file, write_torch_file
 
+# Pairs of pixels whose differences are measured: (rows, columns) apart, along both axes and both diagonals
+OFFSETS = [
+    *((0, 1), (0, 2), (0, 3), (0, 4), (0, 6), (0, 8), (1, 0), (2, 0), (3, 0), (4, 0), (6, 0), (8, 0)),
+    *((1, 1), (2, 2), (4, 4), (1, -1), (2, -2), (4, -4)),
+]
+
+
+@torch.no_grad()
+def describe(photo: Tensor, peak: float = 1.0) -> Tensor:
+    """How blurry and noisy whole photos are: (N, C, H, W) from 0 to ``peak`` -> (N, 54), about -2 to 2 each.
+
+    For each of OFFSETS the logarithms of the mean square, mean and mean root of the difference in brightness: how
+    fast it grows with distance tells the blur, its start the noise, squares weigh edges and roots flat areas. The
+    mean square by distance is the structure function (Kolmogorov 1941), twice the variogram of geostatistics.
+    Of a large photo it takes 16 windows of 128x128 pixels, evenly spread.
+    """
+    height, width = photo.shape[-2:]
+    if height * width > 16 * 128 * 128 and min(height, width) >= 128:
+        tops, lefts = ([i * (length - 128) // 3 for i in range(4)] for length in (height, width))
+        photo = torch.cat([photo[..., top : top + 128, left : left + 128] for top in tops for left in lefts], 1)
+        photo = photo.unflatten(1, (16, -1))
+    with torch.autocast(photo.device.type, enabled=False):
+        brightness = photo.float().mean(-3) / peak
+        rows, columns = (max(0, 9 - length) for length in brightness.shape[-2:])
+        brightness = F.pad(brightness, (0, columns, 0, rows), mode="replicate") if rows or columns else brightness
+        height, width = brightness.shape[-2:]
+        found = []
+        for down, right in OFFSETS:
+            first = brightness[..., : height - down, max(0, -right) : width - max(0, right)]
+            second = brightness[..., down:, max(0, right) : width + min(0, right)]
+            apart = (first - second).abs().flatten(1)
+            found.append((apart.square().mean(1) + 1e-7).log())
+            found.append((apart.mean(1) + 3e-4).log() * 2)
+            found.append((apart.sqrt().mean(1) + 1e-2).log() * 4)
+        return (torch.stack(found, 1) + 9) / 3
+
+
+class BlurGauge(nn.Module):
+    """From what ``describe`` says of whole photos, a scale and a shift for each channel of each block.
+
+    A blur is the same all over a photo, but no convolution sees all of it. Starts as scale 1 and shift 0.
+
+    Shapes: (N, 54) -> ``blocks`` pairs of (N, channels, 1, 1).
+    Source: FiLM, arXiv:1709.07871, section 2.
+    """
+
+    def __init__(self, blocks: int, channels: int, hidden: int):
+        super().__init__()
+        self.blocks = blocks
+        sizes = 3 * len(OFFSETS), hidden, hidden, 2 * channels * blocks
+        self.layers = nn.Sequential(
+            nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:3]), nn.ReLU(), nn.Linear(*sizes[2:])
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, description: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with torch.autocast(description.device.type, enabled=False):
+            found = self.layers(description.to(self.layers[0].weight.dtype))[:, :, None, None]
+        return [(1 + scale, shift) for scale, shift in (part.chunk(2, 1) for part in found.chunk(self.blocks, 1))]
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a skip: (N, channels, H, W) -> same. EDSR, arXiv:1707.02921, figure 2c."""
@@ -29,8 +91,12 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)  # x + 0 at the start: a deep stack begins harmless
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))
+    def forward(self, x: Tensor, gauge: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        inside = self.conv1(x)
+        if gauge is not None:
+            scale, shift = gauge
+            inside = inside * scale.to(inside.dtype) + shift.to(inside.dtype)
+        return x + self.conv2(F.relu(inside))
 
 
 class TeacherCNN(nn.Module):
@@ -41,9 +107,12 @@ class TeacherCNN(nn.Module):
         deep_width: channels at a quarter, where nearly all of the arithmetic is.
         blocks: residual blocks at a quarter.
         fine_blocks: residual blocks at half resolution, after the two scales are joined.
-    Shapes: (N, 3, H, W) in [0, 1] -> same; the result may lie a little outside [0, 1].
+    Shapes: (N, 3, H, W) in [0, 1] -> same; the result may lie a little outside [0, 1]. A tile of a larger photo
+        needs what ``describe`` says of the whole one.
     Sources: pixel-shuffle, arXiv:1609.05158; blocks and global skip, arXiv:1707.02921 and 1511.04587.
     """
+
+    describe = staticmethod(describe)
 
     def __init__(self, width: int = 32, deep_width: int = 96, blocks: int = 10, fine_blocks: int = 2):
         super().__init__()
@@ -51,15 +120,19 @@ class TeacherCNN(nn.Module):
         self.reach = 8 * blocks + 4 * fine_blocks + 8  # pixels: 4 for each 3x3 convolution at a quarter, 2 at half
         self.head = nn.Conv2d(12, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
-        self.deep = nn.Sequential(*(ResidualBlock(deep_width) for _ in range(blocks)))
+        self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
+        self.gauge = BlurGauge(blocks, deep_width, hidden=64)
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
         self.fine = nn.Sequential(*(ResidualBlock(width) for _ in range(fine_blocks)))
         self.tail = zero_conv(width)
 
-    def forward(self, photo: Tensor) -> Tensor:
+    def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
         x = pad_to_multiple(photo, 4)
+        gauges = self.gauge(describe(photo) if description is None else description)
         half = F.relu(self.head(F.pixel_unshuffle(x, 2)))
-        quarter = self.deep(self.down(half))
+        quarter = self.down(half)
+        for block, gauge in zip(self.deep, gauges, strict=True):
+            quarter = block(quarter, gauge)
         half = self.fine(half + F.pixel_shuffle(self.up(quarter), 2))
         x = x + F.pixel_shuffle(self.tail(half), 2)
         return x[..., : photo.shape[-2], : photo.shape[-1]]
@@ -72,9 +145,11 @@ class StudentCNN(nn.Module):
         width: channels at half resolution.
         deep_width: channels at a quarter.
         convs: 3x3 convolutions at a quarter, each with a skip.
-    Shapes: (N, 3, H, W) in [0, 1] -> same; the result may lie a little outside [0, 1].
+    Shapes: as ``TeacherCNN``.
     Source: as ``TeacherCNN``.
     """
+
+    describe = staticmethod(describe)
 
     def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 4):
         super().__init__()
@@ -83,16 +158,19 @@ class StudentCNN(nn.Module):
         self.head = nn.Conv2d(12, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(convs))
+        self.gauge = BlurGauge(convs, deep_width, hidden=32)
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
         self.fine = nn.Conv2d(width, width, 3, padding=1)
         self.tail = zero_conv(width)
 
-    def forward(self, photo: Tensor) -> Tensor:
+    def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
         x = pad_to_multiple(photo, 4)
+        gauges = self.gauge(describe(photo) if description is None else description)
         half = F.relu(self.head(F.pixel_unshuffle(x, 2)))
         quarter = self.down(half)
-        for conv in self.deep:
-            quarter = quarter + F.relu(conv(quarter))
+        for conv, (scale, shift) in zip(self.deep, gauges, strict=True):
+            inside = conv(quarter)
+            quarter = quarter + F.relu(inside * scale.to(inside.dtype) + shift.to(inside.dtype))
         half = F.relu(self.fine(half + F.pixel_shuffle(self.up(quarter), 2)))
         x = x + F.pixel_shuffle(self.tail(half), 2)
         return x[..., : photo.shape[-2], : photo.shape[-1]]
@@ -158,10 +236,16 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = 1024) -> Tensor:
     height, width = photo.shape[-2:]
     if height * width <= tile * tile or not hasattr(network, "reach"):
         return network(photo)
+    described = description_of(network, photo)
     output = torch.empty_like(photo)
     for around, inside, place in tiles(height, width, tile, network.reach):
-        output[(..., *place)] = network(photo[(..., *around)])[(..., *inside)]
+        output[(..., *place)] = network(photo[(..., *around)], *described)[(..., *inside)]
     return output
+
+
+def description_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tuple[Tensor, ...]:
+    """What ``network`` must be told of a whole photo when it is given a tile: nothing, or its description."""
+    return (network.describe(photo, peak),) if hasattr(network, "describe") else ()
 
 
 def tiles(height: int, width: int, tile: int, reach: int) -> Iterator[tuple[tuple[slice, slice], ...]]:

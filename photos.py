@@ -26,7 +26,10 @@ def find_photos(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
-    paths = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+    try:
+        paths = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be looked through ({error}): check who may read it") from None
     paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
         raise UserError(f"{folder} holds no photos ({', '.join(sorted(SUFFIXES))}): put some there")
@@ -42,7 +45,8 @@ def read_photo(path: Path | str) -> np.ndarray:
         UserError: one sentence if the file is missing or cannot be decoded whole.
     """
     try:
-        with Image.open(path) as picture:
+        # From an open file: given a path, Pillow maps some turned TIFFs into memory in the wrong shape
+        with open(path, "rb") as file, Image.open(file) as picture:
             return _to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None

@@ -61,19 +61,24 @@ def read_picture(path: Path | str) -> Picture:
 
 
 def _read(path: Path) -> Picture:
-    with Image.open(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
+    # From an open file: given a path, Pillow maps some turned TIFFs into memory in the wrong shape
+    with open(path, "rb") as file, Image.open(file) as image:
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones add a preview to a JPEG
             raise UserError(f"{path} holds {image.n_frames} frames: save them as single pictures first")
         if image.mode in REFUSED:
             raise UserError(f"{path} {REFUSED[image.mode]}")
         deep = _is_deep_colour(image)
         exif = image.info.get("exif") or _descriptive_exif(image, turned=image.format == "TIFF" and not deep)
+        if exif and not exif.startswith(b"Exif\0\0"):  # which WebP leaves out
+            exif = b"Exif\0\0" + exif
+        if "transparency" in image.info and (deep or image.mode.startswith("I")):
+            raise UserError(f"{path} has 16 bits and one transparent colour: save it with an alpha channel or 8 bits")
         if not deep:
             values = _values(path, image)
         options = {name: image.info[name] for name in ("icc_profile", "dpi") if image.info.get(name)}
-        kind = image.format
+        kind, fourth = image.format, image.tag_v2.get(338, (0,))[0] if image.format == "TIFF" else 0  # ExtraSamples
     if deep:
-        values = _read_deep_tiff(path) if kind == "TIFF" else _read_deep_png(path)
+        values = _read_deep_tiff(path, fourth) if kind == "TIFF" else _read_deep_png(path)
     channels = values.shape[2] - (values.shape[2] % 2 == 0)  # 2 is grey and alpha, 4 is RGB and alpha
     return Picture(values[..., :channels], values[..., channels:] if channels < values.shape[2] else None, exif, options)
 
@@ -81,22 +86,24 @@ def _read(path: Path) -> Picture:
 def _values(path: Path, image: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4) uint8, or uint16 for deep grey."""
     if image.mode.startswith("I"):
-        values = np.asarray(image)
+        values = np.array(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(f"{path} has pixels of 32 bits: save it with 8 or 16 bits first")
+        if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero, which Pillow undoes for 8 bits only
+            values = 65535 - values
         return values.astype(np.uint16)[..., None]
     if image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     if image.mode not in ("L", "LA", "RGB", "RGBA", "RGBX"):
         raise UserError(f"{path} has colours of the kind {image.mode}: convert it to RGB first")
-    values = np.asarray(image.convert("RGB") if image.mode == "RGBX" else image)
+    values = np.array(image.convert("RGB") if image.mode == "RGBX" else image)
     return values if values.ndim == 3 else values[..., None]
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
     """Whether it has 16 bits and colours, which Pillow reads as 8 bits."""
     if image.format == "TIFF":
-        return image.mode in ("RGB", "RGBA") and max(image.tag_v2.get(258, (8,))) == 16  # BitsPerSample
+        return image.mode in ("RGB", "RGBA", "RGBX") and max(image.tag_v2.get(258, (8,))) == 16  # BitsPerSample
     return (
         image.format == "PNG"
         and any(";16" in str(tile[3]) and image.mode != "I;16" for tile in image.tile)
@@ -117,7 +124,8 @@ def _read_deep_png(path: Path) -> np.ndarray:
     return halves[0] * 256 + halves[1]
 
 
-def _read_deep_tiff(path: Path) -> np.ndarray:
+def _read_deep_tiff(path: Path, fourth: int) -> np.ndarray:
+    """(H, W, 3 or 4) uint16. ``fourth`` is what the file says of a fourth channel: 1 and 2 are alpha."""
     import tifffile  # comes with scikit-image
 
     try:
@@ -126,7 +134,9 @@ def _read_deep_tiff(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read with 16 bits ({error}): save it without compression first") from None
     if values.ndim != 3 or values.shape[2] not in (3, 4) or values.dtype != np.uint16:
         raise UserError(f"{path} keeps its 16-bit colours apart from each other: save it as plain RGB first")
-    return values
+    if values.shape[2] == 4 and fourth == 1:
+        raise UserError(f"{path} has 16 bits and colours multiplied by its alpha: save it with plain alpha first")
+    return values[..., : 4 if fourth == 2 else 3]
 
 
 def _descriptive_exif(image: Image.Image, turned: bool) -> bytes | None:
@@ -138,7 +148,7 @@ def _descriptive_exif(image: Image.Image, turned: bool) -> bytes | None:
     for block in (0x8769, 0x8825):  # exposure and the like, place
         values = found.get_ifd(block)
         if values:
-            kept.get_ifd(block).update(values)
+            kept[block] = dict(values)
     return kept.tobytes() if len(kept) else None
 
 
@@ -160,21 +170,21 @@ def write_picture(path: Path | str, picture: Picture) -> None:
     extra = dict(picture.options)
     if picture.exif and kind != "BMP":
         extra["exif"] = picture.exif
-    if deep and values.shape[2] > 1:
-        write_deep = _write_deep_png if kind == "PNG" else _write_deep_tiff
-        write_whole(path, lambda partial: write_deep(partial, values, extra))
-        return
     options = {"JPEG": dict(quality=95, subsampling=0), "WEBP": dict(quality=95)}
     if kind == "TIFF" and not picture.exif:  # Pillow cannot write EXIF's own blocks into a packed one
         extra["compression"] = "tiff_lzw"
-    image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-    if kind == "WEBP" and image.mode == "LA":
-        image = image.convert("RGBA")
 
     def save(partial: Path) -> None:
         try:
+            if deep and values.shape[2] > 1:
+                (_write_deep_png if kind == "PNG" else _write_deep_tiff)(partial, values, extra)
+                return
+            image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+            image = image.convert("RGBA") if kind == "WEBP" and image.mode == "LA" else image
             image.save(partial, kind, **options.get(kind, {}), **extra)
-        except (RuntimeError, ValueError, KeyError, TypeError, struct.error) as error:  # odd EXIF, a side too long
+        except OSError:
+            raise  # of the disk
+        except Exception as error:  # damaged EXIF or a side that is too long may raise anything
             raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
 
     write_whole(path, save)
@@ -192,6 +202,8 @@ def _write_deep_png(path: Path, values: np.ndarray, extra: dict) -> None:
         chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0))
         if "icc_profile" in extra:
             chunk(file, b"iCCP", b"ICC profile\0\0" + zlib.compress(extra["icc_profile"]))
+        if "dpi" in extra:
+            chunk(file, b"pHYs", struct.pack(">IIB", *(round(float(n) / 0.0254) for n in extra["dpi"]), 1))
         if "exif" in extra:
             chunk(file, b"eXIf", extra["exif"].removeprefix(b"Exif\0\0"))
         packer, above = zlib.compressobj(6), np.zeros((1, width * channels * 2), np.uint8)
@@ -206,20 +218,22 @@ def _write_deep_png(path: Path, values: np.ndarray, extra: dict) -> None:
 
 
 def _write_deep_tiff(path: Path, values: np.ndarray, extra: dict) -> None:
-    """TIFF of 16 bits and colours, which Pillow cannot write; of EXIF, what TIFF keeps among its own tags."""
+    """TIFF of 16 bits and colours, which Pillow cannot write; of EXIF, the text that TIFF keeps among its own tags."""
     import tifffile  # comes with scikit-image
 
     exif = Image.Exif()
     exif.load(extra.get("exif", b""))
     tags = [(274, "H", 1, exif[274], True)] if 274 in exif else []  # Orientation
-    tags += [(tag, "s", 0, str(exif[tag]), True) for tag in (270, 271, 272, 306, 315, 33432) if tag in exif]
+    texts = {tag: str(exif[tag]) for tag in (270, 271, 272, 306, 315, 33432) if tag in exif}
+    tags += [(tag, "s", 0, text.encode("latin-1", "replace") + b"\0", True) for tag, text in texts.items()]
+    if "icc_profile" in extra:
+        tags.append((34675, "B", len(extra["icc_profile"]), extra["icc_profile"], True))
     tifffile.imwrite(
         path,
         values,
         photometric="rgb",
         extrasamples=["unassalpha"] if values.shape[2] == 4 else None,
         compression="zlib",
-        iccprofile=extra.get("icc_profile"),
         resolution=extra.get("dpi"),
         resolutionunit="inch" if "dpi" in extra else None,
         extratags=tags,

@@ -12,6 +12,7 @@ photo and frames of one sequence are all in train/ or all in val/.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -45,6 +46,8 @@ COPIES = 1  # pairs made of each photo, each with a blur of its own
 TILE = 1024  # pixels; larger photos are cut into tiles of about this, each with a blur of its own
 LONGEST = None  # pixels; a photo with a longer side is shrunk to it first, which makes a soft photo sharp
 
+SOURCE = "source.txt"  # beside each pair: what it was made of
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,8 +59,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the split and the blur ({SEED})")
     photos = parser.add_argument_group("only for photos")
     photos.add_argument("--blur", nargs="+", choices=MIXTURE.blurs, help="kinds of blur (those of MIXTURE)")
-    photos.add_argument("--copies", type=int, default=COPIES, help=f"pairs made of each photo ({COPIES})")
-    photos.add_argument("--tile", type=int, default=TILE, help=f"cut larger photos into tiles of about this ({TILE})")
+    photos.add_argument("--copies", type=int, help=f"pairs made of each photo ({COPIES})")
+    photos.add_argument("--tile", type=int, help=f"cut larger photos into tiles of about this ({TILE})")
     photos.add_argument("--longest", type=int, default=LONGEST, help="shrink photos with a longer side to this first")
     options = parser.parse_args()
     check_options(options)
@@ -66,21 +69,32 @@ def main() -> None:
     mixture, longest = MIXTURE, options.longest
     if options.kind == "photos":
         mixture = dataclasses.replace(mixture, blurs={kind: mixture.blurs[kind] for kind in options.blur or mixture.blurs})
-        planned = plan_photos(*options.folders, problems, options.copies, options.tile, SMALLEST, longest)
+        copies, tile = options.copies or COPIES, options.tile or TILE
+        planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
     else:
         planned = plans[options.kind](*options.folders, problems)
     planned = without_twins(planned, problems)
     parts = split(planned, options.out, options.val_share, options.seed, problems)
     made, there = make_all(parts, options.out, mixture, longest, options.seed, problems)
     report(options.out, made, there, problems)
+    for part in made:
+        if not any(is_visible(path) for path in (options.out / part).iterdir()):
+            raise UserError(
+                f"{options.out / part} is empty, since what was drawn for it cannot be used (see above): "
+                "move some folders of the other part there by hand"
+            )
+
+
+def is_visible(path: Path) -> bool:
+    return not path.name.startswith(".")
 
 
 def check_options(options: argparse.Namespace) -> None:
     wanted = 2 if options.kind == "pairs" else 1
     if len(options.folders) != wanted:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
-    if options.kind != "photos" and (options.blur or options.longest):
-        raise UserError(f"--blur and --longest are for sharp photos: {options.kind} stay as they are")
+    if options.kind != "photos" and (options.blur or options.copies or options.tile or options.longest):
+        raise UserError(f"--blur, --copies, --tile and --longest are for sharp photos: {options.kind} stay as they are")
     if not 0 < options.val_share < 1:
         raise UserError(f"--val-share {options.val_share} must be between 0 and 1: 0.1 is one photo in ten")
     for name, least in {"seed": 0, "copies": 1, "tile": SMALLEST, "longest": SMALLEST}.items():
@@ -102,7 +116,10 @@ def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
     kept: dict[str, Pair] = {}
     for pair in planned:
         twin = kept.setdefault(pair.name, pair)
-        if twin is not pair:
+        if len(os.fsencode(pair.name)) > 200:  # bytes; most systems take 255, and ours are longer while they are written
+            problems.append(f"{pair.blurry or pair.sharp} has a name that is too long, with its folders: shorten it")
+            del kept[pair.name]
+        elif twin is not pair:
             one, other = (p.blurry or p.sharp for p in (pair, twin))
             problems.append(f"{one} would become {pair.name}, which {other} is: rename one of them")
     return list(kept.values())
@@ -113,11 +130,12 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
     part_of = {pair.group: pair.part for pair in planned if pair.part == "train"}
     part_of |= {pair.group: pair.part for pair in planned if pair.part == "val"}
     for part in ("train", "val"):
-        there = {path.name.partition(".")[0] for path in (out / part).iterdir() if not path.name.startswith(".")}
+        there = {path.name.partition(".")[0] for path in (out / part).iterdir() if is_visible(path)}
         part_of |= {pair.group: part for pair in planned if pair.part is None and pair.group in there}
     groups = {pair.group for pair in planned}
     open_ones = sorted(groups - part_of.keys(), key=lambda group: (zlib.crc32(f"{seed} {group}".encode()), group))
-    missing = max(1, round(share * len(groups))) - sum(part == "val" for part in part_of.values())
+    wanted = min(max(1, round(share * len(groups))), len(groups) - 1)
+    missing = wanted - sum(part == "val" for part in part_of.values())
     part_of |= {group: "val" if i < missing else "train" for i, group in enumerate(open_ones)}
     parts = {"train": [], "val": []}
     for pair in planned:
@@ -126,9 +144,12 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
         else:
             parts[part_of[pair.group]].append(pair)
     for part, pairs in parts.items():
-        if not pairs and not any(not path.name.startswith(".") for path in (out / part).iterdir()):
+        if not pairs and not any(is_visible(path) for path in (out / part).iterdir()):
             why = f" ({len(problems)} left out, such as: {problems[0]})" if problems else ""
-            raise UserError(f"nothing is left for {out / part}: two photos or sequences are needed at least{why}")
+            raise UserError(
+                f"nothing is left for {out / part}: two photos or sequences are needed at least, and if all are in the "
+                f"other part already, move some of its folders by hand{why}"
+            )
     return parts
 
 
@@ -147,6 +168,9 @@ def make_all(
             files = [out / part / pair.name / name for name in ("blurry.png", "sharp.png")]
             if all(file.is_file() for file in files):
                 there += 1
+                if made_of_another(files[0].parent, pair):
+                    there -= 1
+                    problems.append(f"{pair.blurry or pair.sharp} would be {pair.name}, which is another photo: rename it")
             elif files[0].parent.exists():
                 problems.append(f"{files[0].parent} is there but not whole: remove it and run again")
             else:
@@ -177,7 +201,7 @@ def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None,
         return [f"{pair.name}: {error}" for pair in pairs]
     for pair in pairs:
         if pair.blurry is None:
-            write_pair(folder / pair.name, *blur_tile(sharp, pair, mixture, seed))
+            write_pair(folder / pair.name, pair, *blur_tile(sharp, pair, mixture, seed))
             continue
         try:
             blurry = read_photo(pair.blurry)
@@ -190,8 +214,21 @@ def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None,
         elif min(sharp.shape[:2]) < SMALLEST:
             problems.append(f"{pair.blurry} is {sharp.shape[1]}x{sharp.shape[0]}, smaller than {SMALLEST} pixels")
         else:
-            write_pair(folder / pair.name, blurry, sharp, pair.blurry, pair.sharp)
+            write_pair(folder / pair.name, pair, blurry, sharp)
     return problems
+
+
+def source_of(pair: Pair) -> str:
+    """What tells photos of the same name apart, for a file beside the pair."""
+    files = [file for file in (pair.blurry, pair.sharp) if file]
+    return "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
+
+
+def made_of_another(folder: Path, pair: Pair) -> bool:
+    try:
+        return (folder / SOURCE).read_text(encoding="utf-8", errors="surrogateescape") != source_of(pair)
+    except OSError:
+        return False  # made by hand
 
 
 def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -204,17 +241,20 @@ def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tup
     return to_pixels(blurry[:, rows, columns]), photo[top:bottom, left:right]
 
 
-def write_pair(folder: Path, blurry: np.ndarray, sharp: np.ndarray, *sources: Path) -> None:
+def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray) -> None:
     """Write both pictures, whole or not at all; PNG files of the same pixels are copied as they are."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
         partial.mkdir()
-        for name, pixels, source in zip(("blurry.png", "sharp.png"), (blurry, sharp), sources or (None, None), strict=True):
+        for name, pixels, source in ("blurry.png", blurry, pair.blurry), ("sharp.png", sharp, pair.blurry and pair.sharp):
             if source and is_plain_png(source):
                 shutil.copyfile(source, partial / name)
             else:
                 Image.fromarray(pixels).save(partial / name, compress_level=3)
-        os.rename(partial, folder)
+        (partial / SOURCE).write_text(source_of(pair), encoding="utf-8", errors="surrogateescape")
+        if not folder.exists():  # another run may have been faster
+            os.rename(partial, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): free some space, then run again to go on") from None
     finally:
@@ -229,8 +269,9 @@ def is_plain_png(path: Path) -> bool:
 def remove_leftovers(folder: Path) -> None:
     """Remove what a run that was killed left half done more than an hour ago."""
     for path in folder.glob(".*.partial"):
-        if time.time() - path.stat().st_mtime > 3600:  # seconds; a younger one may be another run's
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 3600:  # seconds; a younger one may be another run's
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def report(out: Path, made: dict[str, int], there: int, problems: list[str], shown: int = 20) -> None:
@@ -240,7 +281,7 @@ def report(out: Path, made: dict[str, int], there: int, problems: list[str], sho
         print(f"{len(problems)} left out:", *problems[:shown], sep="\n  ")
         if len(problems) > shown:
             file = out / "left_out.txt"
-            write_whole(file, lambda partial: partial.write_text("\n".join(problems) + "\n"))
+            write_whole(file, lambda partial: partial.write_text("\n".join(problems) + "\n", "utf-8", "backslashreplace"))
             print(f"  ... and {len(problems) - shown} more; all are in {file}")
 
 

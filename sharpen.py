@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models import load_model, tiles
+from models import description_of, load_model, tiles
 from photos import find_photos
 from pictures import FORMATS, read_picture, write_picture
 from utils import UserError, autocast_dtype, pick_device, run_script, write_whole
@@ -71,39 +71,50 @@ def frame_size(text: str) -> tuple[int, int]:
     """(height, width) of "WIDTHxHEIGHT"."""
     if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
         raise UserError(f"--frames {text} must be WIDTHxHEIGHT, such as 1280x720")
-    width, height = text.split("x")
-    return int(height), int(width)
+    width, height = map(int, text.split("x"))
+    if width * height > 10**8:
+        raise UserError(f"--frames {text} is more than 100 megapixels: sharpen such pictures as files")
+    return height, width
 
 
 def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
     """(photo, result) for each photo to be sharpened, and a sentence for each that cannot be."""
-    one_file = len(inputs) == 1 and not inputs[0].is_dir() and out.suffix.lower() in FORMATS and not out.is_dir()
+    one_file = bool(out.suffix) and not os.path.isdir(out) and not os.path.isdir(inputs[0])
+    if one_file and len(inputs) > 1:
+        raise UserError(f"-o {out} is the name of one file: name a folder for the results of {len(inputs)} inputs")
     jobs, problems = [], []
     for path in inputs:
         if one_file:
             jobs.append((path, out))
-        elif path.is_dir():
+        elif os.path.isdir(path):
             try:
-                photos = [p for p in find_photos(path) if out.resolve() not in p.resolve().parents]  # not earlier results
+                photos = find_photos(path)
             except UserError as error:
                 problems.append(str(error))
                 continue
+            if real(out).startswith(real(path) + os.sep):  # then earlier results are among them
+                photos = [photo for photo in photos if not real(photo).startswith(real(out) + os.sep)]
             jobs += [(photo, out / photo.relative_to(path)) for photo in photos]
         else:
             jobs.append((path, out / path.name))
-    usable, taken, sources = [], {}, {photo.resolve() for photo, _ in jobs}
+    usable, taken, sources = [], {}, {real(photo) for photo, _ in jobs}
     for photo, result in jobs:
-        if result.resolve() in sources:
+        if real(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
-        elif taken.setdefault(result.resolve(), photo) is not photo:
-            problems.append(f"{photo} and {taken[result.resolve()]} would both become {result}: sharpen one at a time")
+        elif taken.setdefault(real(result), photo) is not photo:
+            problems.append(f"{photo} and {taken[real(result)]} would both become {result}: sharpen one at a time")
         elif result.suffix.lower() not in FORMATS:
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(FORMATS)}")
-        elif result.exists() and not overwrite:
+        elif os.path.lexists(result) and not overwrite:
             problems.append(f"{result} is there already: move it, or allow --overwrite")
         else:
             usable.append((photo, result))
     return usable, problems
+
+
+def real(path: Path) -> str:
+    """Where ``path`` leads; unlike ``Path.resolve`` it takes links that lead nowhere or in a circle."""
+    return os.path.realpath(path)
 
 
 def sharpen_files(
@@ -161,11 +172,12 @@ def sharpen_pixels(
     height, width, channels = pixels.shape
     # A network that does not say how far it looks sees the photo whole
     reach, tile = (network.reach, tile) if hasattr(network, "reach") else (0, max(height, width))
+    described = description_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
     for around, inside, place in tiles(height, width, tile, reach):
         part = torch.from_numpy(pixels[around].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
         part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            change = network(part).float() - part
+            change = network(part, *described).float() - part
         sharp = (part + strength * change)[0][(slice(None), *inside)].permute(1, 2, 0)
         sharp = sharp.mean(2, keepdim=True) if channels == 1 else sharp
         result[place] = sharp.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
@@ -189,6 +201,8 @@ def sharpen_frames(network: nn.Module, height: int, width: int, strength: float,
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
         raise UserError(f"nobody takes the frames any more, after {count} of them") from None
+    except OSError as error:
+        raise UserError(f"frame {count + 1} cannot be passed on ({error}): free some space") from None
     finally:
         bar.close()
     rate = count / (time.perf_counter() - start)

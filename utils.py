@@ -35,6 +35,9 @@ class UserError(Exception):
 
 def run_script(main) -> None:
     """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

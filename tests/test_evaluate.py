@@ -41,7 +41,7 @@ def test_the_validation_pairs_are_scored_for_every_sharpener(run, pairs):
     printed = run()
     for name in "input", "unsharp", "best unsharp", "student", "teacher":
         assert len(cells(printed, name)) == 10
-    assert cells(printed, "student")[7:9] == ["46,988", "4.0"]
+    assert cells(printed, "student")[7:9] == ["58,252", "4.0"]
     assert cells(printed, "teacher")[4] == "100% / 100%"
     assert float(cells(printed, "best unsharp")[1]) > float(cells(printed, "input")[1])
 
@@ -100,7 +100,7 @@ def test_photos_made_worse_are_counted_and_named():
 def test_other_networks_are_rows_of_their_own_and_missing_ones_are_said(run, pairs, monkeypatch):
     monkeypatch.setitem(evaluate.NETWORKS, "student", ("nowhere.pth",))
     printed = run("data/val", "student.pth")
-    assert "there is no student (nowhere.pth): it is left out" in printed and cells(printed, "student")[7] == "46,988"
+    assert "there is no student (nowhere.pth): it is left out" in printed and cells(printed, "student")[7] == "58,252"
 
 
 def test_arithmetic_is_counted():

@@ -2,9 +2,12 @@ import pickle
 
 import pytest
 import torch
+from conftest import dummy_photo
 
 import models
-from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
+from degradations import add_noise, blur, gaussian_kernel
+from models import BlurGauge, StudentCNN, TeacherCNN, describe, fingerprint, load_model, run_tiled, save_model
+from patches import to_tensor
 from utils import UserError
 
 SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(width=4, deep_width=8, convs=2)}
@@ -35,7 +38,8 @@ def test_any_size_comes_out_as_it_went_in(network_class, size):
 def test_padding_does_not_reach_far_into_the_photo(network_class):
     network = trained(network_class(**SMALL[network_class]))
     photo = torch.rand(1, 3, 128, 128)
-    whole, cropped = network(photo), network(photo[..., :127, :126])
+    described = describe(photo)
+    whole, cropped = network(photo, described), network(photo[..., :127, :126], described)
     assert torch.allclose(whole[..., :40, :40], cropped[..., :40, :40], atol=1e-5)
 
 
@@ -56,6 +60,37 @@ def test_a_network_looks_no_further_than_its_reach(network_class):
     seen = photo.grad.abs().sum(dim=(0, 1)).nonzero()
     furthest = int((seen - 80).abs().max())
     assert 0.6 * network.reach < furthest <= network.reach
+
+
+def test_a_description_tells_blur_and_noise_and_barely_depends_on_which_part_is_looked_at():
+    sharp = to_tensor(dummy_photo(256, 256, seed=5))
+    versions = [sharp, blur(sharp, gaussian_kernel(0.7)), blur(sharp, gaussian_kernel(2.0))]
+    versions.append(add_noise(versions[2], 3, torch.Generator().manual_seed(0)).clamp(0, 1))
+    found = describe(torch.stack(versions))
+    assert found.shape == (4, 54) and found.abs().max() < 6
+    squares_of_neighbours = found[:, 0]
+    assert squares_of_neighbours[0] > squares_of_neighbours[1] + 0.1 > squares_of_neighbours[2] + 0.2
+    roots_of_neighbours = found[:, 2]
+    assert roots_of_neighbours[3] > roots_of_neighbours[2] + 0.2, "noise shows in flat areas"
+
+
+def test_a_description_is_the_same_for_bytes_and_for_numbers_and_for_any_batch():
+    photo = torch.randint(0, 256, (2, 3, 600, 700), dtype=torch.uint8)
+    described = describe(photo.float() / 255)
+    torch.testing.assert_close(describe(photo, peak=255), described)
+    torch.testing.assert_close(describe(photo[1:].float() / 255), described[1:])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (9, 3), (127, 5000), (513, 512)])
+def test_photos_of_any_size_are_described(size):
+    assert torch.isfinite(describe(torch.rand(1, 3, *size))).all()
+
+
+def test_a_gauge_starts_by_changing_nothing():
+    gauges = BlurGauge(blocks=3, channels=8, hidden=4)(torch.randn(2, 54))
+    assert len(gauges) == 3
+    for scale, shift in gauges:
+        assert torch.equal(scale, torch.ones(2, 8, 1, 1)) and not shift.any()
 
 
 def test_the_student_is_a_small_fraction_of_the_teacher():

@@ -81,7 +81,7 @@ def test_16_bit_tiffs_of_other_programs_are_read(tmp_path):
 def test_exif_and_colour_profile_are_kept_and_a_turned_photo_looks_the_same(tmp_path, suffix):
     exif = Image.Exif()
     exif[274], exif[271] = 6, "a camera"  # Orientation: to be turned by a quarter
-    exif.get_ifd(0x8769)[33434] = 0.01  # ExposureTime
+    exif[0x8769] = {33434: 0.01}  # ExposureTime
     image = Image.fromarray(values(3, np.uint8))
     image.save(tmp_path / f"a.{suffix}", exif=exif.tobytes(), icc_profile=b"a profile", dpi=(300, 300))
     write_picture(tmp_path / f"b.{suffix}", read_picture(tmp_path / f"a.{suffix}"))
@@ -106,6 +106,49 @@ def test_a_16_bit_picture_keeps_how_it_is_turned_and_its_profile(tmp_path, suffi
     found = Image.Exif()
     found.load(again.exif)
     assert found[274] == 8
+
+
+@pytest.mark.parametrize("kind", [(1, np.uint8), (1, np.uint16), (3, np.uint8), (4, np.uint8), (3, np.uint16)])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_turned_tiff_is_turned_once_whatever_it_holds(tmp_path, kind, orientation):
+    channels, dtype = kind
+    turned = values(channels, dtype)
+    if channels == 3 and dtype == np.uint16:
+        tifffile.imwrite(tmp_path / "a.tif", turned, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+    else:
+        image = Image.fromarray(turned if channels > 1 else turned[..., 0])
+        image.save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    upright = np.rot90(turned, {3: 2, 6: 3, 8: 1}[orientation])
+    write_picture(tmp_path / "b.tif", read_picture(tmp_path / "a.tif"))
+    for name in "ab":
+        seen = read_photo(tmp_path / f"{name}.tif").astype(int)
+        wanted = upright[..., :3] if dtype == np.uint8 else np.round(upright / 257)
+        assert seen.shape[:2] == upright.shape[:2] and np.abs(seen - wanted).max() <= 1, name
+
+
+def test_exif_of_webp_is_kept_in_a_jpeg(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(values(3, np.uint8)).save(tmp_path / "a.webp", exif=exif.tobytes())
+    write_picture(tmp_path / "b.jpg", read_picture(tmp_path / "a.webp"))
+    assert read_photo(tmp_path / "b.jpg").shape == (34, 21, 3)
+
+
+def test_a_fourth_channel_that_is_no_plain_alpha_is_not_taken_for_it(tmp_path):
+    for name, extra in ("multiplied", "assocalpha"), ("other", "unspecified"), ("plain", "unassalpha"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values(4, np.uint16), photometric="rgb", extrasamples=[extra])
+    with pytest.raises(UserError, match="multiplied by its alpha"):
+        read_picture(tmp_path / "multiplied.tif")
+    assert read_picture(tmp_path / "other.tif").alpha is None
+    assert read_picture(tmp_path / "plain.tif").alpha.dtype == np.uint16
+
+
+def test_damaged_exif_is_one_sentence_at_most(tmp_path):
+    Image.fromarray(values(3, np.uint8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbagegarbage")
+    picture = read_picture(tmp_path / "a.jpg")
+    for damaged in picture, Picture(values(3, np.uint16), exif=picture.exif):
+        with pytest.raises(UserError, match="b.tif cannot be written as TIFF"):
+            write_picture(tmp_path / "b.tif", damaged)
 
 
 def test_a_palette_becomes_colours_and_keeps_what_is_transparent(tmp_path):

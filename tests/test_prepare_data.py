@@ -252,13 +252,13 @@ def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, t
     ("arguments", "said"),
     [
         (("photos", "nowhere"), "nowhere is not a folder"),
-        (("photos", "one"), "nothing is left for data/train: two photos or sequences are needed"),
+        (("photos", "one"), "nothing is left for data/val: two photos or sequences are needed"),
         (("photos", "one", "two"), "photos takes 1 folder, not 2"),
         (("pairs", "one"), "pairs takes 2 folders, not 1"),
         (("photos", "one", "--val-share", 1), "--val-share 1.0 must be between 0 and 1"),
         (("photos", "one", "--copies", 0), "--copies 0 must be 1 or more"),
         (("photos", "one", "--tile", 20), "--tile 20 must be 128 or more"),
-        (("gopro", "one", "--blur", "line"), "--blur and --longest are for sharp photos"),
+        (("gopro", "one", "--blur", "line"), "are for sharp photos: gopro stay as they are"),
         (("photos", "one", "--out", "one/1.png"), "one/1.png cannot take train/ and val/"),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_pair_is_written_whole_or_not_at_all(prepare, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fails_at_the_fourth)
     assert re.search("cannot be written .*No space left", prepare("photos", "photos"))
-    assert all(len(list(folder.iterdir())) == 2 for folder in (tmp_path / "data").glob("*/*")), "and none is hidden"
+    assert all(len(list(folder.iterdir())) == 3 for folder in (tmp_path / "data").glob("*/*")), "and none is hidden"
     monkeypatch.setattr(Image.Image, "save", save_picture)
     prepare("photos", "photos")
     assert len(pixels(tmp_path / "data")) == 6
@@ -296,3 +296,51 @@ def test_photos_that_exif_turns_are_made_upright(prepare, tmp_path, suffix):
         Image.fromarray(dummy_photo(140, 300, seed=k)).save(tmp_path / "photos" / f"{k}.{suffix}", exif=exif)
     prepare("photos", "photos", "--tile", 150)
     assert {read_photo(path).shape for path in (tmp_path / "data").rglob("*.png")} == {(150, 140, 3)}
+
+
+def test_our_own_pairs_are_not_taken_for_photos(prepare, tmp_path):
+    for k in range(3):
+        save(tmp_path / f"{k}.png", seed=k)
+    prepare("photos", ".")
+    assert "0 pairs made in data/train, 0 in data/val, 3 " in prepare("photos", ".")
+
+
+def test_a_single_sub_folder_is_one_sequence_too(prepare, tmp_path):
+    for k in range(4):
+        for folder in "soft", "sharp":
+            save(tmp_path / folder / "clip" / f"{k}.png", seed=k)
+    assert "two photos or sequences are needed" in prepare("pairs", "soft", "sharp")
+    for folder in "soft", "sharp":
+        save(tmp_path / folder / "other.png")
+    prepare("pairs", "soft", "sharp")
+    assert sorted(map(names, (tmp_path / "data").iterdir())) == [["clip.0", "clip.1", "clip.2", "clip.3"], ["other"]]
+
+
+def test_another_photo_of_the_same_name_is_said(prepare, tmp_path):
+    for folder, shift in ("a", 0), ("b", 5):
+        for k in range(3):
+            save(tmp_path / folder / f"{k}.png", seed=k + shift, width=136 + shift)
+    prepare("photos", "a")
+    before = pixels(tmp_path / "data")
+    out = prepare("photos", "b")
+    assert "3 left out" in out and "b/2.png would be 2, which is another photo: rename it" in out
+    assert pixels(tmp_path / "data") == before
+
+
+def test_an_empty_part_is_said(prepare, tmp_path):
+    for k in range(3):
+        for folder in "soft", "sharp":
+            save(tmp_path / folder / f"{k}.png", seed=k)
+    prepare("pairs", "soft", "sharp")
+    (in_val,) = names(tmp_path / "data/val")
+    save(tmp_path / "soft" / f"{in_val}.png", width=150)
+    error = prepare("pairs", "soft", "sharp", "--out", "again")
+    assert "again/val is empty" in error and "by hand" in error
+
+
+def test_a_name_that_is_too_long_is_left_out(prepare, tmp_path):
+    for k in range(2):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save(tmp_path / "photos" / ("x" * 150) / ("y" * 150 + ".png"))
+    out = prepare("photos", "photos")
+    assert "1 left out" in out and "too long" in out and "1 pairs made in data/train, 1 in data/val" in out

@@ -87,7 +87,8 @@ def test_strength_scales_the_change(run, tmp_path):
         changes[strength] = read_picture(tmp_path / f"{strength}.png").pixels.astype(int) - before
     assert not changes[0].any() and changes[1].any()
     for strength in 0.5, 2:
-        assert np.abs(changes[strength] - strength * changes[1]).max() <= 1
+        wanted = (before + strength * changes[1]).clip(0, 255) - before
+        assert np.abs(changes[strength] - wanted).max() <= 1
 
 
 def test_without_strength_a_file_stays_the_same_to_the_last_byte(run, tmp_path):
@@ -110,6 +111,23 @@ def test_results_inside_a_folder_are_not_sharpened_again(run, tmp_path):
     assert run("photos", "-o", "photos/better")[0] == 0
     code, printed, _ = run("photos", "-o", "photos/better", "--overwrite")
     assert code == 0 and "1 of 1" in printed
+
+
+def test_a_folder_is_not_sharpened_into_itself_or_silently_not_at_all(run, tmp_path):
+    save(tmp_path / "photos" / "a.png")
+    code, printed, errors = run("photos", "-o", "photos")
+    assert code == 1 and "which is an input" in errors and "0 of 1" in printed
+    assert run("photos", "-o", ".")[0] == 0 and (tmp_path / "a.png").is_file()
+
+
+def test_a_link_in_a_circle_or_a_folder_name_with_a_suffix_does_not_stop_the_rest(run, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    code, printed, errors = run("circle.png", "a.png")
+    assert code == 1 and "circle.png" in errors and "1 of 2" in printed
+    code, _, errors = run("a.png", "-o", "better.avif")
+    assert code == 1 and "better.avif, which does not end in one of" in errors
+    assert "is the name of one file" in run("a.png", "circle.png", "-o", "b.png")[2]
 
 
 def test_nothing_is_overwritten_unasked_and_an_input_never(run, tmp_path):
