@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset import find_pairs
+from dataset import find_or_make_data, find_pairs
 from degradations import blur, gaussian_kernel
 from models import count_parameters, gmac_per_megapixel, load_model
 from patches import to_pixels, to_tensor
@@ -27,7 +27,7 @@ from report import side_by_side
 from sharpen import sharpen_pixels
 from utils import Scores, UserError, as_saved, ms_per_megapixel, pick_device, psnr, run_script, ssim, write_whole
 
-PAIRS = "data/val"
+DATA = "data"  # whose val/ is scored unless another folder is named; without pairs, the demo data
 NETWORKS = {  # the first file that is there
     "student": ("best_student_model.pth", Path(__file__).parent / "weights" / "student.pth"),
     "teacher": (Path(__file__).parent / "weights" / "teacher.pth",),
@@ -41,13 +41,13 @@ Results = dict[str, dict[str, list[Scores]]]  # level -> sharpener -> a score fo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", nargs="?", type=Path, default=PAIRS, help=f"folder of pairs, or of levels ({PAIRS})")
+    parser.add_argument("pairs", nargs="?", type=Path, help=f"folder of pairs, or of levels ({DATA}/val)")
     parser.add_argument("weights", nargs="*", type=Path, help="more networks, beside the student and the teacher")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     parser.add_argument("--csv", type=Path, help="file for the scores of every photo")
     parser.add_argument("--picture", type=Path, help="file for a photo of each level, where student and mask differ most")
     options = parser.parse_args()
-    levels = find_levels(Path(options.pairs))
+    levels = find_levels(options.pairs or find_or_make_data(DATA) / "val")
     device = pick_device(DEVICE)
     files = {name: next((f for f in map(Path, files) if f.is_file()), None) for name, files in NETWORKS.items()}
     for name in [name for name, file in files.items() if file is None]:
