@@ -91,29 +91,29 @@ def find_levels(pairs: Path) -> dict[str, list[Path]]:
 def score_level(
     level: str, folders: list[Path], networks: dict[str, nn.Module], device: torch.device
 ) -> tuple[dict[str, list[Scores]], Image.Image]:
-    """Scores of each sharpener on each photo, and a picture of the one where student and best mask differ most."""
+    """Scores of each sharpener on each photo, and a picture of the one where student and usual mask differ most."""
     scores: dict[str, list[Scores]] = {name: [] for name in ("input", "unsharp", "best unsharp", *networks)}
     grid: dict[tuple[float, float], list[float]] = {(r, a): [] for r in RADII for a in AMOUNTS}
+    shown, furthest = folders[0], 0.0
     for folder in tqdm(folders, level, unit="photo", leave=False, disable=None):
         blurry, sharp = read_pair(folder)
+        masked = usual_unsharp(blurry)
         scores["input"].append(score(blurry, sharp))
-        scores["unsharp"].append(score(usual_unsharp(blurry), sharp))
+        scores["unsharp"].append(score(masked, sharp))
         for radius in RADII:
             detail = blurry - blur(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
                 grid[radius, amount].append(float(psnr(as_saved(blurry + amount * detail)[None], sharp[None])))
-        for name, network in networks.items():
-            scores[name].append(score(run(network, blurry, device), sharp))
+        for i, (name, network) in enumerate(networks.items()):
+            sharpened = run(network, blurry, device)
+            scores[name].append(score(sharpened, sharp))
+            apart = float((sharpened - masked).abs().mean())
+            if i == 0 and apart > furthest:
+                shown, furthest = folder, apart
     best = max(grid, key=lambda setting: np.mean(grid[setting]))
-    shown, furthest = folders[0], -1.0
-    first = next(iter(networks.values()), None)
     for folder in folders:
         blurry, sharp = read_pair(folder)
-        masked = unsharp(blurry, *best)
-        scores["best unsharp"].append(score(masked, sharp))
-        apart = float((run(first, blurry, device) - masked).abs().mean()) if first else 0.0
-        if apart > furthest:
-            shown, furthest = folder, apart
+        scores["best unsharp"].append(score(unsharp(blurry, *best), sharp))
     return scores, draw(level, shown, best, networks, device)
 
 

@@ -128,6 +128,7 @@ def main() -> None:
         print_summary({"student": student, "teacher": teacher}, scores, device)
         draw_comparison(outputs, val_set, {"student": student, "teacher": teacher}, device)
         print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of the epochs are in {OUTPUTS}/")
+        print("python sharpen.py PHOTO sharpens photos with it; python evaluate.py sets it beside an unsharp mask")
     finish(outputs / "last.pth")
 
 
