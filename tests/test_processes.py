@@ -38,9 +38,7 @@ def test_two_processes_match_one(pairs, monkeypatch):
         assert torch.equal(first["weights"][name], second["weights"][name])
         torch.testing.assert_close(first["weights"][name], value, atol=1e-5, rtol=0)
     for name, value in one["gradients"].items():
-        # Nothing has come through the gauge's last layer yet, which starts with zeros
-        assert value.abs().max() > 0 or name.startswith(("gauge.layers.0", "gauge.layers.2"))
-        assert (first["gradients"][name] - value).abs().max() <= 1e-3 * value.abs().max()
+        assert value.abs().max() > 0 and (first["gradients"][name] - value).abs().max() < 1e-3 * value.abs().max()
     # each photo scored exactly once: a photo twice or never would change the mean
     torch.testing.assert_close(torch.tensor(first["scores"]), torch.tensor(one["scores"]), atol=1e-4, rtol=0)
     assert first["scores"] == second["scores"]
