@@ -1,5 +1,6 @@
 """Which patch is item k of a training, how it is cut, and how pixels become tensors and tensors pixels."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -30,9 +31,13 @@ def random_window(shape: tuple[int, int], size: int, generator: torch.Generator)
     return slice(top, top + size), slice(left, left + size)
 
 
-def cut(pixels: np.ndarray | Tensor, window: tuple[slice, slice], turn: int) -> Tensor:
-    """A (S, S, 3) patch of (H, W, 3), of the same type; ``turn`` 0-3 quarter turns, 4-7 mirrored first."""
-    patch = pixels[window]
+def cut(photos: Sequence, index: int, window: tuple[slice, slice], turn: int) -> Tensor:
+    """A (S, S, 3) patch of photo ``index``, (H, W, 3); ``turn`` 0-3 quarter turns, 4-7 mirrored first.
+
+    Args:
+        photos: tensors, or a ``photos.PixelFile``.
+    """
+    patch = photos.crop(index, *window) if hasattr(photos, "crop") else photos[index][window]
     patch = patch if isinstance(patch, Tensor) else torch.from_numpy(np.array(patch))
     return (patch.flip(1) if turn >= 4 else patch).rot90(turn % 4, (0, 1))
 

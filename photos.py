@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
+import io
 import json
-import mmap
 import os
 import tempfile
 import warnings
@@ -66,15 +66,15 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 class PixelFile:
-    """Many photos' pixels one after the other in one file, from which a patch is a copy of its own rows.
+    """Many photos' pixels one after the other in one file, from which a patch is read without the rest.
 
-    ``pixels[i]`` is photo i as an (H, W, 3) memory-mapped uint8 array; ``pixels.shapes[i]`` is its (H, W).
+    ``pixels[i]`` is photo i as an (H, W, 3) uint8 array; ``pixels.shapes[i]`` is its (H, W).
     """
 
     def __init__(self, file: Path, shapes: list[tuple[int, int]]):
         self.file, self.shapes = file, shapes
         *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
-        self._handle, self._map, self._uses_left = None, None, 0
+        self._handle = None
 
     def every_second(self, first: int) -> "PixelFile":
         """Photos ``first``, ``first`` + 2, ... of the same file; of the others nothing is read."""
@@ -92,31 +92,38 @@ class PixelFile:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if not self._uses_left:
-            # Mapped anew now and then: the pages that were looked at are let go, so memory never grows with the data
-            self._map, self._uses_left = self._open(), 500
-        self._uses_left -= 1
-        height, width = self.shapes[index]
-        flat = np.frombuffer(self._map, np.uint8, height * width * 3, self._offsets[index])
-        return flat.reshape(height, width, 3)
+        return self.crop(index, slice(0, self.shapes[index][0]), slice(None))
 
-    def _open(self) -> mmap.mmap:
+    def crop(self, index: int, rows: slice, columns: slice) -> np.ndarray:
+        """(h, w, 3) pixels of photo ``index``: its whole rows are read at once, and the columns cut out of them.
+
+        Read, not mapped into memory: that would touch a page for each row, and let the system read 8 MB for each page.
+        """
+        width = self.shapes[index][1]
+        count, offset = (rows.stop - rows.start) * width * 3, self._offsets[index] + rows.start * width * 3
         try:
             # Held open, so that another training on other photos or teachers may remove what it does not need
-            self._handle = self._handle or open(self.file, "rb")  # noqa: SIM115
-            mapped = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):
-            mapped = b""
-        if len(mapped) != self._size:
+            self._handle = self._handle or open(self.file, "rb", buffering=0)  # noqa: SIM115
+            found = _read_at(self._handle, count, offset)
+        except OSError:
+            found = b""
+        if len(found) != count:
             raise UserError(f"{self.file} was removed or cut while it was in use: run again to make it anew")
-        return mapped
+        return np.frombuffer(found, np.uint8).reshape(-1, width, 3)[:, columns]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_handle": None, "_map": None, "_uses_left": 0}  # these cannot be sent to a worker
+        return self.__dict__ | {"_handle": None}  # it cannot be sent to a worker
 
     @property
     def nbytes(self) -> int:
         return sum(height * width * 3 for height, width in self.shapes)
+
+
+def _read_at(file: io.FileIO, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):  # a worker that was forked shares the place in the file, which pread leaves alone
+        return os.pread(file.fileno(), count, offset)
+    file.seek(offset)
+    return file.read(count)
 
 
 class DecodedPhotos(PixelFile):

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from conftest import dummy_photo
@@ -104,3 +106,22 @@ def test_an_unwritable_cache_is_replaced_by_a_temporary_one(tmp_path, capsys):
     decoded = DecodedPhotos(photos_in(tmp_path), tmp_path / "file" / "cache")
     assert decoded[2].shape == (12, 18, 3)
     assert "cannot be written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by_seeking", [False, True])
+def test_a_crop_is_the_part_of_the_photo(tmp_path, monkeypatch, by_seeking):
+    if by_seeking:  # as on Windows
+        monkeypatch.delattr(os, "pread")
+    paths = photos_in(tmp_path)
+    decoded = DecodedPhotos(paths, tmp_path / "cache")
+    for index, path in enumerate(paths):
+        np.testing.assert_array_equal(decoded.crop(index, slice(2, 9), slice(3, 17)), read_photo(path)[2:9, 3:17])
+
+
+def test_pixels_that_are_cut_off_while_in_use_are_one_sentence(tmp_path):
+    decoded = DecodedPhotos(photos_in(tmp_path), tmp_path / "cache")
+    assert decoded[2].shape == (12, 18, 3)
+    os.truncate(decoded.file, 1300)
+    assert decoded[0].shape == (10, 20, 3)
+    with pytest.raises(UserError, match="was removed or cut while it was in use"):
+        decoded[2]
