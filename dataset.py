@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from degradations import Mixture, random_degradation
+from degradations import Mixture, chance, random_degradation, shrink
 from models import fingerprint, run_tiled
 from patches import cut, draw_photo, generator_of, random_window, to_pixels, to_tensor, turned
 from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
 from processes import say
 from utils import UserError, autocast_dtype, write_whole
 
+# Photos of one source are about equally crisp; a network that has seen no others takes a crisper one for blurry and
+# overdoes it. A photo that is shrunk is crisper than before
+SHRUNK = 0.5  # share of the patches that are cut from photos shrunk by a factor of 1 to 2
 MARGIN = 16  # pixels around a patch that are blurred with it and cut off again, as its real surroundings
 
 
@@ -50,7 +53,8 @@ class PairedImageDataset(Dataset):
         self.cache = photos.cache
         # (H, W, 3) uint8 each, on the disk or, after load_onto, on the device
         self.blurry: Sequence = photos.every_second(0)
-        self.target: Sequence = photos.every_second(1)
+        self.sharp: Sequence = photos.every_second(1)
+        self.target: Sequence = self.sharp
         self.on_device = False
 
     def _check_sizes(self, sharp_shapes: list[tuple[int, int]]) -> None:
@@ -82,36 +86,42 @@ class PairedImageDataset(Dataset):
             index, generator = draw_photo(k, len(self), self.seed)
             window = random_window(self.shapes[index], self.patch_size, generator)
             turn = int(torch.randint(8, (), generator=generator))
-            blurry.append(cut(self.blurry[index], window, turn))
-            target.append(cut(self.target[index], window, turn))
+            blurry.append(cut(self.blurry, index, window, turn))
+            target.append(cut(self.target, index, window, turn))
         return [to_tensor(torch.stack(blurry)), to_tensor(torch.stack(target))]
 
     def __iter__(self):
         return (self[k] for k in range(len(self)))
 
-    def ask_once(self, teacher: nn.Module, device: torch.device) -> None:
+    def ask_once(self, teacher: nn.Module, device: torch.device, weight: float = 1.0) -> None:
         """Ask ``teacher`` about each whole blurry photo, unless it is known; its answers become the targets.
 
         They are kept beside the decoded photos as the 8-bit pictures they would be saved as. Rounding adds an error
         of 59 dB PSNR, of no direction; a student is some 35 dB away from its teacher.
+
+        Args:
+            weight: of the answer in the target, 0 to 1; the rest is the sharp photo.
         """
         dtype = autocast_dtype(device)
-        file = self.cache / f"{self.key}-{fingerprint(teacher)}-{str(dtype).removeprefix('torch.')}.answers"
+        name = f"{self.key}-{fingerprint(teacher)}"
+        file = self.cache / f"{name}-{weight:g}-{str(dtype).removeprefix('torch.')}.answers"
         answers = PixelFile(file, self.shapes)
         if not answers.is_complete():
-            remove_files(self.cache.glob(f"{self.key}-*.answers"))  # of other teachers
-            write_whole(file, lambda partial: self._ask_all(teacher, device, dtype, partial))
+            of_others = (p for p in self.cache.glob(f"{self.key}-*.answers") if not p.name.startswith(name))
+            remove_files(of_others)
+            write_whole(file, lambda partial: self._ask_all(teacher, device, dtype, weight, partial))
         self.target = answers
 
     @torch.no_grad()
-    def _ask_all(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype, file: Path) -> None:
+    def _ask_all(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype, weight: float, file: Path) -> None:
         bar = tqdm(range(len(self)), "asking the teacher once", unit="photo", leave=False, disable=None)
         with open(file, "wb") as out:
             for index in bar:
                 blurry = to_tensor(self.blurry[index])[None].to(device, memory_format=torch.channels_last)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     answer = run_tiled(teacher, blurry)
-                out.write(np.ascontiguousarray(to_pixels(answer[0].float())).data)
+                target = to_tensor(self.sharp[index]).to(device).lerp(answer[0].float().clamp(0, 1), weight)
+                out.write(np.ascontiguousarray(to_pixels(target)).data)
 
     def load_onto(self, device: torch.device, room: int) -> None:
         """Move all pixels to ``device`` if they take at most ``room`` bytes there; patches are then cut on it."""
@@ -161,15 +171,23 @@ class BlurredPhotos(Dataset):
             sharp = to_tensor(self.photos[index])
             return random_degradation(sharp, generator_of(self.seed, 2, index), self.mixture), sharp
         index, generator = draw_photo(k, len(self), self.seed)
-        rows, columns = random_window(self.photos.shapes[index], self.patch_size, generator)
-        top, left = max(0, rows.start - MARGIN), max(0, columns.start - MARGIN)
-        around = self.photos[index][top : rows.stop + MARGIN, left : columns.stop + MARGIN]
-        sharp = to_tensor(around)
+        size, shape = self.patch_size + 2 * MARGIN, self.photos.shapes[index]
+        if chance(generator) < SHRUNK and min(shape) > size:
+            largest = min(2 * size, *shape)
+            window = random_window(shape, int(torch.randint(size, largest + 1, (), generator=generator)), generator)
+            sharp, top, left = shrink(to_tensor(self.photos.crop(index, *window)), (size, size)), MARGIN, MARGIN
+        else:
+            rows, columns = random_window(shape, self.patch_size, generator)
+            top, left = min(MARGIN, rows.start), min(MARGIN, columns.start)
+            window = (
+                slice(rows.start - top, min(rows.stop + MARGIN, shape[0])),
+                slice(columns.start - left, columns.stop + MARGIN),
+            )
+            sharp = to_tensor(self.photos.crop(index, *window))
         blurry = random_degradation(sharp, generator, self.mixture)
         turn = int(torch.randint(8, (), generator=generator))
-        rows = slice(rows.start - top, rows.stop - top)
-        columns = slice(columns.start - left, columns.stop - left)
-        return tuple(turned(image[:, rows, columns], turn) for image in (blurry, sharp))
+        patch = ..., slice(top, top + self.patch_size), slice(left, left + self.patch_size)
+        return tuple(turned(image[patch], turn) for image in (blurry, sharp))
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
         """The patches ``items`` at once, (N, 3, S, S) blurry and sharp."""

@@ -43,6 +43,7 @@ class Mixture:
     linear_light: float = 0.12  # share of blurs that mix light, as a lens does, not sRGB codes, as software does
     then_rescale: float = 0.08  # share of other blurs followed by a rescaling
     noise: float = 0.85  # share with sensor noise
+    noise_rescaled: float = 0.4  # the same of rescaled photos, whose own noise was smoothed away with their detail
     noise_sigma: tuple[float, float] = (0.3, 2.2)  # 8-bit grey levels, uniform
     jpeg: float = 0.27  # share saved as JPEG at the end
     quality: tuple[float, float] = (30.0, 95.0)  # of JPEG, uniform
@@ -68,7 +69,7 @@ def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixtu
         photo = blur_in_linear_light(photo, kernel) if linear else blur(photo, kernel)
         if chance(generator) < mixture.then_rescale:
             photo = random_rescale(photo, generator, mixture)
-    if chance(generator) < mixture.noise:
+    if chance(generator) < (mixture.noise_rescaled if kind == "rescale" else mixture.noise):
         photo = add_noise(photo, uniform(mixture.noise_sigma, generator), generator)
     if chance(generator) < mixture.jpeg:
         photo = jpeg(photo, round(uniform(mixture.quality, generator)))
@@ -216,6 +217,12 @@ def rescale(photo: Tensor, factor: float, down: str = "bicubic", up: str = "bicu
     small = max(1, round(height / factor)), max(1, round(width / factor))
     photo = F.interpolate(photo[None], size=small, mode=down, antialias=down != "area")
     return F.interpolate(photo, size=(height, width), mode=up, antialias=True)[0].clamp(0, 1)
+
+
+def shrink(photo: Tensor, size: tuple[int, int]) -> Tensor:
+    """Any number of pixels to fewer, (3, H, W) to (3, *size), rounded to 8 bits; crisper than before."""
+    small = F.interpolate(photo[None], size=size, mode="bicubic", antialias=True)[0]
+    return (small.clamp(0, 1) * 255).round() / 255
 
 
 def add_noise(photo: Tensor, sigma: float, generator: torch.Generator) -> Tensor:

@@ -27,6 +27,7 @@ class Pair:
     blurry: Path | None = None  # None: sharp, blurred
     part: str | None = None  # "train" or "val", where the data set says so
     tile: tuple[int, int, int, int] | None = None  # of sharp after shrinking: top, left, bottom, right
+    crisper: bool = False  # the tile is shrunk further, by up to a half, before it is blurred
 
 
 def plan_photos(
@@ -51,7 +52,7 @@ def plan_photos(
                     continue
                 for copy in range(copies):
                     copy_name = f"{name}.copy{copy}" if copy else name
-                    yield Pair(copy_name, group, path, tile=(top, left, bottom, right))
+                    yield Pair(copy_name, group, path, tile=(top, left, bottom, right), crisper=copy % 2 == 1)
 
 
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:

@@ -29,20 +29,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset import MARGIN
-from degradations import Mixture, random_degradation
+from degradations import Mixture, random_degradation, shrink, uniform
 from layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from patches import generator_of, to_pixels, to_tensor
 from photos import read_photo
 from utils import UserError, run_script, write_whole
 
 OUT = "data"  # where train/ and val/ are
-VAL_SHARE = 0.1  # of the photos or sequences, at least one; data sets that have a test part keep theirs
+VAL_SHARE = 0.1  # of the photos or sequences, at least one unless it is 0; data sets with a test part keep theirs
 SEED = 0  # of the split and the blur
 SMALLEST = 128  # pixels; smaller photos are left out: PATCH_SIZE of train.py would not fit
 
 # Only for sharp photos
 MIXTURE = Mixture()  # the blurs and their strengths, see degradations.py
-COPIES = 1  # pairs made of each photo, each with a blur of its own
+COPIES = 1  # pairs made of each photo, each with a blur of its own; every second one is shrunk, which makes it crisper
 TILE = 1024  # pixels; larger photos are cut into tiles of about this, each with a blur of its own
 LONGEST = None  # pixels; a photo with a longer side is shrunk to it first, which makes a soft photo sharp
 
@@ -55,7 +55,12 @@ def main() -> None:
     parser.add_argument("kind", choices=["photos", *plans], help="what there is")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where it is: one, for pairs two")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where train/ and val/ are made ({OUT})")
-    parser.add_argument("--val-share", type=float, default=VAL_SHARE, help=f"of the photos or sequences ({VAL_SHARE})")
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=VAL_SHARE,
+        help=f"of the photos or sequences, 0 to 1 ({VAL_SHARE})",
+    )
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the split and the blur ({SEED})")
     photos = parser.add_argument_group("only for photos")
     photos.add_argument("--blur", nargs="+", choices=MIXTURE.blurs, help="kinds of blur (those of MIXTURE)")
@@ -78,7 +83,7 @@ def main() -> None:
     made, there = make_all(parts, options.out, mixture, longest, options.seed, problems)
     report(options.out, made, there, problems)
     for part in made:
-        if not any(is_visible(path) for path in (options.out / part).iterdir()):
+        if parts[part] and not any(is_visible(path) for path in (options.out / part).iterdir()):
             raise UserError(
                 f"{options.out / part} is empty, since what was drawn for it cannot be used (see above): "
                 "move some folders of the other part there by hand"
@@ -95,8 +100,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
     if options.kind != "photos" and (options.blur or options.copies or options.tile or options.longest):
         raise UserError(f"--blur, --copies, --tile and --longest are for sharp photos: {options.kind} stay as they are")
-    if not 0 < options.val_share < 1:
-        raise UserError(f"--val-share {options.val_share} must be between 0 and 1: 0.1 is one photo in ten")
+    if not 0 <= options.val_share <= 1:
+        raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
     for name, least in {"seed": 0, "copies": 1, "tile": SMALLEST, "longest": SMALLEST}.items():
         value = getattr(options, name)
         if value is not None and value < least:
@@ -134,7 +139,7 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
         part_of |= {pair.group: part for pair in planned if pair.part is None and pair.group in there}
     groups = {pair.group for pair in planned}
     open_ones = sorted(groups - part_of.keys(), key=lambda group: (zlib.crc32(f"{seed} {group}".encode()), group))
-    wanted = min(max(1, round(share * len(groups))), len(groups) - 1)
+    wanted = min(max(1, round(share * len(groups))), len(groups) - 1) if 0 < share < 1 else share * len(groups)
     missing = wanted - sum(part == "val" for part in part_of.values())
     part_of |= {group: "val" if i < missing else "train" for i, group in enumerate(open_ones)}
     parts = {"train": [], "val": []}
@@ -144,7 +149,8 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
         else:
             parts[part_of[pair.group]].append(pair)
     for part, pairs in parts.items():
-        if not pairs and not any(is_visible(path) for path in (out / part).iterdir()):
+        unwanted = share == {"train": 1, "val": 0}[part]
+        if not pairs and not unwanted and not any(is_visible(path) for path in (out / part).iterdir()):
             why = f" ({len(problems)} left out, such as: {problems[0]})" if problems else ""
             raise UserError(
                 f"nothing is left for {out / part}: two photos or sequences are needed at least, and if all are in the "
@@ -236,7 +242,14 @@ def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tup
     top, left, bottom, right = pair.tile
     first_row, first_column = max(0, top - MARGIN), max(0, left - MARGIN)
     around = to_tensor(photo[first_row : bottom + MARGIN, first_column : right + MARGIN])
-    blurry = random_degradation(around, generator_of(seed, zlib.crc32(pair.name.encode())), mixture)
+    generator = generator_of(seed, zlib.crc32(pair.name.encode()))
+    if pair.crisper:
+        sharp = around[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
+        height, width = sharp.shape[1:]
+        factor = uniform((1, min(2, height / SMALLEST, width / SMALLEST)), generator)
+        sharp = shrink(sharp, (round(height / factor), round(width / factor)))
+        return to_pixels(random_degradation(sharp, generator, mixture)), to_pixels(sharp)
+    blurry = random_degradation(around, generator, mixture)
     rows, columns = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
     return to_pixels(blurry[:, rows, columns]), photo[top:bottom, left:right]
 

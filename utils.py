@@ -58,6 +58,9 @@ def check_constants(constants: dict) -> None:
         if name in ("LEARNING_RATE", "CHECKPOINT_MINUTES"):
             if not (type(value) in (int, float) and 0 < value < float("inf")):
                 raise UserError(f"{name} = {value!r} is not a number above 0: set it to one")
+        elif name == "DISTILL_WEIGHT":
+            if not (type(value) in (int, float) and 0 <= value <= 1):
+                raise UserError(f"{name} = {value!r} is not a number from 0 to 1: set it to one")
         elif type(value) is not int or not least <= value < 2**62:
             raise UserError(f"{name} = {value!r} is not a whole number of at least {least}: set it to one")
 
@@ -224,14 +227,14 @@ class PSNRAndSSIMLoss(torch.nn.Module):
     error makes little.
 
     Args:
-        floor: mean squared error that is added to each photo's own; 2e-4 is 37 dB.
+        floor: mean squared error that is added to each photo's own; 3e-5 is 45 dB.
         ssim_weight: dB for a whole unit of SSIM; at 20, an SSIM higher by .05 is worth 1 dB.
     Shapes: two (N, C, H, W) in [0, 1] -> ().
     Source: Chen et al. 2021, HINet, arXiv:2105.06086, section 3.3 (PSNR), Zhao et al. 2017, arXiv:1511.08861,
         section III (SSIM beside another loss); the floor is ours.
     """
 
-    def __init__(self, floor: float = 2e-4, ssim_weight: float = 20.0):
+    def __init__(self, floor: float = 3e-5, ssim_weight: float = 20.0):
         super().__init__()
         self.floor, self.ssim_weight = floor, ssim_weight
 

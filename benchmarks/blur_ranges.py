@@ -59,7 +59,7 @@ def make_levels(mixture: Mixture) -> dict[str, Mixture]:
     """Name of a level -> a mixture that draws nothing but this one."""
     noise = sum(mixture.noise_sigma) / 2
     fixed = dataclasses.replace(
-        mixture, identity=0, linear_light=0, then_rescale=0, noise=1, noise_sigma=(noise, noise), jpeg=0
+        mixture, identity=0, linear_light=0, then_rescale=0, noise=1, noise_rescaled=1, noise_sigma=(noise, noise), jpeg=0
     )
     levels = {}
     for kind, name in RANGES.items():

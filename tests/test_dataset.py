@@ -103,6 +103,17 @@ def test_a_known_answer_is_the_patch_of_what_the_teacher_makes_of_the_whole_phot
         assert nearest < 1.5 / 255, "rounding to whole grey levels may fall either way"
 
 
+def test_a_target_can_be_a_mixture_of_the_answer_and_the_sharp_photo(pairs):
+    targets = {}
+    for weight in 0, 0.25, 1:
+        train_set = PairedImageDataset(pairs / "train", patch_size=32)
+        train_set.ask_once(teacher_of(1), torch.device("cpu"), weight)
+        targets[weight] = train_set.batch(range(6))[1]
+    assert torch.equal(targets[0], PairedImageDataset(pairs / "train", patch_size=32).batch(range(6))[1])
+    assert (targets[1] - targets[0]).abs().max() > 0.1
+    assert (targets[0].lerp(targets[1], 0.25) - targets[0.25]).abs().max() <= 0.76 / 255, "two roundings"
+
+
 def test_a_teacher_is_asked_once_and_again_when_it_or_the_photos_change(pairs, monkeypatch):
     asked = []
 
@@ -119,6 +130,15 @@ def test_a_teacher_is_asked_once_and_again_when_it_or_the_photos_change(pairs, m
     PairedImageDataset(pairs / "train", 32).ask_once(teacher_of(2), cpu)
     assert len(asked) == 9
     assert len(list((pairs / "train" / ".cache").glob("*.answers"))) == 1
+
+
+def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path):
+    ramp = np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    photos = BlurredPhotos([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
+    rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp in (photos[k] for k in range(200))]
+    assert all(0.99 < rise < 2.1 for rise in rises), "from the photo itself to half of its size"
+    assert 0.4 < sum(rise > 1.01 for rise in rises) / 200 < 0.6
 
 
 def test_validation_batches_hold_each_photo_once_and_one_size_each():

@@ -108,11 +108,22 @@ def test_the_same_seed_gives_the_same_pixels_and_another_gives_others():
 
 def test_every_kind_of_blur_alone_changes_the_photo_and_the_identity_does_not():
     image = photo()
-    quiet = dict(noise=0, jpeg=0, identity=0)
+    quiet = dict(noise=0, noise_rescaled=0, jpeg=0, identity=0)
     for kind in D.Mixture().blurs:
         changed = not torch.equal(D.random_degradation(image, generator(3), D.Mixture(blurs={kind: 1.0}, **quiet)), image)
         assert changed == (kind != "none"), kind
     assert torch.equal(D.random_degradation(image, generator(), D.Mixture(identity=1)), image)
+
+
+def test_rescaled_photos_have_a_share_of_noise_of_their_own():
+    flat = torch.full((3, 24, 24), 128 / 255)
+    quiet, noisy = (dict(identity=0, jpeg=0, noise=1 - share, noise_rescaled=share) for share in (0, 1))
+    for kind, share in ("rescale", quiet), ("gaussian", noisy):
+        assert torch.equal(
+            D.random_degradation(flat, generator(), D.Mixture(blurs={kind: 1.0}, **share)), (flat * 255).round() / 255
+        )
+    for kind, share in ("rescale", noisy), ("gaussian", quiet):
+        assert D.random_degradation(flat, generator(), D.Mixture(blurs={kind: 1.0}, **share)).std() > 0.0005
 
 
 def test_the_mixture_leaves_about_its_share_of_photos_as_they_are():

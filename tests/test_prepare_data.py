@@ -31,6 +31,11 @@ def save(path, height=128, width=136, seed=0):
     Image.fromarray(dummy_photo(height, width, seed=seed)).save(path)
 
 
+def save_photos(tmp_path, count):
+    for k in range(count):
+        save(tmp_path / "photos" / f"{k}.png", seed=k)
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -52,11 +57,18 @@ def test_photos_become_pairs_that_the_data_set_takes(prepare, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_one_others(prepare, tmp_path):
-    for k in range(6):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 6)
     for out, seed in ("a", 1), ("b", 1), ("c", 2):
         prepare("photos", "photos", "--out", out, "--seed", seed, "--blur", "gaussian")
     assert pixels(tmp_path / "a") == pixels(tmp_path / "b") != pixels(tmp_path / "c")
+
+
+def test_two_folders_can_be_the_two_parts(prepare, tmp_path):
+    for k in range(5):
+        save(tmp_path / ("many" if k < 3 else "few") / f"{k}.png", seed=k)
+    assert "3 pairs made in data/train, 0 in data/val" in prepare("photos", "many", "--val-share", 0)
+    assert "0 pairs made in data/train, 2 in data/val" in prepare("photos", "few", "--val-share", 1)
+    assert {name[0] for name in names(tmp_path / "data/val")} == {"3", "4"}
 
 
 def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_photo(prepare, tmp_path):
@@ -71,6 +83,8 @@ def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_ph
             tiles = [[read_photo(tmp_path / f"data/{part}/{k}.r{r}c{c}/sharp.png") for c in (0, 1)] for r in (0, 1)]
             whole = np.concatenate([np.concatenate(row, axis=1) for row in tiles])
             assert np.array_equal(whole, read_photo(tmp_path / "photos" / f"{k}.png"))
+            crisper = read_photo(tmp_path / f"data/{part}/{k}.r0c0.copy1/sharp.png")
+            assert 128 <= crisper.shape[0] < 135 and crisper.shape[1] < 150
 
 
 def test_no_tile_is_too_small_for_a_patch(prepare, tmp_path):
@@ -89,8 +103,7 @@ def test_large_photos_are_shrunk_first_where_that_is_asked_for(prepare, tmp_path
 
 
 def test_a_second_run_makes_what_is_missing_and_changes_nothing_that_is_there(prepare, tmp_path):
-    for k in range(6):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 6)
     prepare("photos", "photos")
     before = pixels(tmp_path / "data")
     gone = next((tmp_path / "data" / "train").iterdir())
@@ -104,8 +117,7 @@ def test_a_second_run_makes_what_is_missing_and_changes_nothing_that_is_there(pr
 
 
 def test_a_photo_stays_on_its_side_when_others_are_added(prepare, tmp_path):
-    for k in range(4):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 4)
     prepare("photos", "photos")
     before = {part: set(names(tmp_path / "data" / part)) for part in ("train", "val")}
     for k in range(4, 30):
@@ -118,8 +130,7 @@ def test_a_photo_stays_on_its_side_when_others_are_added(prepare, tmp_path):
 
 
 def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
-    for k in range(4):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 4)
     save(tmp_path / "photos" / "tiny.png", height=20)
     save(tmp_path / "photos" / "0.jpg")
     (tmp_path / "photos" / "text.png").write_text("no picture")
@@ -138,8 +149,7 @@ def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
 
 
 def test_a_long_list_of_what_was_left_out_goes_to_a_file(prepare, tmp_path):
-    for k in range(2):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 2)
     for k in range(30):
         (tmp_path / "photos" / f"bad{k}.png").write_text("no picture")
     assert "and 10 more; all are in data/left_out.txt" in prepare("photos", "photos")
@@ -255,7 +265,7 @@ def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, t
         (("photos", "one"), "nothing is left for data/val: two photos or sequences are needed"),
         (("photos", "one", "two"), "photos takes 1 folder, not 2"),
         (("pairs", "one"), "pairs takes 2 folders, not 1"),
-        (("photos", "one", "--val-share", 1), "--val-share 1.0 must be between 0 and 1"),
+        (("photos", "one", "--val-share", 1.1), "--val-share 1.1 must be from 0 to 1"),
         (("photos", "one", "--copies", 0), "--copies 0 must be 1 or more"),
         (("photos", "one", "--tile", 20), "--tile 20 must be 128 or more"),
         (("gopro", "one", "--blur", "line"), "are for sharp photos: gopro stay as they are"),
@@ -269,8 +279,7 @@ def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, said):
 
 
 def test_a_pair_is_written_whole_or_not_at_all(prepare, tmp_path, monkeypatch):
-    for k in range(3):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 3)
     save_picture, calls = Image.Image.save, []
 
     def fails_at_the_fourth(picture, *args, **kwargs):
@@ -306,9 +315,8 @@ def test_our_own_pairs_are_not_taken_for_photos(prepare, tmp_path):
 
 
 def test_a_single_sub_folder_is_one_sequence_too(prepare, tmp_path):
-    for k in range(4):
-        for folder in "soft", "sharp":
-            save(tmp_path / folder / "clip" / f"{k}.png", seed=k)
+    for k in range(8):
+        save(tmp_path / ("soft", "sharp")[k % 2] / "clip" / f"{k // 2}.png", seed=k // 2)
     assert "two photos or sequences are needed" in prepare("pairs", "soft", "sharp")
     for folder in "soft", "sharp":
         save(tmp_path / folder / "other.png")
@@ -328,9 +336,8 @@ def test_another_photo_of_the_same_name_is_said(prepare, tmp_path):
 
 
 def test_an_empty_part_is_said(prepare, tmp_path):
-    for k in range(3):
-        for folder in "soft", "sharp":
-            save(tmp_path / folder / f"{k}.png", seed=k)
+    for k in range(6):
+        save(tmp_path / ("soft", "sharp")[k % 2] / f"{k // 2}.png", seed=k // 2)
     prepare("pairs", "soft", "sharp")
     (in_val,) = names(tmp_path / "data/val")
     save(tmp_path / "soft" / f"{in_val}.png", width=150)
@@ -339,8 +346,7 @@ def test_an_empty_part_is_said(prepare, tmp_path):
 
 
 def test_a_name_that_is_too_long_is_left_out(prepare, tmp_path):
-    for k in range(2):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 2)
     save(tmp_path / "photos" / ("x" * 150) / ("y" * 150 + ".png"))
     out = prepare("photos", "photos")
     assert "1 left out" in out and "too long" in out and "1 pairs made in data/train, 1 in data/val" in out
