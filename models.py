@@ -2,14 +2,14 @@
 
 Both take and give (N, 3, H, W) RGB in [0, 1], any H, W >= 1. Both work in two scales: a little at half
 resolution, where the detail is, most at a quarter, where a 3x3 convolution costs a sixteenth and sees
-four times as far. Both are told how blurry the whole photo is, which a patch does not show (``describe``). Both
-add what they compute to their input and start with a last layer of zeros, so an untrained network gives back
-the photo as it is.
+four times as far. Both are told how blurry the whole photo is, which a patch does not show (gauge.py). Both add what
+they compute to their input and start with a last layer of zeros, so an untrained network gives back the photo as it is.
 """
 
 import contextlib
 import hashlib
 import inspect
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,68 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import UserError, read_torch_file, write_torch_file
-
-# Pairs of pixels whose differences are measured: (rows, columns) apart, along both axes and both diagonals
-OFFSETS = [
-    *((0, 1), (0, 2), (0, 3), (0, 4), (0, 6), (0, 8), (1, 0), (2, 0), (3, 0), (4, 0), (6, 0), (8, 0)),
-    *((1, 1), (2, 2), (4, 4), (1, -1), (2, -2), (4, -4)),
-]
-
-
-@torch.no_grad()
-def describe(photo: Tensor, peak: float = 1.0) -> Tensor:
-    """How blurry and noisy whole photos are: (N, C, H, W) from 0 to ``peak`` -> (N, 54), about -2 to 2 each.
-
-    For each of OFFSETS the logarithms of the mean square, mean and mean root of the difference in brightness: how
-    fast it grows with distance tells the blur, its start the noise, squares weigh edges and roots flat areas. The
-    mean square by distance is the structure function (Kolmogorov 1941), twice the variogram of geostatistics.
-    Of a large photo it takes 16 windows of 128x128 pixels, evenly spread.
-    """
-    height, width = photo.shape[-2:]
-    if height * width > 16 * 128 * 128 and min(height, width) >= 128:
-        tops, lefts = ([i * (length - 128) // 3 for i in range(4)] for length in (height, width))
-        photo = torch.cat([photo[..., top : top + 128, left : left + 128] for top in tops for left in lefts], 1)
-        photo = photo.unflatten(1, (16, -1))
-    with torch.autocast(photo.device.type, enabled=False):
-        brightness = photo.float().mean(-3) / peak
-        rows, columns = (max(0, 9 - length) for length in brightness.shape[-2:])
-        brightness = F.pad(brightness, (0, columns, 0, rows), mode="replicate") if rows or columns else brightness
-        height, width = brightness.shape[-2:]
-        found = []
-        for down, right in OFFSETS:
-            first = brightness[..., : height - down, max(0, -right) : width - max(0, right)]
-            second = brightness[..., down:, max(0, right) : width + min(0, right)]
-            apart = (first - second).abs().flatten(1)
-            found.append((apart.square().mean(1) + 1e-7).log())
-            found.append((apart.mean(1) + 3e-4).log() * 2)
-            found.append((apart.sqrt().mean(1) + 1e-2).log() * 4)
-        return (torch.stack(found, 1) + 9) / 3
-
-
-class BlurGauge(nn.Module):
-    """From what ``describe`` says of whole photos, a scale and a shift for each channel of each block.
-
-    A blur is the same all over a photo, but no convolution sees all of it. Starts as scale 1 and shift 0.
-
-    Shapes: (N, 54) -> ``blocks`` pairs of (N, channels, 1, 1).
-    Source: FiLM, arXiv:1709.07871, section 2.
-    """
-
-    def __init__(self, blocks: int, channels: int, hidden: int):
-        super().__init__()
-        self.blocks = blocks
-        sizes = 3 * len(OFFSETS), hidden, hidden, 2 * channels * blocks
-        self.layers = nn.Sequential(
-            nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:3]), nn.ReLU(), nn.Linear(*sizes[2:])
-        )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-
-    def forward(self, description: Tensor) -> list[tuple[Tensor, Tensor]]:
-        with torch.autocast(description.device.type, enabled=False):
-            found = self.layers(description.to(self.layers[0].weight.dtype))[:, :, None, None]
-        return [(1 + scale, shift) for scale, shift in (part.chunk(2, 1) for part in found.chunk(self.blocks, 1))]
+from gauge import BlurGauge, adjust, describe
+from utils import UserError, autocast_dtype, read_torch_file, write_torch_file
 
 
 class ResidualBlock(nn.Module):
@@ -91,12 +31,8 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)  # x + 0 at the start: a deep stack begins harmless
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: Tensor, gauge: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        inside = self.conv1(x)
-        if gauge is not None:
-            scale, shift = gauge
-            inside = inside * scale.to(inside.dtype) + shift.to(inside.dtype)
-        return x + self.conv2(F.relu(inside))
+    def forward(self, x: Tensor, gauge: tuple[Tensor, Tensor]) -> Tensor:
+        return x + self.conv2(F.relu(adjust(self.conv1(x), gauge)))
 
 
 class TeacherCNN(nn.Module):
@@ -121,64 +57,140 @@ class TeacherCNN(nn.Module):
         self.head = nn.Conv2d(12, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
-        self.gauge = BlurGauge(blocks, deep_width, hidden=64)
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
-        self.fine = nn.Sequential(*(ResidualBlock(width) for _ in range(fine_blocks)))
-        self.tail = zero_conv(width)
+        self.fine = nn.ModuleList(ResidualBlock(width) for _ in range(fine_blocks))
+        self.tail = zero_conv(width, 3)
+        self.gauge = BlurGauge(blocks, deep_width, hidden=64)
+        self.fine_gauge = BlurGauge(1 + fine_blocks, width, hidden=64)  # of the head and the fine blocks
 
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
         x = pad_to_multiple(photo, 4)
-        gauges = self.gauge(describe(photo) if description is None else description)
-        half = F.relu(self.head(F.pixel_unshuffle(x, 2)))
+        description = describe(photo) if description is None else description
+        head_gauge, *fine_gauges = self.fine_gauge(description)
+        half = F.relu(adjust(self.head(F.pixel_unshuffle(x, 2)), head_gauge))
         quarter = self.down(half)
-        for block, gauge in zip(self.deep, gauges, strict=True):
+        for block, gauge in zip(self.deep, self.gauge(description), strict=True):
             quarter = block(quarter, gauge)
-        half = self.fine(half + F.pixel_shuffle(self.up(quarter), 2))
+        half = half + F.pixel_shuffle(self.up(quarter), 2)
+        for block, gauge in zip(self.fine, fine_gauges, strict=True):
+            half = block(half, gauge)
         x = x + F.pixel_shuffle(self.tail(half), 2)
         return x[..., : photo.shape[-2], : photo.shape[-1]]
 
 
 class StudentCNN(nn.Module):
-    """Small two-scale network for real time: the teacher's layout with single convolutions.
+    """Small two-scale network for real time.
+
+    Scales, shifts and skips stand where ``FastStudent`` can make them a part of the weights, and no pixels are
+    shuffled before the first layer: at this size such steps take as long as a convolution.
 
     Args:
         width: channels at half resolution.
         deep_width: channels at a quarter.
         convs: 3x3 convolutions at a quarter, each with a skip.
     Shapes: as ``TeacherCNN``.
-    Source: as ``TeacherCNN``.
+    Sources: as ``TeacherCNN``; skips inside the weights as in RepVGG, arXiv:2101.03697, section 3.3.
     """
 
     describe = staticmethod(describe)
 
-    def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 4):
+    def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 1):
         super().__init__()
         self.arguments = dict(width=width, deep_width=deep_width, convs=convs)
-        self.reach = 4 * convs + 10  # pixels: 4 for each 3x3 convolution at a quarter, 2 at half
-        self.head = nn.Conv2d(12, width, 3, padding=1)
+        self.reach = 4 * convs + 8  # pixels: 4 for each 3x3 convolution at a quarter
+        self.head = nn.Conv2d(3, width, 4, stride=2, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(convs))
+        self.up = nn.ConvTranspose2d(deep_width, width, 2, stride=2)
+        self.tail = zero_conv(width, 2)
         self.gauge = BlurGauge(convs, deep_width, hidden=32)
-        self.up = nn.Conv2d(deep_width, 4 * width, 1)
-        self.fine = nn.Conv2d(width, width, 3, padding=1)
-        self.tail = zero_conv(width)
+        self.head_gauge = BlurGauge(1, width, hidden=32)
 
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
         x = pad_to_multiple(photo, 4)
-        gauges = self.gauge(describe(photo) if description is None else description)
-        half = F.relu(self.head(F.pixel_unshuffle(x, 2)))
+        description = describe(photo) if description is None else description
+        half = F.relu(adjust(self.head(x), *self.head_gauge(description)))
         quarter = self.down(half)
-        for conv, (scale, shift) in zip(self.deep, gauges, strict=True):
-            inside = conv(quarter)
-            quarter = quarter + F.relu(inside * scale.to(inside.dtype) + shift.to(inside.dtype))
-        half = F.relu(self.fine(half + F.pixel_shuffle(self.up(quarter), 2)))
-        x = x + F.pixel_shuffle(self.tail(half), 2)
+        for conv, gauge in zip(self.deep, self.gauge(description), strict=True):
+            quarter = F.relu(quarter + adjust(conv(quarter), gauge))
+        half = F.relu(half + self.up(quarter))
+        # Each 2x2 kernel makes the four pixels around its middle: half a step off the grid, so one more on each side
+        x = x + F.pixel_shuffle(self.tail(half), 2)[..., 1:-1, 1:-1]
         return x[..., : photo.shape[-2], : photo.shape[-1]]
 
 
-def zero_conv(width: int) -> nn.Conv2d:
-    """(N, width, H/2, W/2) -> (N, 12, H/2, W/2), all zeros until it is trained."""
-    conv = nn.Conv2d(width, 12, 3, padding=1)
+class FastStudent(nn.Module):
+    """A trained ``StudentCNN`` for 8-bit pictures, several times faster and equal to it but for rounding.
+
+    Scales, shifts and skips become a part of the weights, for one picture at a time; layers run in ``dtype`` and in
+    place, in the order of bytes that a picture has in memory.
+
+    Args:
+        dtype: float16 on CUDA, bfloat16 where the CPU has it, else float32, if None.
+    Shapes: (H, W, 3) uint8 RGB -> same.
+    """
+
+    def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
+        super().__init__()
+        device = student.head.weight.device
+        self.student, self.dtype = student.eval(), dtype
+        if dtype is None:
+            self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
+
+    @torch.inference_mode()
+    def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
+        """``picture`` plus ``strength`` times the change that the student makes."""
+        height, width, _ = picture.shape
+        layers = self.fold(describe(picture.movedim(-1, 0)[None], 255), strength)
+        result = torch.empty_like(picture)
+        # In bands of about 700,000 pixels: larger pieces of memory go back to the system each time, and what it
+        # gives anew it fills with zeros first, which takes as long as the convolutions
+        bands = math.ceil(height * width / 700_000)
+        band = math.ceil(height / bands / 8) * 8
+        for around, inside, place in tiles(height, width, (band, width), self.student.reach):
+            result[place] = self.sharpen(picture[around], layers)[inside]
+        return result
+
+    def sharpen(self, picture: Tensor, layers: tuple) -> Tensor:
+        head, down, deep, up, tail = layers
+        photo = picture.to(self.dtype).movedim(-1, 0)[None]
+        half = F.conv2d(pad_to_multiple(photo, 4), *head, stride=2, padding=1).relu_()
+        quarter = F.conv2d(half, *down, stride=2)
+        for layer in deep:
+            quarter = F.conv2d(quarter, *layer, padding=1).relu_()
+        half = half.add_(F.conv_transpose2d(quarter, *up, stride=2)).relu_()
+        change = F.conv2d(half, *tail, padding=1)[0].movedim(0, -1)
+        rows, columns, _ = change.shape
+        # Pixel-shuffle, with two values in each number that is moved
+        pairs = change.contiguous().view(torch.int32 if change.itemsize == 2 else torch.int64)
+        change = pairs.view(rows, columns, 2, 3).transpose(1, 2).contiguous().view(change.dtype)
+        change = change.view(2 * rows, 2 * columns, 3)
+        sharp = change[1 : 1 + picture.shape[0], 1 : 1 + picture.shape[1]] + picture
+        return sharp.round_().clamp_(0, 255).to(torch.int16)  # straight to uint8 takes four times longer
+
+    def fold(self, description: Tensor, strength: float) -> tuple:
+        """(weight, bias) of each layer for a picture of that description, whose values are 0 to 255."""
+        student = self.student
+        convs, gauges = (student.head, *student.deep), student.head_gauge(description) + student.gauge(description)
+        (head_weight, head_bias), *deep = (
+            (conv.weight * scale.view(-1, 1, 1, 1), conv.bias * scale.flatten() + shift.flatten())
+            for conv, (scale, shift) in zip(convs, gauges, strict=True)
+        )
+        deep = [(weight + nn.init.dirac_(torch.empty_like(weight)), bias) for weight, bias in deep]  # x + conv(x)
+        # pixel-shuffle's channels are colour by colour; a picture's memory is row by row, pixel by pixel
+        order = [4 * colour + pixel for pixel in range(4) for colour in range(3)]
+        tail = student.tail.weight[order] * (255 * strength), student.tail.bias[order] * (255 * strength)
+        down, up = ((layer.weight, layer.bias) for layer in (student.down, student.up))
+
+        def ready(layer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return layer[0].to(self.dtype, memory_format=torch.channels_last), layer[1].to(self.dtype)
+
+        return ready((head_weight / 255, head_bias)), ready(down), [*map(ready, deep)], ready(up), ready(tail)
+
+
+def zero_conv(width: int, size: int) -> nn.Conv2d:
+    """(N, width, H/2, W/2) -> (N, 12, H/2, W/2), a row and column more if ``size`` is even; zeros until trained."""
+    conv = nn.Conv2d(width, 12, size, padding=1)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
     return conv
@@ -200,10 +212,11 @@ def gmac_per_megapixel(network: nn.Module, size: int = 64) -> float:
     """Multiplications and additions of all convolutions for 1,000,000 pixels, counted in pairs, in billions."""
     counts = []
 
-    def count(conv: nn.Conv2d, _, output: Tensor) -> None:
-        counts.append(output.numel() * conv.weight[0].numel())
+    def count(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        places = inputs[0] if isinstance(conv, nn.ConvTranspose2d) else output
+        counts.append(places.numel() * conv.weight[0].numel())
 
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     try:
         network(next(network.parameters()).new_zeros(1, 3, size, size))
     finally:
@@ -217,6 +230,7 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256(type(network).__name__.encode())
     with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
         digest.update(inspect.getsource(type(network)).encode())
+        digest.update(inspect.getsource(getattr(network, "describe", type(network))).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -238,7 +252,7 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = 1024) -> Tensor:
         return network(photo)
     described = description_of(network, photo)
     output = torch.empty_like(photo)
-    for around, inside, place in tiles(height, width, tile, network.reach):
+    for around, inside, place in tiles(height, width, (tile, tile), network.reach):
         output[(..., *place)] = network(photo[(..., *around)], *described)[(..., *inside)]
     return output
 
@@ -248,12 +262,12 @@ def description_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tupl
     return (network.describe(photo, peak),) if hasattr(network, "describe") else ()
 
 
-def tiles(height: int, width: int, tile: int, reach: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
+def tiles(height: int, width: int, tile: tuple[int, int], reach: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
     """For each tile of a photo: the rows and columns to be looked at, the part of these to be kept, and its place."""
     margin = -(-reach // 8) * 8  # tiles keep the grid of the strided layers
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
-            bottom, right = min(top + tile, height), min(left + tile, width)
+    for top in range(0, height, tile[0]):
+        for left in range(0, width, tile[1]):
+            bottom, right = min(top + tile[0], height), min(left + tile[1], width)
             first_row, first_column = max(0, top - margin), max(0, left - margin)
             around = slice(first_row, bottom + margin), slice(first_column, right + margin)
             inside = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)

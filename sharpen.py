@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models import description_of, load_model, tiles
+from models import FastStudent, StudentCNN, description_of, load_model, tiles
 from photos import find_photos
 from pictures import FORMATS, read_picture, write_picture
 from utils import UserError, autocast_dtype, pick_device, run_script, write_whole
@@ -173,7 +173,7 @@ def sharpen_pixels(
     # A network that does not say how far it looks sees the photo whole
     reach, tile = (network.reach, tile) if hasattr(network, "reach") else (0, max(height, width))
     described = description_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
-    for around, inside, place in tiles(height, width, tile, reach):
+    for around, inside, place in tiles(height, width, (tile, tile), reach):
         part = torch.from_numpy(pixels[around].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
         part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -186,6 +186,7 @@ def sharpen_pixels(
 
 def sharpen_frames(network: nn.Module, height: int, width: int, strength: float, device: torch.device) -> None:
     """Sharpen frames of 3 bytes a pixel (rgb24) from standard input to standard output until they end."""
+    fast = FastStudent(network) if type(network) is StudentCNN else None
     frame, count, start = bytearray(height * width * 3), 0, time.perf_counter()
     view, source, sink = memoryview(frame), sys.stdin.buffer, sys.stdout.buffer
     bar = tqdm(desc="sharpening", unit="frame", leave=False, disable=None)
@@ -194,7 +195,11 @@ def sharpen_frames(network: nn.Module, height: int, width: int, strength: float,
             if got < len(frame):
                 raise UserError(f"the last frame ends after {got} of {len(frame)} bytes: is it {width}x{height}, rgb24?")
             pixels = np.frombuffer(frame, np.uint8).reshape(height, width, 3)
-            sink.write(sharpen_pixels(network, pixels, strength, device).data)
+            if fast:
+                sharp = fast(torch.from_numpy(pixels).to(device), strength=strength).cpu().numpy()
+            else:
+                sharp = sharpen_pixels(network, pixels, strength, device)
+            sink.write(sharp.data)
             count += 1
             bar.update()
         sink.flush()

@@ -55,6 +55,7 @@ NUM_EPOCHS = 40
 PATCHES_PER_PHOTO = 32  # random patches of each training photo in one epoch
 BATCH_SIZE = 8  # patches per step
 PATCH_SIZE = 128  # pixels
+DISTILL_WEIGHT = 1.0  # of the teacher's answer in the target, the rest is the sharp photo: 0 is ground truth only
 LEARNING_RATE = 2e-3  # at its peak: it rises over the first 5% of the steps, then a cosine takes it to 0
 SEED = 0  # the same seed gives the same weights on the same CPU
 
@@ -79,7 +80,8 @@ def main() -> None:
         LEARNING_RATE=LEARNING_RATE,
         SEED=SEED,
     )
-    check_constants(settings | dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES))
+    others = dict(DISTILL_WEIGHT=DISTILL_WEIGHT, NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES)
+    check_constants(settings | others)
     device = start_processes(DEVICE)
     share_of_batch(BATCH_SIZE)  # raises now rather than after the teacher was asked
     data, outputs = first_rank_first(lambda: find_or_make_data(DATA)), Path(OUTPUTS)
@@ -106,15 +108,16 @@ def main() -> None:
     teacher = first_rank_first(lambda: load_model(teacher_file))
     teacher = teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
     scores["teacher"] = validate(teacher, val_set, device)
-    check_teacher(scores, teacher_file, data, REQUIRE_GOOD_TEACHER)
-    settings |= {"ASK_TEACHER_ONCE": ASK_TEACHER_ONCE, "the teacher": fingerprint(teacher)}
+    check_teacher(scores, teacher_file, data, REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)
+    settings |= dict(DISTILL_WEIGHT=DISTILL_WEIGHT, ASK_TEACHER_ONCE=ASK_TEACHER_ONCE)
+    settings["the teacher"] = fingerprint(teacher)
 
-    def ask_teacher(blurry: Tensor, _: Tensor) -> Tensor:
-        return teacher(blurry)
+    def ask_teacher(blurry: Tensor, sharp: Tensor) -> Tensor:
+        return sharp.lerp(teacher(blurry).float(), DISTILL_WEIGHT)
 
-    if ASK_TEACHER_ONCE:
-        first_rank_first(lambda: train_set.ask_once(teacher, device))  # its answers take the place of the sharp photos
-    target_of = as_given if ASK_TEACHER_ONCE else ask_teacher
+    if ASK_TEACHER_ONCE and DISTILL_WEIGHT > 0:  # its answers take the place of the sharp photos
+        first_rank_first(lambda: train_set.ask_once(teacher, device, DISTILL_WEIGHT))
+    target_of = as_given if ASK_TEACHER_ONCE or DISTILL_WEIGHT == 0 else ask_teacher
     train_set.load_onto(device, room_on(device))
 
     seed_everything(SEED)
@@ -139,7 +142,7 @@ def finish(last_file: Path) -> None:
 
 
 def as_given(blurry: Tensor, target: Tensor) -> Tensor:
-    """The target that comes with the patches: the sharp photo or, where the teacher was asked once, its answer."""
+    """The target that comes with the patches: the sharp photo or, once the teacher was asked, what it answered."""
     return target
 
 

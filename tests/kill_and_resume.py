@@ -33,7 +33,7 @@ EPOCHS = 2
 
 def dropout_student() -> StudentCNN:
     student = StudentCNN(width=4, deep_width=8, convs=1)
-    student.fine = nn.Sequential(student.fine, nn.Dropout(0.1))
+    student.up = nn.Sequential(student.up, nn.Dropout(0.1))
     return student
 
 

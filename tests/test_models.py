@@ -6,7 +6,8 @@ from conftest import dummy_photo
 
 import models
 from degradations import add_noise, blur, gaussian_kernel
-from models import BlurGauge, StudentCNN, TeacherCNN, describe, fingerprint, load_model, run_tiled, save_model
+from gauge import BlurGauge, describe
+from models import FastStudent, StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
 from patches import to_tensor
 from utils import UserError
 
@@ -60,6 +61,43 @@ def test_a_network_looks_no_further_than_its_reach(network_class):
     seen = photo.grad.abs().sum(dim=(0, 1)).nonzero()
     furthest = int((seen - 80).abs().max())
     assert 0.6 * network.reach < furthest <= network.reach
+
+
+def a_student_with_a_gauge():
+    """What a trained student may look like: it changes a photo by about .05, and by its description."""
+    torch.manual_seed(2)
+    student = trained(StudentCNN())
+    for name, parameter in student.named_parameters():
+        parameter.data.mul_(0.3 if "gauge" in name else 1.0)
+    return student
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (33, 50), (96, 128), (1003, 1405)])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_the_fast_student_gives_in_float32_what_the_student_gives(size, strength):
+    student = a_student_with_a_gauge()
+    picture = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    photo = picture.movedim(-1, 0)[None].float() / 255
+    with torch.no_grad():
+        change = student(photo) - photo
+    expected = ((photo + strength * change).clamp(0, 1) * 255)[0].movedim(0, -1)
+    assert change.abs().max() > 0.01
+    result = FastStudent(student, torch.float32)(picture, strength=strength)
+    assert result.dtype == torch.uint8 and (result - expected).abs().max() < 0.51
+
+
+def test_the_fast_student_in_bfloat16_is_50_dB_from_the_student():
+    student = a_student_with_a_gauge()
+    picture = torch.from_numpy(dummy_photo(256, 320, seed=4))
+    photo = picture.movedim(-1, 0)[None].float() / 255
+    with torch.no_grad():
+        expected = student(photo).clamp(0, 1)[0].movedim(0, -1)
+    assert psnr_of(photo[0].movedim(0, -1), expected) < 40, "there is something to be compared"
+    assert psnr_of(FastStudent(student, torch.bfloat16)(picture) / 255, expected) > 50
+
+
+def psnr_of(a, b):
+    return -10 * (a - b).square().mean().log10()
 
 
 def test_a_description_tells_blur_and_noise_and_barely_depends_on_which_part_is_looked_at():
@@ -119,7 +157,7 @@ def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else():
     before = fingerprint(network)
     assert fingerprint(network.to(memory_format=torch.channels_last)) == before
     with torch.no_grad():
-        network.fine.bias[0] += 1e-3
+        network.head.bias[0] += 1e-3
     assert fingerprint(network) != before
 
 
@@ -136,7 +174,7 @@ def bad_files(folder):
     torch.save({**content, "class": "TeacherCNN"}, folder / "other.pth")
     torch.save({**content, "arguments": {"width": 5}}, folder / "mismatch.pth")
     save_model(folder / "nan.pth", StudentCNN(**SMALL[StudentCNN]))
-    nan = {**content, "weights": {**content["weights"], "up.bias": torch.full((16,), torch.nan)}}
+    nan = {**content, "weights": {**content["weights"], "up.bias": torch.full((4,), torch.nan)}}
     torch.save(nan, folder / "nan.pth")
 
 

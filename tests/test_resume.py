@@ -91,7 +91,7 @@ def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
 def test_another_network_under_the_same_name_is_one_sentence(interrupted, monkeypatch):
     def other():
         student = StudentCNN()
-        student.fine = torch.nn.Conv2d(16, 16, 1)
+        student.up = torch.nn.ConvTranspose2d(32, 16, 4, 2, 1)
         return student
 
     monkeypatch.setattr(train, "StudentCNN", other)

@@ -130,6 +130,19 @@ def test_the_student_learns_and_the_teacher_never_changes(run):
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("once", [True, False])
+def test_without_its_weight_the_teacher_does_not_count(constants, monkeypatch, once):
+    monkeypatch.setattr(train, "DISTILL_WEIGHT", 0)
+    monkeypatch.setattr(train, "ASK_TEACHER_ONCE", once)
+    students = []
+    for seed in 1, 2:
+        save_model("teacher.pth", small_teacher(strength=0.1 * seed))
+        train.main()
+        students.append(load_model("best_student_model.pth"))
+    for one, other in zip(*(student.parameters() for student in students), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_student_learns_the_teachers_output_and_not_the_as_given(run):
     seen = []
 
@@ -223,6 +236,13 @@ def test_a_constant_out_of_range_is_one_sentence_before_any_work(constants, monk
     with pytest.raises(UserError, match=f"{constant} = {value!r} is not a "):
         script.main()
     assert not (constants / "outputs").exists() and not (constants / "data" / "train" / ".cache").exists()
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan"), "1"])
+def test_a_share_of_the_teacher_outside_0_to_1_is_one_sentence(constants, monkeypatch, weight):
+    monkeypatch.setattr(train, "DISTILL_WEIGHT", weight)
+    with pytest.raises(UserError, match=f"DISTILL_WEIGHT = {weight!r} is not a number from 0 to 1"):
+        train.main()
 
 
 def test_the_learning_rate_rises_and_then_falls_to_zero():

@@ -36,7 +36,7 @@ def training(folder: Path, train_folder: str) -> None:
     # The gradient of one batch: an optimizer that scales it would hide a sum in place of a mean
     torch.manual_seed(1)
     untrained = StudentCNN(**STUDENT)
-    for layer in untrained.tail, untrained.gauge.layers[-1]:
+    for layer in untrained.tail, untrained.gauge.layers[-1], untrained.head_gauge.layers[-1]:
         nn.init.normal_(layer.weight, std=0.1)  # with the zeros these start with, no layer before them has a gradient
     wrapped = distributed(untrained, device)  # kept: without it the gradients would not be averaged
     blurry, sharp = next(train.start_batches(train_set, device, range(99, 100), 6, 0))

@@ -1,0 +1,104 @@
+"""Does a student learn more from its teacher than from the sharp photos? The same student, steps and seeds for each answer.
+
+    python benchmarks/does_distillation_help.py DATA
+
+DATA holds train/ and val/ as train.py wants them. DISTILL_WEIGHT is 1, 0.5 or 0; then there are sharp photos for a quarter
+of the pairs only: the student learns from these alone, or also from the teacher's answers to the other blurry photos.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from student_designs import teach
+
+import train
+from dataset import PairedImageDataset, find_pairs
+from models import StudentCNN, load_model
+from processes import start_processes
+from utils import Scores, run_script, seed_everything
+
+WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
+KNOWN = 4  # every fourth photo has a sharp version in the last two cases
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", default=WEIGHTS, help="of the teacher")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    device = start_processes("auto")
+    folder, val_set = options.data / "train", PairedImageDataset(options.data / "val")
+    teacher = load_model(options.weights).to(device, memory_format=torch.channels_last)
+
+    def mixed(weight: float) -> Callable[[int], Dataset]:
+        def make(seed: int) -> Dataset:
+            photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
+            if weight:
+                photos.ask_once(teacher, device, weight)
+            return photos
+
+        return make
+
+    def partly_known(seed: int) -> Dataset:
+        photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
+        sharp = photos.target
+        photos.ask_once(teacher, device)
+        photos.target = EveryFourthOf(sharp, photos.target)
+        return photos
+
+    with tempfile.TemporaryDirectory() as known:
+        for pair in find_pairs(folder)[::KNOWN]:
+            (Path(known) / pair.name).symlink_to(pair.resolve())
+        cases = {
+            "the teacher's answers": mixed(1),
+            "half of each": mixed(0.5),
+            "the sharp photos": mixed(0),
+            "a quarter sharp, the rest answers": partly_known,
+            "a quarter sharp, nothing else": lambda seed: PairedImageDataset(Path(known), train.PATCH_SIZE, seed),
+        }
+        blurry, best = (train.validate(network, val_set, device) for network in (nn.Identity(), teacher))
+        print(f"input {blurry.psnr:.2f} dB / {blurry.ssim:.4f}, teacher {best.psnr:.2f} dB / {best.ssim:.4f}")
+        print(f"{'the student learns from':36s} {'PSNR dB':>8s} {'+-':>5s} {'SSIM':>7s} {'+-':>6s}   each seed")
+        scores = {name: [] for name in cases}
+        for seed in range(options.seeds):
+            for name, make in cases.items():  # seed by seed: a slow machine can be stopped early
+                scores[name].append(trained(make(seed), val_set, options.steps, seed, device))
+                psnr, ssim = np.array(scores[name]).T
+                each = " ".join(f"{p:.3f}/{s:.4f}" for p, s in scores[name])
+                spread = (psnr.std(ddof=1), ssim.std(ddof=1)) if seed else (np.nan, np.nan)
+                print(
+                    f"{name:36s} {psnr.mean():8.3f} {spread[0]:5.3f} {ssim.mean():7.4f} {spread[1]:6.4f}   {each}",
+                    flush=True,
+                )
+
+
+def trained(photos: Dataset, val_set: Dataset, steps: int, seed: int, device: torch.device) -> Scores:
+    seed_everything(seed)
+    student = StudentCNN().to(device, memory_format=torch.channels_last)
+    teach(student, photos, steps, device)
+    return train.validate(student, val_set, device)
+
+
+class EveryFourthOf:
+    """The pixels of every fourth photo from one store, of the others from another."""
+
+    def __init__(self, these, others):
+        self.these, self.others = these, others
+
+    def crop(self, index: int, rows: slice, columns: slice) -> np.ndarray:
+        return (self.others if index % KNOWN else self.these).crop(index, rows, columns)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,147 @@
+"""How long one 1920x1080 frame takes, 8-bit picture in memory to 8-bit picture in memory.
+
+    python benchmarks/inference_speed.py
+    python benchmarks/inference_speed.py --threads 1 --size 3840x2160
+
+Each takes some frames one after another, as in a video, and that in three laps. "Convolutions alone" are those of the
+fast student on tensors that are there already: the limit. Untrained networks are as fast as trained ones. Close other
+programs first.
+"""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import skimage
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from models import FastStudent, StudentCNN, TeacherCNN, count_parameters, gmac_per_megapixel
+from processes import start_processes
+from sharpen import sharpen_pixels
+from utils import run_script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="1920x1080", help="WIDTHxHEIGHT of the frame")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; all cores, if not given")
+    parser.add_argument("--rounds", type=int, default=15, help="frames of each in each of the laps")
+    parser.add_argument("--slow-rounds", type=int, default=2, help="the same of what takes seconds on a CPU")
+    options = parser.parse_args()
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", options.size):
+        parser.error("--size is WIDTHxHEIGHT, such as 1920x1080")
+    if options.threads is not None and options.threads < 1:
+        parser.error("--threads is 1 or more")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = start_processes("auto")
+    width, height = map(int, options.size.split("x"))
+    sizes = [(height, width)] if device.type == "cpu" else [(height, width), (2160, 3840)]
+    print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
+    for size in sizes:
+        measure(*size, device, options.rounds, options.slow_rounds)
+
+
+LAPS = 3
+SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}
+
+
+def measure(height: int, width: int, device: torch.device, rounds: int, slow_rounds: int) -> None:
+    frame = example_frame(height, width)
+    torch.manual_seed(0)
+    student, teacher = (kind().eval().requires_grad_(False).to(device) for kind in (StudentCNN, TeacherCNN))
+    nn.init.normal_(student.tail.weight, std=0.05)
+    for network in student, teacher:
+        network.to(memory_format=torch.channels_last)
+    fast, plain = FastStudent(student), FastStudent(student, torch.float32)
+    picture, pillow = torch.from_numpy(frame).to(device), Image.fromarray(frame)
+    convolutions = ConvolutionsAlone(fast, picture)
+    name = f"student, fast ({str(fast.dtype).removeprefix('torch.')})"
+    ways = {
+        name: lambda: fast(picture),
+        "student, float32": lambda: in_float32(student, picture),
+        "student, fast in float32": lambda: plain(picture),
+        "convolutions alone": convolutions.run,
+        "Pillow UnsharpMask(2, 150, 3)": lambda: pillow.filter(ImageFilter.UnsharpMask(2, 150, 3)),
+        "scipy Gaussian unsharp mask": lambda: scipy_unsharp(frame),
+        "teacher": lambda: sharpen_pixels(teacher, frame, 1.0, device),
+    }
+    if device.type == "cuda":
+        ways["student, fast, 8 frames"] = lambda: [fast(picture) for _ in range(8)]
+    seconds = {way: [] for way in ways}
+    for _ in range(LAPS):  # a way's frames follow each other, as a video's do
+        for way, run in ways.items():
+            count = slow_rounds if way in SLOW else rounds
+            for done in range(-2, count):  # two to warm up
+                start = time.perf_counter()
+                run()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if done >= 0:
+                    seconds[way].append(time.perf_counter() - start)
+    networks = {"student": student, "teacher": teacher}
+    print(f"\none frame of {width}x{height}          median ms  95th percentile   parameters  GMAC a frame")
+    middle = {}
+    for way, spent in seconds.items():
+        middle[way], slow = np.median(spent) * 1000, np.percentile(spent, 95) * 1000
+        network = networks.get(way.split(",")[0])
+        gmac = network and gmac_per_megapixel(network) * height * width / 1e6
+        facts = f"{count_parameters(network):12,d} {gmac:13.1f}" if network else ""
+        print(f"{way:32s} {middle[way]:8.1f} {slow:16.1f} {facts}")
+    others = [way for way in ways if way != name]
+    print("fast student / " + ", / ".join(f"{way} {middle[name] / middle[way]:.2f}" for way in others))
+
+
+def example_frame(height: int, width: int) -> np.ndarray:
+    with Image.open(Path(skimage.__file__).parent / "data" / "coffee.png") as picture:
+        return np.array(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+
+
+@torch.inference_mode()
+def in_float32(student: nn.Module, picture: Tensor) -> Tensor:
+    photo = picture.movedim(-1, 0)[None].float().div(255)
+    return student(photo).clamp(0, 1).mul(255).round().byte()[0].movedim(0, -1).contiguous()
+
+
+def scipy_unsharp(frame: np.ndarray) -> np.ndarray:
+    values = frame.astype(np.float32)
+    values += 1.5 * (values - gaussian_filter(values, (2, 2, 0)))
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+class ConvolutionsAlone:
+    """Those of ``fast`` for ``picture``, without all that is done between them."""
+
+    def __init__(self, fast: FastStudent, picture: Tensor):
+        calls = self.calls = []
+
+        def noted(convolution):
+            def run(x, *layer, **arguments):
+                calls.append((convolution, x.clone(), layer, arguments))
+                return convolution(x, *layer, **arguments)
+
+            return run
+
+        kept = F.conv2d, F.conv_transpose2d
+        F.conv2d, F.conv_transpose2d = map(noted, kept)
+        try:
+            fast(picture)
+        finally:
+            F.conv2d, F.conv_transpose2d = kept
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        for convolution, x, layer, arguments in self.calls:
+            convolution(x, *layer, **arguments)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import dummy_photo
+
+from degradations import add_noise, blur, gaussian_kernel
+from models import count_parameters, load_model
+from patches import to_tensor
+from utils import as_saved, psnr, ssim
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+
+
+@pytest.fixture(params=["student", "teacher"])
+def network(request):
+    return load_model(WEIGHTS / f"{request.param}.pth")
+
+
+def test_shipped_weights_are_small_and_their_card_is_of_them(network):
+    student, name = type(network).__name__ == "StudentCNN", f"{type(network).__name__.removesuffix('CNN').lower()}.pth"
+    assert (WEIGHTS / name).stat().st_size < (1e6 if student else 16e6)
+    assert f"{count_parameters(network):,} parameters" in (WEIGHTS / "README.md").read_text()
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.2, 2.0])
+def test_shipped_weights_sharpen_a_picture_of_no_kind_they_have_seen(network, sigma):
+    sharp = to_tensor(dummy_photo(160, 192, seed=3))[None]
+    noise = torch.Generator().manual_seed(0)
+    blurry = as_saved(add_noise(blur(sharp[0], gaussian_kernel(sigma)), 1.0, noise)[None])
+    with torch.no_grad():
+        sharpened = as_saved(network(blurry))
+    assert psnr(sharpened, sharp) > psnr(blurry, sharp) + 1 and ssim(sharpened, sharp) > ssim(blurry, sharp)
+
+
+def test_shipped_weights_leave_a_sharp_picture_nearly_as_it_is(network):
+    sharp = to_tensor(dummy_photo(160, 192, seed=4))[None]
+    with torch.no_grad():
+        assert psnr(as_saved(network(sharp)), sharp) > 32
