@@ -73,6 +73,9 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
     train_set.ask_once(teacher.to(memory_format=torch.channels_last), device)
     filled = time.perf_counter()
     train_set.load_onto(device, room_on(device))
+    for store in train_set.blurry, train_set.target:  # into the system's memory, as after the first epochs
+        for _ in store:
+            pass
 
     loops = {
         "plain loop": PlainLoop(folder, teacher, device, batch_size, patch_size),

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage
 import torch
-from conftest import dummy_photo
+from PIL import Image
 
 from degradations import add_noise, blur, gaussian_kernel
 from models import count_parameters, load_model
@@ -23,17 +25,21 @@ def test_shipped_weights_are_small_and_their_card_is_of_them(network):
     assert f"{count_parameters(network):,} parameters" in (WEIGHTS / "README.md").read_text()
 
 
-@pytest.mark.parametrize("sigma", [0.7, 1.2, 2.0])
-def test_shipped_weights_sharpen_a_picture_of_no_kind_they_have_seen(network, sigma):
-    sharp = to_tensor(dummy_photo(160, 192, seed=3))[None]
-    noise = torch.Generator().manual_seed(0)
+def sample_photo():
+    with Image.open(Path(skimage.__file__).parent / "data" / "coffee.png") as picture:
+        return to_tensor(np.array(picture.convert("RGB").resize((300, 200))))[None]
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.0])
+def test_shipped_weights_sharpen_a_photo(network, sigma):
+    sharp, noise = sample_photo(), torch.Generator().manual_seed(0)
     blurry = as_saved(add_noise(blur(sharp[0], gaussian_kernel(sigma)), 1.0, noise)[None])
     with torch.no_grad():
         sharpened = as_saved(network(blurry))
-    assert psnr(sharpened, sharp) > psnr(blurry, sharp) + 1 and ssim(sharpened, sharp) > ssim(blurry, sharp)
+    assert psnr(sharpened, sharp) > psnr(blurry, sharp) + 1 and ssim(sharpened, sharp) > ssim(blurry, sharp) + 0.02
 
 
-def test_shipped_weights_leave_a_sharp_picture_nearly_as_it_is(network):
-    sharp = to_tensor(dummy_photo(160, 192, seed=4))[None]
+def test_shipped_weights_leave_a_sharp_photo_nearly_as_it_is(network):
+    sharp = sample_photo()
     with torch.no_grad():
-        assert psnr(as_saved(network(sharp)), sharp) > 32
+        assert psnr(as_saved(network(sharp)), sharp) > 35
