@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from processes import rank
 from utils import UserError, read_torch_file, write_torch_file
 
 
@@ -26,7 +27,8 @@ def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> No
 
 def mark_finished(path: Path) -> None:
     """The next run starts anew instead of going on from ``path``."""
-    write_torch_file(path, _read(path) | {"finished": True})
+    if rank() == 0:
+        write_torch_file(path, _read(path) | {"finished": True})
 
 
 def unfinished(path: Path) -> bool:

@@ -1,8 +1,7 @@
-"""Photos -> training patches and validation photos: pairs on disk, sharp photos blurred on the fly, demo data."""
+"""Pairs on disk -> training patches and validation photos; demo data."""
 
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,29 +13,25 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from degradations import Mixture, chance, random_degradation, shrink
+from degradations import Mixture, random_degradation
+from gauge import describe, turned_spectrum
 from models import fingerprint, run_tiled
-from patches import cut, draw_photo, generator_of, random_window, to_pixels, to_tensor, turned
+from patches import cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
 from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
 from processes import say
 from utils import UserError, autocast_dtype, write_whole
-
-# Photos of one source are about equally crisp; a network that has seen no others takes a crisper one for blurry and
-# overdoes it. A photo that is shrunk is crisper than before
-SHRUNK = 0.5  # share of the patches that are cut from photos shrunk by a factor of 1 to 2
-MARGIN = 16  # pixels around a patch that are blurred with it and cut off again, as its real surroundings
 
 
 class PairedImageDataset(Dataset):
     """Pairs of photos ``ROOT/NNN/{blurry,sharp}.png``; NNN is any name.
 
-    An item is (blurry, sharp), each (3, H, W) float32 RGB in [0, 1]; after ``ask_once``, the teacher's
-    answer to blurry takes the place of sharp.
+    An item is (blurry, sharp), each (3, H, W) float32 RGB in [0, 1]: item k is the k-th photo, whole, in the order of
+    the folders' names. ``len()`` counts the photos.
     With ``patch_size``, item k is the k-th patch of an endless training: a random place of a random photo,
     flipped and turned at random, the same for all parts; each run through the photos takes each once. It
     depends on ``seed`` and k alone, so any k >= 0 can be asked for, in any order and from any process, and an
-    interrupted training goes on exactly where it was. ``len()`` counts the photos.
-    Without, item k is the k-th photo, whole, in the order of the folders' names.
+    interrupted training goes on exactly where it was. A third part of such an item is what ``gauge.describe`` says of the
+    whole blurry photo, (2, 64, 33), turned alike. After ``ask_once`` the teacher's answer takes the place of sharp.
 
     Raises:
         UserError: naming everything that is wrong with the folder at once: missing halves, unequal sizes,
@@ -56,6 +51,8 @@ class PairedImageDataset(Dataset):
         self.sharp: Sequence = photos.every_second(1)
         self.target: Sequence = self.sharp
         self.on_device = False
+        if patch_size:
+            self.descriptions = self._describe_once()
 
     def _check_sizes(self, sharp_shapes: list[tuple[int, int]]) -> None:
         problems = []
@@ -79,19 +76,42 @@ class PairedImageDataset(Dataset):
         index = range(len(self))[k]  # IndexError past the end, which is what ends a for loop
         return to_tensor(self.blurry[index]), to_tensor(self.target[index])
 
+    def whole(self, index: int, draw: int = 0) -> tuple[Tensor, Tensor]:
+        """Photo ``index``, blurry and sharp, (3, H, W) each; there is one version of it, whatever ``draw`` is."""
+        return to_tensor(self.blurry[index]), to_tensor(self.sharp[index])
+
     def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items`` at once, (N, 3, S, S) each part. Faster than stacking them: bytes become floats last."""
-        blurry, target = [], []
+        """The patches ``items`` at once, (N, 3, S, S) blurry and target, and (N, 2, 64, 33) of the whole photos.
+
+        Faster than stacking them: bytes become floats last.
+        """
+        blurry, target, descriptions = [], [], []
         for k in items:
             index, generator = draw_photo(k, len(self), self.seed)
             window = random_window(self.shapes[index], self.patch_size, generator)
             turn = int(torch.randint(8, (), generator=generator))
             blurry.append(cut(self.blurry, index, window, turn))
             target.append(cut(self.target, index, window, turn))
-        return [to_tensor(torch.stack(blurry)), to_tensor(torch.stack(target))]
+            descriptions.append(turned_spectrum(torch.from_numpy(self.descriptions[index]), turn))
+        return [to_tensor(torch.stack(blurry)), to_tensor(torch.stack(target)), torch.stack(descriptions)]
 
     def __iter__(self):
         return (self[k] for k in range(len(self)))
+
+    def _describe_once(self) -> np.ndarray:
+        """What ``describe`` says of each blurry photo, (n, 2, 64, 33), kept beside the decoded photos."""
+        file = self.cache / f"{self.key}.descriptions"
+        count = len(self) * 2 * 64 * 33
+        if not file.is_file() or file.stat().st_size != 4 * count:
+
+            def write(partial: Path) -> None:
+                bar = tqdm(range(len(self)), "describing photos once", unit="photo", leave=False, disable=None)
+                with open(partial, "wb") as out:
+                    for index in bar:
+                        out.write(describe(to_tensor(self.blurry[index])[None]).numpy().data)
+
+            write_whole(file, write)
+        return np.fromfile(file, np.float32, count).reshape(len(self), 2, 64, 33)
 
     def ask_once(self, teacher: nn.Module, device: torch.device, weight: float = 1.0) -> None:
         """Ask ``teacher`` about each whole blurry photo, unless it is known; its answers become the targets.
@@ -130,71 +150,6 @@ class PairedImageDataset(Dataset):
             return
         self.blurry, self.target = ([torch.from_numpy(np.array(pixels)).to(device) for pixels in s] for s in stores)
         self.on_device = True
-
-
-class BlurredPhotos(Dataset):
-    """Sharp photos of a folder, blurred on the fly by ``degradations.random_degradation``.
-
-    Items, ``patch_size``, ``seed`` and errors as ``PairedImageDataset``; without ``patch_size`` photo k is always
-    blurred in the same way.
-
-    Args:
-        paths: the photos' files, as ``photos.find_photos`` lists them.
-        cache: the folder where their pixels are kept after decoding.
-    """
-
-    def __init__(
-        self,
-        paths: list[Path],
-        cache: Path | str,
-        patch_size: int | None = None,
-        seed: int = 0,
-        mixture: Mixture | None = None,
-    ):
-        self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
-        self.photos = DecodedPhotos(list(paths), Path(cache))
-        self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
-        small = [
-            too_small(path, shape, patch_size)
-            for path, shape in zip(paths, self.photos.shapes, strict=True)
-            if patch_size and min(shape) < patch_size
-        ]
-        if small:
-            raise UserError(list_problems(small))
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
-        if not self.patch_size:
-            index = range(len(self))[k]
-            sharp = to_tensor(self.photos[index])
-            return random_degradation(sharp, generator_of(self.seed, 2, index), self.mixture), sharp
-        index, generator = draw_photo(k, len(self), self.seed)
-        size, shape = self.patch_size + 2 * MARGIN, self.photos.shapes[index]
-        if chance(generator) < SHRUNK and min(shape) > size:
-            largest = min(2 * size, *shape)
-            window = random_window(shape, int(torch.randint(size, largest + 1, (), generator=generator)), generator)
-            sharp, top, left = shrink(to_tensor(self.photos.crop(index, *window)), (size, size)), MARGIN, MARGIN
-        else:
-            rows, columns = random_window(shape, self.patch_size, generator)
-            top, left = min(MARGIN, rows.start), min(MARGIN, columns.start)
-            window = (
-                slice(rows.start - top, min(rows.stop + MARGIN, shape[0])),
-                slice(columns.start - left, columns.stop + MARGIN),
-            )
-            sharp = to_tensor(self.photos.crop(index, *window))
-        blurry = random_degradation(sharp, generator, self.mixture)
-        turn = int(torch.randint(8, (), generator=generator))
-        patch = ..., slice(top, top + self.patch_size), slice(left, left + self.patch_size)
-        return tuple(turned(image[patch], turn) for image in (blurry, sharp))
-
-    def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items`` at once, (N, 3, S, S) blurry and sharp."""
-        return [torch.stack(part) for part in zip(*(self[k] for k in items), strict=True)]
-
-    def __iter__(self):
-        return (self[k] for k in range(len(self)))
 
 
 def find_pairs(root: Path) -> list[Path]:

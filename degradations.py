@@ -171,13 +171,17 @@ def normalised(kernel: Tensor) -> Tensor:
 
 
 def blur(photo: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve (3, H, W) with a (k, k) kernel, borders mirrored. By FFT: its cost hardly grows with k."""
+    """Convolve (3, H, W) with a (k, k) kernel, or (N, 3, H, W) with (N, 1, k, k), borders mirrored.
+
+    By FFT: its cost hardly grows with k.
+    """
     height, width = photo.shape[-2:]
     half = kernel.shape[-1] // 2
-    padded = photo[:, mirrored(height, half)][:, :, mirrored(width, half)]
+    rows, columns = (mirrored(length, half).to(photo.device) for length in (height, width))
+    padded = photo[..., rows, :][..., columns]
     size = padded.shape[-2:]
     spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel.to(photo), s=size)
-    return torch.fft.irfft2(spectrum, s=size)[:, 2 * half :, 2 * half :]
+    return torch.fft.irfft2(spectrum, s=size)[..., 2 * half :, 2 * half :]
 
 
 def mirrored(size: int, margin: int) -> Tensor:

@@ -1,67 +1,158 @@
-"""What is measured of a whole photo, and how it steers a network.
+"""How blurry a whole photo is, and the one linear filter that undoes most of it.
 
 A blur is the same all over a photo, but no convolution sees all of it, and a patch of it shows little. So both
-networks are given a few numbers about the photo (``describe``), which scale and shift what is inside them (``BlurGauge``).
+networks are given the spectrum of the whole photo (``describe``). A small network reads from it which filter would bring
+the photo nearest to the sharp one (``BlurGauge``), and steers the layers of the large one (``Steering``).
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Pairs of pixels whose differences are measured: (rows, columns) apart, along both axes and both diagonals
-OFFSETS = [
-    *((0, 1), (0, 2), (0, 3), (0, 4), (0, 6), (0, 8), (1, 0), (2, 0), (3, 0), (4, 0), (6, 0), (8, 0)),
-    *((1, 1), (2, 2), (4, 4), (1, -1), (2, -2), (4, -4)),
-]
+from degradations import blur, mirrored
+
+WINDOW = 64  # pixels: rows and columns of the windows whose spectra are averaged
+RINGS = 46  # distances from the middle of a spectrum that are told apart
+KERNEL_REACH = 31  # pixels to each side that a filter sees
 
 
 @torch.no_grad()
-def describe(photo: Tensor, peak: float = 1.0) -> Tensor:
-    """How blurry and noisy whole photos are: (N, C, H, W) from 0 to ``peak`` -> (N, 54), about -2 to 2 each.
+def describe(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
+    """The spectrum of whole photos' brightness: (N, C, H, W) from 0 to ``peak`` -> (N, 2, 64, 33).
 
-    For each of OFFSETS the logarithms of the mean square, mean and mean root of the difference in brightness: how
-    fast it grows with distance tells the blur, its start the noise, squares weigh edges and roots flat areas. The
-    mean square by distance is the structure function (Kolmogorov 1941), twice the variogram of geostatistics.
-    Of a large photo it takes 16 windows of 64x64 pixels, evenly spread.
+    The logarithms of the mean power and the means of the logarithms of the power in windows of 64x64 pixels, which
+    differ where few edges hold most of the power. Rows are the vertical frequencies from -32 to 31 periods in 64
+    pixels, columns the horizontal ones from 0 to 32; the other half would be the mirror image.
+
+    Args:
+        most: windows that are taken at the most; they are spread evenly over the photo.
+    Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
-    height, width = photo.shape[-2:]
-    if height * width > 200_000 and min(height, width) >= 64:
-        tops, lefts = ([i * (length - 64) // 3 for i in range(4)] for length in (height, width))
-        photo = torch.stack([photo[..., top : top + 64, left : left + 64] for top in tops for left in lefts], 1)
     with torch.autocast(photo.device.type, enabled=False):
-        brightness = photo.float().mean(-3) / peak
-        rows, columns = max(0, 9 - brightness.shape[-2]), max(0, 13 - brightness.shape[-1])
-        brightness = F.pad(brightness, (0, columns, 0, rows), mode="replicate") if rows or columns else brightness
-        height, width = brightness.shape[-2] - 8, brightness.shape[-1] - 12  # pixels whose partners are all there
-        partners = [brightness[..., r : r + height, 4 + c : 4 + c + width] for r, c in OFFSETS]
-        apart = (torch.stack(partners, 1) - brightness[:, None, ..., :height, 4 : 4 + width]).abs_().flatten(2)
-        means, squares, roots = apart.mean(2), apart.square().mean(2), apart.sqrt_().mean(2)
-        found = (squares + 1e-7).log(), (means + 3e-4).log() * 2, (roots + 1e-2).log() * 4
-        return (torch.stack(found, 2).flatten(1) + 9) / 3
+        power = spectrum(windows(photo, peak, most)).abs().square()
+        found = (power.mean(1) + 1e-7).log(), (power + 1e-7).log().mean(1)
+        return torch.stack(found, 1).roll(WINDOW // 2, 2)
+
+
+def windows(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
+    """The brightness of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= ``most``."""
+    height, width = photo.shape[-2:]
+    if min(height, width) < WINDOW:
+        photo = photo.to(torch.promote_types(photo.dtype, torch.float32))  # 16-bit numbers cannot be indexed
+        rows, columns = (mirrored(length, max(0, WINDOW - length)).to(photo.device) for length in (height, width))
+        photo = photo[..., rows, :][..., columns]
+        height, width = photo.shape[-2:]
+    counts = [math.ceil((length - WINDOW) / (WINDOW // 2)) + 1 for length in (height, width)]
+    share = min(1.0, (most / math.prod(counts)) ** 0.5)
+    tops, lefts = (
+        torch.linspace(0, length - WINDOW, min(most, max(1, int(count * share)))).long().tolist()
+        for length, count in zip((height, width), counts, strict=True)
+    )
+    found = [photo[..., top : top + WINDOW, left : left + WINDOW] for top in tops for left in lefts][:most]
+    found = torch.stack(found, 1)
+    return found.to(torch.promote_types(found.dtype, torch.float32)).mean(2) / peak
+
+
+def spectrum(squares: Tensor) -> Tensor:
+    """(..., 64, 64) -> complex (..., 64, 33), without the mean; the mean of its squares is the variance times 64 x 64."""
+    hann = torch.hann_window(WINDOW, device=squares.device, dtype=squares.dtype)
+    hann = hann[:, None] * hann
+    squares = squares - squares.mean((-2, -1), keepdim=True)
+    return torch.fft.rfft2(squares * (hann / hann.square().mean().sqrt()), norm="ortho")
+
+
+def turned_spectrum(found: Tensor, turn: int) -> Tensor:
+    """(..., 64, 33) of a photo as it is when the photo is turned, ``turn`` 0 to 7 as in ``patches.cut``."""
+    turned = turn % 2 == 1
+    if (turn >= 4) != turned:  # mirrored; a quarter turn is a transposition of the mirror image
+        found = found.flip(-2).roll(1, -2)  # rows are -32 to 31, and -32 is its own mirror image
+    if turned:
+        left = torch.cat([found[..., :1, 1:-1].flip(-1), found[..., 1:, 1:-1].flip(-1, -2)], -2)  # the half that is left out
+        found = torch.cat([found[..., -1:], left, found[..., :-1]], -1).transpose(-1, -2)  # all columns from -32 to 31
+        found = torch.cat([found[..., WINDOW // 2 :], found[..., :1]], -1)
+    return found
 
 
 class BlurGauge(nn.Module):
-    """From what ``describe`` says of whole photos, a scale and a shift for each channel of each block.
+    """From the spectrum of whole photos, the filter that sharpens each, and numbers that tell its blur.
 
-    Starts as scale 1 and shift 0.
+    Starts with the filter that changes nothing.
 
-    Shapes: (N, 54) -> ``blocks`` pairs of (N, channels, 1, 1).
+    Shapes: (N, 2, 64, 33), as ``describe`` gives it -> kernels of (N, 1, 63, 63), and (N, 64).
+    """
+
+    def __init__(self, width: int = 16, deep_width: int = 32, code: int = 64):
+        super().__init__()
+        rows, columns = torch.arange(-32, 32)[:, None] / WINDOW, torch.arange(33) / WINDOW
+        radius = (rows**2 + columns**2).sqrt()  # periods per pixel
+        ring = (radius * WINDOW).round().long().flatten()
+        rings = F.one_hot(ring, RINGS).float()
+        fade = (torch.arange(-KERNEL_REACH, KERNEL_REACH + 1).abs() - 12).clamp(min=0) / 20 * math.pi / 2
+        fade = fade.cos().square()  # 1 within 12 pixels, then down to 0
+        self.register_buffer("radius", radius * 4 - 1, persistent=False)
+        self.register_buffer("ring", ring, persistent=False)
+        self.register_buffer("rings", rings / rings.sum(0), persistent=False)
+        self.register_buffer("fade", fade[:, None] * fade, persistent=False)
+        self.head = nn.Conv2d(4, width, 3, padding=1)
+        self.down = nn.Conv2d(width, deep_width, 4, stride=2, padding=1)
+        self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(2))
+        self.down2 = nn.Conv2d(deep_width, deep_width, 2, stride=2)
+        self.deepest = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(2))
+        self.code = nn.Sequential(nn.Linear(2 * RINGS + 2 * deep_width, 128), nn.ReLU(), nn.Linear(128, code), nn.ReLU())
+        self.steer = nn.Linear(code, 2 * deep_width + RINGS)
+        self.up2 = nn.Conv2d(deep_width, deep_width, 1)
+        self.up = nn.ConvTranspose2d(deep_width, width, 2, stride=2)
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+        self.tail = nn.Conv2d(width, 1, 3, padding=1)
+        for layer in self.tail, self.steer:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, description: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(description.device.type, enabled=False):
+            logs = (description.to(self.radius.dtype) + 9) / 4
+            profile = logs.flatten(2) @ self.rings  # (N, 2, 46): means over rings, from low to high frequencies
+            uneven = 2 * (logs[:, :1] - profile[:, :1, self.ring].view_as(logs[:, :1]))  # motion blurs one direction
+            whole = torch.cat([logs, uneven, self.radius.expand_as(uneven)], 1)
+            whole = F.relu(self.head(whole.contiguous(memory_format=torch.channels_last)))
+            half = F.relu(self.down(F.pad(whole, (0, 1))))
+            half = half + self.deep[1](F.relu(self.deep[0](half)))
+            quarter = F.relu(self.down2(F.pad(half, (0, 1))))
+            quarter = quarter + self.deepest[1](F.relu(self.deepest[0](quarter)))
+            code = self.code(torch.cat([profile.flatten(1), quarter.mean((2, 3)), quarter.amax((2, 3))], 1))
+            scale, shift, radial = self.steer(code).split([quarter.shape[1], quarter.shape[1], RINGS], 1)
+            quarter = F.relu(quarter * (1 + scale[..., None, None]) + shift[..., None, None])
+            half = F.relu(half + self.up2(quarter.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :17]))
+            whole = F.relu(self.last(F.relu(whole + self.up(half)[..., :33])))
+            response = 1 + 2 * (self.tail(whole)[:, 0] + radial[:, self.ring].view(-1, *self.radius.shape))
+            return self.kernel(response), code
+
+    def kernel(self, response: Tensor) -> Tensor:
+        """By how much each frequency is amplified, (N, 64, 33), as kernels of sum 1, (N, 1, 63, 63)."""
+        kernel = torch.fft.irfft2(response.roll(WINDOW // 2, 1), s=(WINDOW, WINDOW)).roll((WINDOW // 2,) * 2, (1, 2))
+        kernel = kernel[:, None, 1:, 1:] * self.fade  # a filter that ends abruptly would ring
+        return kernel + (1 - kernel.sum((2, 3), keepdim=True)) * (self.fade / self.fade.sum())
+
+
+class Steering(nn.Module):
+    """From the code of ``BlurGauge``, a scale and a shift for each channel of each block; 1 and 0 at the start.
+
+    Shapes: (N, 64) -> ``blocks`` pairs of (N, channels, 1, 1).
     Source: FiLM, arXiv:1709.07871, section 2.
     """
 
-    def __init__(self, blocks: int, channels: int, hidden: int):
+    def __init__(self, blocks: int, channels: int, hidden: int, code: int = 64):
         super().__init__()
         self.blocks = blocks
-        sizes = 3 * len(OFFSETS), hidden, hidden, 2 * channels * blocks
-        self.layers = nn.Sequential(
-            nn.Linear(*sizes[:2]), nn.ReLU(), nn.Linear(*sizes[1:3]), nn.ReLU(), nn.Linear(*sizes[2:])
-        )
+        self.layers = nn.Sequential(nn.Linear(code, hidden), nn.ReLU(), nn.Linear(hidden, 2 * channels * blocks))
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
-    def forward(self, description: Tensor) -> list[tuple[Tensor, Tensor]]:
-        with torch.autocast(description.device.type, enabled=False):
-            found = self.layers(description.to(self.layers[0].weight.dtype))[:, :, None, None]
+    def forward(self, code: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with torch.autocast(code.device.type, enabled=False):
+            found = self.layers(code)[:, :, None, None]
         return [(1 + scale, shift) for scale, shift in (part.chunk(2, 1) for part in found.chunk(self.blocks, 1))]
 
 
@@ -69,3 +160,14 @@ def adjust(x: Tensor, gauge: tuple[Tensor, Tensor]) -> Tensor:
     """Each channel of (N, channels, H, W) times its scale plus its shift, (N, channels, 1, 1) each."""
     scale, shift = gauge
     return x * scale.to(x.dtype) + shift.to(x.dtype)
+
+
+def apply_filter(photo: Tensor, kernel: Tensor) -> Tensor:
+    """(N, 3, H, W) filtered with (N, 1, 63, 63), each photo with its own.
+
+    Outside of training in float64, then rounded: a Fourier transform of a tile rounds otherwise than one of the whole photo.
+    """
+    exact = not torch.is_grad_enabled() and photo.device.type != "mps"  # which has no float64
+    with torch.autocast(photo.device.type, enabled=False):
+        dtype = torch.float64 if exact else kernel.dtype
+        return blur(photo.to(dtype), kernel.to(dtype)).to(kernel.dtype)

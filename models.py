@@ -16,27 +16,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from gauge import BlurGauge, adjust, describe
+from gauge import KERNEL_REACH, BlurGauge, Steering, adjust, apply_filter, describe
+from layers import ResidualBlock, VariedConv, pad_to_multiple, zero_conv
 from utils import UserError, autocast_dtype, read_torch_file, write_torch_file
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a skip: (N, channels, H, W) -> same. EDSR, arXiv:1707.02921, figure 2c."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)  # x + 0 at the start: a deep stack begins harmless
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: Tensor, gauge: tuple[Tensor, Tensor]) -> Tensor:
-        return x + self.conv2(F.relu(adjust(self.conv1(x), gauge)))
 
 
 class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
+
+    ``BlurGauge`` gives the one filter that undoes most of a photo's blur; what it makes of the photo stands beside the photo
+    at the first layer, and all that the convolutions find is added to it: texture and edges, and noise taken away.
 
     Args:
         width: channels at half resolution.
@@ -53,76 +44,100 @@ class TeacherCNN(nn.Module):
     def __init__(self, width: int = 32, deep_width: int = 96, blocks: int = 10, fine_blocks: int = 2):
         super().__init__()
         self.arguments = dict(width=width, deep_width=deep_width, blocks=blocks, fine_blocks=fine_blocks)
-        self.reach = 8 * blocks + 4 * fine_blocks + 8  # pixels: 4 for each 3x3 convolution at a quarter, 2 at half
-        self.head = nn.Conv2d(12, width, 3, padding=1)
+        # pixels: 4 for each 3x3 convolution at a quarter, 2 at half, and what the filter saw before
+        self.reach = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_REACH
+        self.gauge = BlurGauge()
+        self.head = nn.Conv2d(24, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
         self.fine = nn.ModuleList(ResidualBlock(width) for _ in range(fine_blocks))
         self.tail = zero_conv(width, 3)
-        self.gauge = BlurGauge(blocks, deep_width, hidden=64)
-        self.fine_gauge = BlurGauge(1 + fine_blocks, width, hidden=64)  # of the head and the fine blocks
+        self.steer_deep = Steering(blocks, deep_width, hidden=64)
+        self.steer_fine = Steering(1 + fine_blocks, width, hidden=64)  # the head and the fine blocks
 
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
-        x = pad_to_multiple(photo, 4)
-        description = describe(photo) if description is None else description
-        head_gauge, *fine_gauges = self.fine_gauge(description)
-        half = F.relu(adjust(self.head(F.pixel_unshuffle(x, 2)), head_gauge))
+        kernel, code = self.gauge(describe(photo) if description is None else description)
+        filtered = apply_filter(photo, kernel)
+        x = pad_to_multiple(torch.cat([photo.to(filtered.dtype), filtered], 1), 4)
+        of_head, *of_fine = self.steer_fine(code)
+        half = F.relu(adjust(self.head(F.pixel_unshuffle(x, 2)), of_head))
         quarter = self.down(half)
-        for block, gauge in zip(self.deep, self.gauge(description), strict=True):
-            quarter = block(quarter, gauge)
+        for block, steering in zip(self.deep, self.steer_deep(code), strict=True):
+            quarter = block(quarter, steering)
         half = half + F.pixel_shuffle(self.up(quarter), 2)
-        for block, gauge in zip(self.fine, fine_gauges, strict=True):
-            half = block(half, gauge)
-        x = x + F.pixel_shuffle(self.tail(half), 2)
+        for block, steering in zip(self.fine, of_fine, strict=True):
+            half = block(half, steering)
+        x = x[:, 3:] + F.pixel_shuffle(self.tail(half), 2)
         return x[..., : photo.shape[-2], : photo.shape[-1]]
 
 
 class StudentCNN(nn.Module):
-    """Small two-scale network for real time.
+    """Small two-scale network for real time, with weights made for each photo.
 
-    Scales, shifts and skips stand where ``FastStudent`` can make them a part of the weights, and no pixels are
-    shuffled before the first layer: at this size such steps take as long as a convolution.
+    What ``BlurGauge`` finds in a photo says how much of each of some variants is added to the weights of the first, the deep
+    and the last layers. That costs nothing for each pixel: a few kernels made for one blur do what many general ones
+    cannot. Skips stand where ``FastStudent`` can make them a part of the weights, and no pixels are shuffled before the
+    first layer: at this size such steps take as long as a convolution.
 
     Args:
         width: channels at half resolution.
         deep_width: channels at a quarter.
         convs: 3x3 convolutions at a quarter, each with a skip.
+        variants: of each layer's weights.
     Shapes: as ``TeacherCNN``.
-    Sources: as ``TeacherCNN``; skips inside the weights as in RepVGG, arXiv:2101.03697, section 3.3.
+    Sources: as ``TeacherCNN``; weights mixed for each input, arXiv:1904.04971, section 3; skips inside the weights as in
+        RepVGG, arXiv:2101.03697, section 3.3.
     """
 
     describe = staticmethod(describe)
 
-    def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 1):
+    def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 1, variants: int = 10):
         super().__init__()
-        self.arguments = dict(width=width, deep_width=deep_width, convs=convs)
-        self.reach = 4 * convs + 8  # pixels: 4 for each 3x3 convolution at a quarter
-        self.head = nn.Conv2d(3, width, 4, stride=2, padding=1)
+        self.arguments = dict(width=width, deep_width=deep_width, convs=convs, variants=variants)
+        self.reach = 4 * convs + 10  # pixels: 4 for each 3x3 convolution at a quarter
+        self.gauge = BlurGauge()
+        self.mix = nn.Linear(64 + 81, variants)  # of the gauge's numbers and the middle of its filter
+        self.head = VariedConv(nn.Conv2d(3, width, 6, stride=2, padding=2), variants)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
-        self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(convs))
+        self.deep = nn.ModuleList(
+            VariedConv(nn.Conv2d(deep_width, deep_width, 3, padding=1), variants) for _ in range(convs)
+        )
         self.up = nn.ConvTranspose2d(deep_width, width, 2, stride=2)
-        self.tail = zero_conv(width, 2)
-        self.gauge = BlurGauge(convs, deep_width, hidden=32)
-        self.head_gauge = BlurGauge(1, width, hidden=32)
+        self.tail = VariedConv(zero_conv(width, 2), variants)
 
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
         x = pad_to_multiple(photo, 4)
-        description = describe(photo) if description is None else description
-        half = F.relu(adjust(self.head(x), *self.head_gauge(description)))
+        mix = self.mix_for(describe(photo) if description is None else description)
+        half = F.relu(self.head(x, mix))
         quarter = self.down(half)
-        for conv, gauge in zip(self.deep, self.gauge(description), strict=True):
-            quarter = F.relu(quarter + adjust(conv(quarter), gauge))
+        for conv in self.deep:
+            quarter = F.relu(quarter + conv(quarter, mix))
         half = F.relu(half + self.up(quarter))
         # Each 2x2 kernel makes the four pixels around its middle: half a step off the grid, so one more on each side
-        x = x + F.pixel_shuffle(self.tail(half), 2)[..., 1:-1, 1:-1]
+        x = x + F.pixel_shuffle(self.tail(half, mix), 2)[..., 1:-1, 1:-1]
         return x[..., : photo.shape[-2], : photo.shape[-1]]
+
+    def mix_for(self, description: Tensor) -> Tensor:
+        """How much of each variant photos of these descriptions take: (N, variants)."""
+        kernel, code = self.gauge(description)
+        middle = kernel[:, 0, KERNEL_REACH - 4 : KERNEL_REACH + 5, KERNEL_REACH - 4 : KERNEL_REACH + 5]
+        with torch.autocast(description.device.type, enabled=False):
+            # Strong filters hold large numbers, which would throw the weights far off
+            return self.mix(torch.cat([code, middle.flatten(1).asinh()], 1)).tanh()
+
+
+def share_gauge(teacher: nn.Module, student: nn.Module) -> None:
+    """Give ``student`` the trained gauge of ``teacher``, to be used as it is; nothing where either has none."""
+    if hasattr(teacher, "gauge") and hasattr(student, "gauge"):
+        student.gauge.load_state_dict(teacher.gauge.state_dict())
+        student.gauge.requires_grad_(False)
 
 
 class FastStudent(nn.Module):
     """A trained ``StudentCNN`` for 8-bit pictures, several times faster and equal to it but for rounding.
 
-    Scales, shifts and skips become a part of the weights, for one picture at a time; layers run in ``dtype`` and in
+    Variants and skips become a part of the weights, for one picture at a time; layers run in ``dtype`` and in
     place, in the order of bytes that a picture has in memory.
 
     Args:
@@ -132,7 +147,7 @@ class FastStudent(nn.Module):
 
     def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
         super().__init__()
-        device = student.head.weight.device
+        device = student.down.weight.device
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
@@ -154,7 +169,7 @@ class FastStudent(nn.Module):
     def sharpen(self, picture: Tensor, layers: tuple) -> Tensor:
         head, down, deep, up, tail = layers
         photo = picture.to(self.dtype).movedim(-1, 0)[None]
-        half = F.conv2d(pad_to_multiple(photo, 4), *head, stride=2, padding=1).relu_()
+        half = F.conv2d(pad_to_multiple(photo, 4), *head, stride=2, padding=2).relu_()
         quarter = F.conv2d(half, *down, stride=2)
         for layer in deep:
             quarter = F.conv2d(quarter, *layer, padding=1).relu_()
@@ -171,15 +186,13 @@ class FastStudent(nn.Module):
     def fold(self, description: Tensor, strength: float) -> tuple:
         """(weight, bias) of each layer for a picture of that description, whose values are 0 to 255."""
         student = self.student
-        convs, gauges = (student.head, *student.deep), student.head_gauge(description) + student.gauge(description)
-        (head_weight, head_bias), *deep = (
-            (conv.weight * scale.view(-1, 1, 1, 1), conv.bias * scale.flatten() + shift.flatten())
-            for conv, (scale, shift) in zip(convs, gauges, strict=True)
-        )
+        mix = student.mix_for(description)
+        convs = (conv.mixed(mix) for conv in (student.head, *student.deep, student.tail))
+        (head_weight, head_bias), *deep, (weight, bias) = ((weights[0], biases[0]) for weights, biases in convs)
         deep = [(weight + nn.init.dirac_(torch.empty_like(weight)), bias) for weight, bias in deep]  # x + conv(x)
         # pixel-shuffle's channels are colour by colour; a picture's memory is row by row, pixel by pixel
         order = [4 * colour + pixel for pixel in range(4) for colour in range(3)]
-        tail = student.tail.weight[order] * (255 * strength), student.tail.bias[order] * (255 * strength)
+        tail = weight[order] * (255 * strength), bias[order] * (255 * strength)
         down, up = ((layer.weight, layer.bias) for layer in (student.down, student.up))
 
         def ready(layer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -188,41 +201,23 @@ class FastStudent(nn.Module):
         return ready((head_weight / 255, head_bias)), ready(down), [*map(ready, deep)], ready(up), ready(tail)
 
 
-def zero_conv(width: int, size: int) -> nn.Conv2d:
-    """(N, width, H/2, W/2) -> (N, 12, H/2, W/2), a row and column more if ``size`` is even; zeros until trained."""
-    conv = nn.Conv2d(width, 12, size, padding=1)
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return conv
-
-
-def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, H', W') with H', W' the next multiples, the edge repeated below and right."""
-    height, width = photo.shape[-2:]
-    rows, columns = -height % multiple, -width % multiple
-    return F.pad(photo, (0, columns, 0, rows), mode="replicate") if rows or columns else photo
-
-
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 @torch.no_grad()
-def gmac_per_megapixel(network: nn.Module, size: int = 64) -> float:
-    """Multiplications and additions of all convolutions for 1,000,000 pixels, counted in pairs, in billions."""
+def gmac_per_megapixel(network: nn.Module) -> float:
+    """Multiplications and additions for 1,000,000 pixels more of a photo, counted in pairs, in billions.
+
+    What is done once for a photo of any size (the gauge, 0.1 billion) and Fourier transforms are left out.
+    """
+    parameter = next(network.parameters())
     counts = []
-
-    def count(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        places = inputs[0] if isinstance(conv, nn.ConvTranspose2d) else output
-        counts.append(places.numel() * conv.weight[0].numel())
-
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-    try:
-        network(next(network.parameters()).new_zeros(1, 3, size, size))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(counts) / size**2 / 1e3
+    for size in 128, 256:
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+        counts.append(counter.get_total_flops() / 2)
+    return (counts[1] - counts[0]) / (256**2 - 128**2) / 1e3
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -52,12 +52,6 @@ def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:
     return scaled.movedim(-1, -3)
 
 
-def turned(image: Tensor, turn: int) -> Tensor:
-    """(3, S, S) in one of its eight positions, as ``cut`` counts them."""
-    image = image.flip(-1) if turn >= 4 else image
-    return image.rot90(turn % 4, (-2, -1))
-
-
 def to_pixels(image: Tensor) -> np.ndarray:
     """(3, H, W) float, clamped to [0, 1] -> (H, W, 3) uint8."""
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -28,7 +28,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset import MARGIN
 from degradations import Mixture, random_degradation, shrink, uniform
 from layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from patches import generator_of, to_pixels, to_tensor
@@ -43,6 +42,7 @@ SMALLEST = 128  # pixels; smaller photos are left out: PATCH_SIZE of train.py wo
 # Only for sharp photos
 MIXTURE = Mixture()  # the blurs and their strengths, see degradations.py
 COPIES = 1  # pairs made of each photo, each with a blur of its own; every second one is shrunk, which makes it crisper
+MARGIN = 16  # pixels around a tile that are blurred with it and cut off again, as its real surroundings
 TILE = 1024  # pixels; larger photos are cut into tiles of about this, each with a blur of its own
 LONGEST = None  # pixels; a photo with a longer side is shrunk to it first, which makes a soft photo sharp
 

@@ -3,7 +3,7 @@
     python pretrain.py
 
 learns from the pairs in data/ or, with PHOTOS, from a folder of sharp photos that are blurred on the fly.
-The loop is train.py's, with another target.
+First its gauge learns which filter undoes each blur, then all of it learns in train.py's loop, with another target.
 """
 
 from pathlib import Path
@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dataset import BlurredPhotos, PairedImageDataset, find_or_make_data
+from blurred import BlurredPhotos
+from checkpoints import mark_finished
+from dataset import PairedImageDataset, find_or_make_data
+from gauge_training import teach_gauge
 from models import TeacherCNN, fingerprint, load_model
 from photos import find_photos
 from processes import first_rank_first, say, share_of_batch, start_processes
-from train import as_given, finish, fit, validate
+from train import as_given, fit, validate
 from utils import PSNRAndSSIMLoss, UserError, check_constants, run_script, seed_everything
 
 # Files
@@ -34,6 +37,11 @@ PATCH_SIZE = 128  # pixels
 LEARNING_RATE = 4e-4  # at its peak, 1e-3 was too much: it rises over the first 5% of the steps, then a cosine takes it to 0
 SEED = 0
 
+# The gauge, before that
+GAUGE_DRAWS = 24  # blurry versions of each photo, where they are blurred on the fly
+GAUGE_PASSES = 16  # times that the gauge sees each of them
+GAUGE_LEARNING_RATE = 4e-3  # at its peak
+
 # Machine
 DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
 NUM_WORKERS = 0  # processes that cut and blur patches beside the training: about 8 for a GPU
@@ -51,7 +59,8 @@ def main() -> None:
         LEARNING_RATE=LEARNING_RATE,
         SEED=SEED,
     )
-    check_constants(settings | dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES))
+    gauge = dict(GAUGE_DRAWS=GAUGE_DRAWS, GAUGE_PASSES=GAUGE_PASSES, GAUGE_LEARNING_RATE=GAUGE_LEARNING_RATE)
+    check_constants(settings | gauge | dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES))
     device = start_processes(DEVICE)
     share_of_batch(BATCH_SIZE)
     if PHOTOS is None:
@@ -68,10 +77,14 @@ def main() -> None:
     seed_everything(SEED)
     teacher = TeacherCNN() if START_FROM is None else first_rank_first(lambda: load_model(START_FROM))
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
-    teacher.to(device, memory_format=torch.channels_last)
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM is not None:
-        scores["start"] = validate(teacher, val_set, device)
+        scores["start"] = validate(teacher.to(device), val_set, device)
+    draws = GAUGE_DRAWS if PHOTOS else 1
+    gauge = dict(draws=draws, passes=GAUGE_PASSES, learning_rate=GAUGE_LEARNING_RATE)
+    its_file, workers = Path(OUTPUTS) / "gauge.pth", NUM_WORKERS
+    teach_gauge(teacher, train_set, val_set, its_file, seed=SEED, workers=workers, device=device, **gauge)
+    teacher.to(device, memory_format=torch.channels_last)
     machine = dict(
         device=device,
         outputs=Path(OUTPUTS),
@@ -81,7 +94,7 @@ def main() -> None:
         resume=RESUME,
     )
     fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, Path(TEACHER), settings, **machine)
-    finish(Path(OUTPUTS) / "last_teacher.pth")
+    mark_finished(Path(OUTPUTS) / "last_teacher.pth")
     say(f"The best teacher is in {TEACHER}; curves and the table of the epochs are in {OUTPUTS}/")
     if START_FROM is not None and first_rank_first(lambda: load_model(TEACHER)).facts["val"]["ssim"] <= scores["start"].ssim:
         say(f"It does not beat {START_FROM} on the validation photos: keep that one, or train longer or on more photos")

@@ -100,6 +100,10 @@ def sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
     return values
 
 
+def mean_over_processes(value: Tensor) -> float:
+    return sum_over_processes(value.clone(), value.device).item() / world_size()
+
+
 def share_of_batch(batch_size: int) -> int:
     """Patches of a batch that fall to each process."""
     if batch_size % world_size():

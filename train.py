@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from checkpoints import Stopwatch, load_progress, mark_finished, save_progress, teacher_is_ready, unfinished
 from dataset import Batches, PairedImageDataset, batches_of_one_size, find_or_make_data
-from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
+from gauge_training import teach_gauge
+from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
 from processes import (
     distributed,
     first_rank_first,
+    mean_over_processes,
     rank,
     room_on,
     say,
@@ -56,7 +58,7 @@ PATCHES_PER_PHOTO = 32  # random patches of each training photo in one epoch
 BATCH_SIZE = 8  # patches per step
 PATCH_SIZE = 128  # pixels
 DISTILL_WEIGHT = 1.0  # of the teacher's answer in the target, the rest is the sharp photo: 0 is ground truth only
-LEARNING_RATE = 2e-3  # at its peak: it rises over the first 5% of the steps, then a cosine takes it to 0
+LEARNING_RATE = 5e-4  # at its peak, 2e-3 killed students: it rises over 5% of the steps, then a cosine takes it to 0
 SEED = 0  # the same seed gives the same weights on the same CPU
 
 # Machine
@@ -103,8 +105,9 @@ def main() -> None:
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
+        teach_gauge(teacher, train_set, val_set, outputs / "gauge.pth", seed=SEED, workers=NUM_WORKERS, device=device)
         fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, teacher_file, settings, **machine)
-        finish(outputs / "last_teacher.pth")
+        mark_finished(outputs / "last_teacher.pth")
     teacher = first_rank_first(lambda: load_model(teacher_file))
     teacher = teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
     scores["teacher"] = validate(teacher, val_set, device)
@@ -112,8 +115,9 @@ def main() -> None:
     settings |= dict(DISTILL_WEIGHT=DISTILL_WEIGHT, ASK_TEACHER_ONCE=ASK_TEACHER_ONCE)
     settings["the teacher"] = fingerprint(teacher)
 
-    def ask_teacher(blurry: Tensor, sharp: Tensor) -> Tensor:
-        return sharp.lerp(teacher(blurry).float(), DISTILL_WEIGHT)
+    def ask_teacher(blurry: Tensor, sharp: Tensor, description: Tensor) -> Tensor:
+        answer = teacher(blurry, description) if hasattr(teacher, "describe") else teacher(blurry)
+        return sharp.lerp(answer.float(), DISTILL_WEIGHT)
 
     if ASK_TEACHER_ONCE and DISTILL_WEIGHT > 0:  # its answers take the place of the sharp photos
         first_rank_first(lambda: train_set.ask_once(teacher, device, DISTILL_WEIGHT))
@@ -122,6 +126,8 @@ def main() -> None:
 
     seed_everything(SEED)
     student = StudentCNN().to(device)
+    if DISTILL_WEIGHT > 0:
+        share_gauge(teacher, student)  # what blur a photo has, both find in the same way
     loss_fn = nn.MSELoss()
     fit("student", student, target_of, loss_fn, train_set, val_set, scores, Path(BEST_STUDENT), settings, **machine)
 
@@ -132,16 +138,10 @@ def main() -> None:
         draw_comparison(outputs, val_set, {"student": student, "teacher": teacher}, device)
         print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of the epochs are in {OUTPUTS}/")
         print("python sharpen.py PHOTO sharpens photos with it; python evaluate.py sets it beside an unsharp mask")
-    finish(outputs / "last.pth")
+    mark_finished(outputs / "last.pth")
 
 
-def finish(last_file: Path) -> None:
-    """The next run is to start anew instead of going on from ``last_file``."""
-    if rank() == 0:
-        mark_finished(last_file)
-
-
-def as_given(blurry: Tensor, target: Tensor) -> Tensor:
+def as_given(blurry: Tensor, target: Tensor, description: Tensor) -> Tensor:
     """The target that comes with the patches: the sharp photo or, once the teacher was asked, what it answered."""
     return target
 
@@ -289,15 +289,17 @@ def train_one_epoch(
         the mean loss of the epoch; at once, if it is no longer finite.
     """
     network.train()
+    told = hasattr(getattr(network, "module", network), "describe")  # a network that wants to know the whole photo
     dtype = autocast_dtype(device)
     total = torch.full((), loss_sum, device=device)
     shown = None if rank() == 0 else True  # None: on a terminal, not in a log file
     for step in tqdm(todo, title, initial=todo.start, total=todo.stop, unit="step", leave=False, disable=shown):
-        batch = [part.to(device, non_blocking=True, memory_format=torch.channels_last) for part in next(batches)]
+        batch = (part.to(device, non_blocking=True, memory_format=torch.channels_last) for part in next(batches))
+        blurry, target, description = batch
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             with torch.no_grad():
-                target = target_of(*batch)
-            prediction = network(batch[0])
+                target = target_of(blurry, target, description)
+            prediction = network(blurry, description) if told else network(blurry)
         loss = loss_fn(prediction.float(), target.float())
         optimizer.zero_grad()
         loss.backward()
@@ -311,10 +313,6 @@ def train_one_epoch(
                 return math.nan
             keep(step + 1, loss_sum)
     return mean_over_processes(total) / todo.stop
-
-
-def mean_over_processes(value: Tensor) -> float:
-    return sum_over_processes(value.clone(), value.device).item() / world_size()
 
 
 @torch.no_grad()

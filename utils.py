@@ -55,7 +55,7 @@ def check_constants(constants: dict) -> None:
     """Raise ``UserError`` for a constant of a training that is out of its range."""
     for name, value in constants.items():
         least = 0 if name in ("SEED", "NUM_WORKERS") else 1
-        if name in ("LEARNING_RATE", "CHECKPOINT_MINUTES"):
+        if name in ("LEARNING_RATE", "GAUGE_LEARNING_RATE", "CHECKPOINT_MINUTES"):
             if not (type(value) in (int, float) and 0 < value < float("inf")):
                 raise UserError(f"{name} = {value!r} is not a number above 0: set it to one")
         elif name == "DISTILL_WEIGHT":

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from dataset import PairedImageDataset
 from evaluate import find_levels
-from gauge import BlurGauge, describe
-from models import count_parameters, gmac_per_megapixel, load_model, pad_to_multiple
+from gauge import BlurGauge, Steering, describe
+from models import count_parameters, gmac_per_megapixel, load_model, pad_to_multiple, share_gauge
 from processes import start_processes
 from utils import autocast_dtype, run_script, seed_everything
 
@@ -68,8 +68,9 @@ class Design(nn.Module):
         self.deepest = nn.ModuleList(nn.Conv2d(48, 48, 3, padding=1) for _ in range(deepest))
         if deepest:
             self.down8, self.up8 = nn.Conv2d(deep, 48, 2, stride=2), nn.ConvTranspose2d(48, deep, 2, stride=2)
-            self.gauge8 = BlurGauge(deepest, 48, hidden=32)
-        self.gauge, self.gauge_head = BlurGauge(convs, deep, hidden=32), BlurGauge(1, first, hidden=32)
+            self.steer8 = Steering(deepest, 48, hidden=32)
+        self.gauge = BlurGauge()
+        self.steer, self.steer_head = Steering(convs, deep, hidden=32), Steering(1, first, hidden=32)
         self.tail = nn.Conv2d(first, 3 * scale**2, 3 if large else 2, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)
@@ -78,22 +79,23 @@ class Design(nn.Module):
         x = pad_to_multiple(photo, 8)
         if not self.folded:
             description = describe(photo) if description is None else description
-        first = self.layers([self.head], "gauge_head", x, description)
-        quarter = self.layers(self.deep, "gauge", self.down(first) if self.two else first, description)
+        code = None if self.folded else self.gauge(description)[1]
+        first = self.layers([self.head], "steer_head", x, code)
+        quarter = self.layers(self.deep, "steer", self.down(first) if self.two else first, code)
         if self.deepest:
-            quarter = quarter + self.up8(self.layers(self.deepest, "gauge8", self.down8(quarter), description))
+            quarter = quarter + self.up8(self.layers(self.deepest, "steer8", self.down8(quarter), code))
         scale = 2 if self.two else 4
         change = F.pixel_shuffle(self.tail(F.relu_(first + self.up(quarter)) if self.two else quarter), scale)
         if not self.large:  # even kernels give a row and a column more, half a step around the photo
             change = change[..., scale // 2 : -(scale // 2), scale // 2 : -(scale // 2)]
         return (x + change)[..., : photo.shape[-2], : photo.shape[-1]]
 
-    def layers(self, convs: nn.ModuleList, gauge: str, x: Tensor, description: Tensor) -> Tensor:
+    def layers(self, convs: nn.ModuleList, steering: str, x: Tensor, code: Tensor | None) -> Tensor:
         if self.folded:
             for conv in convs:
                 x = F.relu_(conv(x))
             return x
-        for conv, (scale, shift) in zip(convs, getattr(self, gauge)(description), strict=True):
+        for conv, (scale, shift) in zip(convs, getattr(self, steering)(code), strict=True):
             inside = conv(x)
             inside = inside * scale.to(inside.dtype) + shift.to(inside.dtype)
             x = F.relu(inside if conv is self.head else x + inside)
@@ -102,8 +104,9 @@ class Design(nn.Module):
     @torch.no_grad()
     def fold(self, description: Tensor) -> None:
         """Make scales, shifts and skips a part of the weights, for photos of one description."""
-        for convs, gauge in ([self.head], "gauge_head"), (self.deep, "gauge"), (self.deepest, "gauge8"):
-            for conv, (scale, shift) in zip(convs, getattr(self, gauge)(description) if convs else [], strict=True):
+        code = self.gauge(description)[1]
+        for convs, steering in ([self.head], "steer_head"), (self.deep, "steer"), (self.deepest, "steer8"):
+            for conv, (scale, shift) in zip(convs, getattr(self, steering)(code) if convs else [], strict=True):
                 conv.weight *= scale.view(-1, 1, 1, 1)
                 conv.bias.mul_(scale.flatten()).add_(shift.flatten())
                 if conv is not self.head:
@@ -121,7 +124,8 @@ def main() -> None:
     options = parser.parse_args()
     device = start_processes("auto")
     train_set = PairedImageDataset(options.data / "train", train.PATCH_SIZE)
-    train_set.ask_once(load_model(WEIGHTS).to(device), device)
+    teacher = load_model(WEIGHTS).to(device)
+    train_set.ask_once(teacher, device)
     pairs = options.pairs or options.data / "val"
     sets = {level: PairedImageDataset(folders[0].parent) for level, folders in find_levels(pairs).items()}
     blurry = {name: train.validate(nn.Identity(), pairs, device) for name, pairs in sets.items()}
@@ -130,6 +134,7 @@ def main() -> None:
     for name in options.only:
         seed_everything(0)
         network = Design(**DESIGNS[name]).to(device, memory_format=torch.channels_last)
+        share_gauge(teacher, network)
         teach(network, train_set, options.steps, device)
         scores = {level: train.validate(network, pairs, device) for level, pairs in sets.items()}
         gains = {n: (scores[n].psnr - blurry[n].psnr, scores[n].ssim - blurry[n].ssim) for n in judged}

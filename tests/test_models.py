@@ -5,10 +5,8 @@ import torch
 from conftest import dummy_photo
 
 import models
-from degradations import add_noise, blur, gaussian_kernel
-from gauge import BlurGauge, describe
-from models import FastStudent, StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model
-from patches import to_tensor
+from gauge import describe
+from models import FastStudent, StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
 from utils import UserError
 
 SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(width=4, deep_width=8, convs=2)}
@@ -24,7 +22,7 @@ def trained(network):
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
 def test_an_untrained_network_gives_the_photo_back(network_class):
     photo = torch.rand(2, 3, 22, 35)
-    assert torch.equal(network_class()(photo), photo)
+    torch.testing.assert_close(network_class()(photo), photo, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
@@ -58,24 +56,25 @@ def test_a_network_looks_no_further_than_its_reach(network_class):
     network = trained(network_class(**SMALL[network_class])).double()
     photo = torch.rand(1, 3, 160, 160, dtype=torch.float64, requires_grad=True)
     network(photo)[..., 80, 80].sum().backward()
-    seen = photo.grad.abs().sum(dim=(0, 1)).nonzero()
+    seen = (photo.grad.abs().sum(dim=(0, 1)) > 1e-10).nonzero()  # a Fourier transform rounds everywhere
     furthest = int((seen - 80).abs().max())
     assert 0.6 * network.reach < furthest <= network.reach
 
 
-def a_student_with_a_gauge():
+def a_student_with_variants():
     """What a trained student may look like: it changes a photo by about .05, and by its description."""
     torch.manual_seed(2)
-    student = trained(StudentCNN())
+    student = StudentCNN()
     for name, parameter in student.named_parameters():
-        parameter.data.mul_(0.3 if "gauge" in name else 1.0)
-    return student
+        if not name.startswith("gauge"):
+            torch.nn.init.normal_(parameter, std=0.04)
+    return student.eval()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (33, 50), (96, 128), (1003, 1405)])
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_the_fast_student_gives_in_float32_what_the_student_gives(size, strength):
-    student = a_student_with_a_gauge()
+    student = a_student_with_variants()
     picture = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
     photo = picture.movedim(-1, 0)[None].float() / 255
     with torch.no_grad():
@@ -87,7 +86,7 @@ def test_the_fast_student_gives_in_float32_what_the_student_gives(size, strength
 
 
 def test_the_fast_student_in_bfloat16_is_50_dB_from_the_student():
-    student = a_student_with_a_gauge()
+    student = a_student_with_variants()
     picture = torch.from_numpy(dummy_photo(256, 320, seed=4))
     photo = picture.movedim(-1, 0)[None].float() / 255
     with torch.no_grad():
@@ -100,39 +99,18 @@ def psnr_of(a, b):
     return -10 * (a - b).square().mean().log10()
 
 
-def test_a_description_tells_blur_and_noise_and_barely_depends_on_which_part_is_looked_at():
-    sharp = to_tensor(dummy_photo(256, 256, seed=5))
-    versions = [sharp, blur(sharp, gaussian_kernel(0.7)), blur(sharp, gaussian_kernel(2.0))]
-    versions.append(add_noise(versions[2], 3, torch.Generator().manual_seed(0)).clamp(0, 1))
-    found = describe(torch.stack(versions))
-    assert found.shape == (4, 54) and found.abs().max() < 6
-    squares_of_neighbours = found[:, 0]
-    assert squares_of_neighbours[0] > squares_of_neighbours[1] + 0.1 > squares_of_neighbours[2] + 0.2
-    roots_of_neighbours = found[:, 2]
-    assert roots_of_neighbours[3] > roots_of_neighbours[2] + 0.2, "noise shows in flat areas"
-
-
-def test_a_description_is_the_same_for_bytes_and_for_numbers_and_for_any_batch():
-    photo = torch.randint(0, 256, (2, 3, 600, 700), dtype=torch.uint8)
-    described = describe(photo.float() / 255)
-    torch.testing.assert_close(describe(photo, peak=255), described)
-    torch.testing.assert_close(describe(photo[1:].float() / 255), described[1:])
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (9, 3), (127, 5000), (513, 512)])
-def test_photos_of_any_size_are_described(size):
-    assert torch.isfinite(describe(torch.rand(1, 3, *size))).all()
-
-
-def test_a_gauge_starts_by_changing_nothing():
-    gauges = BlurGauge(blocks=3, channels=8, hidden=4)(torch.randn(2, 54))
-    assert len(gauges) == 3
-    for scale, shift in gauges:
-        assert torch.equal(scale, torch.ones(2, 8, 1, 1)) and not shift.any()
-
-
 def test_the_student_is_a_small_fraction_of_the_teacher():
-    assert models.count_parameters(StudentCNN()) * 20 < models.count_parameters(TeacherCNN())
+    assert models.gmac_per_megapixel(StudentCNN()) * 50 < models.gmac_per_megapixel(TeacherCNN())
+
+
+def test_a_student_takes_the_gauge_of_its_teacher_and_does_not_train_it():
+    teacher, student = trained(TeacherCNN(**SMALL[TeacherCNN])), StudentCNN(**SMALL[StudentCNN])
+    share_gauge(teacher, student)
+    described = describe(torch.rand(1, 3, 80, 80))
+    assert torch.equal(teacher.gauge(described)[0], student.gauge(described)[0])
+    assert not any(parameter.requires_grad for parameter in student.gauge.parameters())
+    assert all(parameter.requires_grad for parameter in student.head.parameters())
+    share_gauge(torch.nn.Conv2d(3, 3, 1), student)  # a network of another kind has none to give
 
 
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])

@@ -51,6 +51,8 @@ def constants(pairs, tmp_path, monkeypatch):
     for module in train, pretrain:
         for name, value in small.items():
             monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(pretrain, "GAUGE_DRAWS", 2)
+    monkeypatch.setattr(pretrain, "GAUGE_PASSES", 1)
     monkeypatch.setattr(train, "TEACHER_WEIGHTS", "teacher.pth")
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", False)
     save_model(tmp_path / "teacher.pth", small_teacher())
@@ -92,6 +94,7 @@ def test_pretraining_on_pairs_or_on_photos_leaves_a_teacher(constants, monkeypat
 def test_pretraining_goes_on_from_given_weights_and_says_where_it_does_not_beat_them(constants, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "START_FROM", "teacher.pth")
     monkeypatch.setattr(pretrain, "LEARNING_RATE", 1e-12)
+    monkeypatch.setattr(pretrain, "GAUGE_LEARNING_RATE", 1e-12)
     pretrain.main()
     for weight, start in zip(*(load_model(f).parameters() for f in ("outputs/teacher.pth", "teacher.pth")), strict=True):
         torch.testing.assert_close(weight, start, atol=1e-6, rtol=0)
@@ -125,7 +128,7 @@ def test_the_student_learns_and_the_teacher_never_changes(run):
             return sum(float(nn.functional.mse_loss(student(b[None]), teacher(b[None]))) for b, _ in run.val_set)
 
     at_start = distance()
-    run(student, lambda blurry, sharp: teacher(blurry), steps=40)
+    run(student, lambda blurry, sharp, description: teacher(blurry, description), steps=40)
     assert distance() < 0.7 * at_start
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
 
@@ -151,7 +154,7 @@ def test_the_student_learns_the_teachers_output_and_not_the_as_given(run):
             seen.append(target)
             return nn.functional.mse_loss(prediction, target)
 
-    run(StudentCNN(), lambda blurry, sharp: blurry * 0 + 0.25, Recorder())
+    run(StudentCNN(), lambda blurry, sharp, description: blurry * 0 + 0.25, Recorder())
     assert len(seen) == 6 and all((target == 0.25).all() for target in seen)
     assert all(target.dtype == torch.float32 for target in seen)
 
@@ -264,7 +267,7 @@ def equal(batches, others):
 def test_batches_are_the_same_from_workers_and_from_memory(run):
     run.train_set.ask_once(small_teacher(), CPU)
     from_disk = all_batches(run.train_set, 0)
-    assert len(from_disk) == 4 and len(from_disk[0]) == 2 and from_disk[0][0].shape == (3, 3, 32, 32)
+    assert len(from_disk) == 4 and len(from_disk[0]) == 3 and from_disk[0][0].shape == (3, 3, 32, 32)
     assert torch.equal(from_disk[0][0][1], run.train_set[7][0]), "step 2 of batches of 3 starts with patch 6"
     assert equal(from_disk, all_batches(run.train_set, 2))
     run.train_set.load_onto(CPU, room=1000)

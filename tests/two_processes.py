@@ -13,7 +13,7 @@ from torch import nn
 
 import train
 from dataset import PairedImageDataset
-from models import StudentCNN
+from models import StudentCNN, TeacherCNN, share_gauge
 from processes import distributed, first_rank_first, rank, start_processes
 from utils import run_script
 
@@ -28,6 +28,7 @@ def training(folder: Path, train_folder: str) -> None:
     val_set = first_rank_first(lambda: PairedImageDataset(folder / "val"))
     torch.manual_seed(0)
     student = StudentCNN(**STUDENT)
+    share_gauge(TeacherCNN(4, 8, 1, 1), student)  # as train.py does
     settings = dict(NUM_EPOCHS=2, BATCH_SIZE=6, PATCHES_PER_PHOTO=20, LEARNING_RATE=1e-3)
     machine = dict(device=device, outputs=folder / "outputs", workers=0, compiled=False, checkpoint_minutes=5, resume=False)
     best = folder / "best.pth"
@@ -36,11 +37,14 @@ def training(folder: Path, train_folder: str) -> None:
     # The gradient of one batch: an optimizer that scales it would hide a sum in place of a mean
     torch.manual_seed(1)
     untrained = StudentCNN(**STUDENT)
-    for layer in untrained.tail, untrained.gauge.layers[-1], untrained.head_gauge.layers[-1]:
-        nn.init.normal_(layer.weight, std=0.1)  # with the zeros these start with, no layer before them has a gradient
+    # With the zeros these start with, no layer before them has a gradient
+    for layer in untrained.tail.base, untrained.tail, untrained.head, *untrained.deep:
+        nn.init.normal_(layer.weight, std=0.1)
+    for layer in untrained.gauge.tail, untrained.gauge.steer:
+        nn.init.normal_(layer.weight, std=0.02)
     wrapped = distributed(untrained, device)  # kept: without it the gradients would not be averaged
-    blurry, sharp = next(train.start_batches(train_set, device, range(99, 100), 6, 0))
-    nn.functional.mse_loss(wrapped(blurry), sharp).backward()
+    blurry, sharp, description = next(train.start_batches(train_set, device, range(99, 100), 6, 0))
+    nn.functional.mse_loss(wrapped(blurry, description), sharp).backward()
     gradients = {name: parameter.grad for name, parameter in untrained.named_parameters()}
     result = {"weights": student.state_dict(), "gradients": gradients, "scores": list(scores)}
     torch.save(result, folder / f"rank{rank()}.pth")
