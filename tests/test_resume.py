@@ -113,7 +113,7 @@ def interrupted(constants, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize(
     "constant, value, sentence",
     [
-        ("LEARNING_RATE", 0.5, "LEARNING_RATE was 0.002, is 0.5"),
+        ("LEARNING_RATE", 0.5, "LEARNING_RATE was 0.0005, is 0.5"),
         ("NUM_EPOCHS", 7, "NUM_EPOCHS was 2, is 7"),
         ("PATCH_SIZE", 16, "PATCH_SIZE was 32, is 16"),
         ("ASK_TEACHER_ONCE", False, "ASK_TEACHER_ONCE was True, is False"),
