@@ -31,9 +31,13 @@ def describe(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        power = spectrum(windows(photo, peak, most)).abs().square()
-        found = (power.mean(1) + 1e-7).log(), (power + 1e-7).log().mean(1)
-        return torch.stack(found, 1).roll(WINDOW // 2, 2)
+        return logarithms(spectrum(windows(photo, peak, most)).abs().square())
+
+
+def logarithms(power: Tensor) -> Tensor:
+    """What ``describe`` says of photos whose windows have that ``power``, (N, n, 64, 33) -> (N, 2, 64, 33)."""
+    found = (power.mean(1) + 1e-7).log(), (power + 1e-7).log().mean(1)
+    return torch.stack(found, 1).roll(WINDOW // 2, 2)
 
 
 def windows(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gauge import WINDOW, BlurGauge, describe, spectrum, turned_spectrum, windows
+from gauge import WINDOW, BlurGauge, logarithms, spectrum, turned_spectrum, windows
 from patches import generator_of
 from processes import first_rank_first, say
 from utils import UserError, read_torch_file, write_torch_file
@@ -41,9 +41,9 @@ def teach_gauge(
     Args:
         train_set, val_set: ``whole(index, draw)`` gives a blurry and a sharp photo, (3, H, W) each.
     """
-    if not hasattr(network, "gauge"):
+    gauge = getattr(network, "gauge", None)
+    if not isinstance(gauge, BlurGauge):
         return
-    gauge = network.gauge
     settings = dict(draws=draws, passes=passes, learning_rate=learning_rate, seed=seed, photos=train_set.key)
     settings["start"] = sum(float(value.double().abs().sum()) for value in gauge.state_dict().values())
 
@@ -66,9 +66,10 @@ def teach_gauge(
 
 def _known(file: Path) -> dict:
     try:
-        return read_torch_file(file)
+        known = read_torch_file(file)
     except UserError:
         return {}  # not there, or damaged: it is learned anew
+    return known if isinstance(known, dict) else {}
 
 
 class Spectra(Dataset):
@@ -84,13 +85,17 @@ class Spectra(Dataset):
         draw, index = divmod(k, len(self.photos))
         blurry, sharp = self.photos.whole(index, draw)
         of_blurry, of_sharp = spectrum(windows(blurry[None]))[0], spectrum(windows(sharp[None]))[0]
-        shared = (of_sharp * of_blurry.conj()).real
-        powers = torch.stack([of_blurry.abs().square(), of_sharp.abs().square(), shared]).mean(1)
-        return torch.cat([describe(blurry[None])[0], powers.roll(WINDOW // 2, 1)])
+        power, shared = of_blurry.abs().square(), (of_sharp * of_blurry.conj()).real
+        powers = torch.stack([power, of_sharp.abs().square(), shared]).mean(1)
+        return torch.cat([logarithms(power[None])[0], powers.roll(WINDOW // 2, 1)])
 
 
 def take_spectra(photos: Dataset, draws: int, workers: int) -> Tensor:
-    """(n, 5, 64, 33): the description in two channels, the power of blurry, of sharp, and what both share."""
+    """Of all versions of all photos, (n, 5, 64, 33).
+
+    Two channels are what ``gauge.describe`` says of the blurry photo; the others are the mean power of blurry, of sharp, and
+    the real part of what both share.
+    """
     loader = DataLoader(Spectra(photos, draws), batch_size=None, num_workers=workers)
     return torch.stack(list(tqdm(loader, "spectra of whole photos", unit="photo", leave=False, disable=None)))
 
@@ -122,6 +127,7 @@ def response_of(kernel: Tensor) -> Tensor:
 def run_steps(
     gauge: BlurGauge, data: Tensor, passes: int, batch_size: int, learning_rate: float, seed: int, device: torch.device
 ) -> None:
+    """Train ``gauge`` on ``data``, as ``take_spectra`` gives it, for ``passes`` through all of it."""
     steps = max(1, len(data) * passes // batch_size)
     gauge.to(device).train()
     optimizer = torch.optim.AdamW(gauge.parameters(), learning_rate, weight_decay=1e-2)

@@ -2,8 +2,9 @@
 
 Both take and give (N, 3, H, W) RGB in [0, 1], any H, W >= 1. Both work in two scales: a little at half
 resolution, where the detail is, most at a quarter, where a 3x3 convolution costs a sixteenth and sees
-four times as far. Both are told how blurry the whole photo is, which a patch does not show (gauge.py). Both add what
-they compute to their input and start with a last layer of zeros, so an untrained network gives back the photo as it is.
+four times as far. Both first find the blur of the whole photo, which a patch does not show (gauge.py). What the
+convolutions compute is added to the photo, in the teacher to the filtered photo; filter and last layers start so that an
+untrained network gives back the photo as it is.
 """
 
 import contextlib
@@ -129,7 +130,7 @@ class StudentCNN(nn.Module):
 
 def share_gauge(teacher: nn.Module, student: nn.Module) -> None:
     """Give ``student`` the trained gauge of ``teacher``, to be used as it is; nothing where either has none."""
-    if hasattr(teacher, "gauge") and hasattr(student, "gauge"):
+    if all(isinstance(getattr(network, "gauge", None), BlurGauge) for network in (teacher, student)):
         student.gauge.load_state_dict(teacher.gauge.state_dict())
         student.gauge.requires_grad_(False)
 

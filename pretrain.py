@@ -59,8 +59,8 @@ def main() -> None:
         LEARNING_RATE=LEARNING_RATE,
         SEED=SEED,
     )
-    gauge = dict(GAUGE_DRAWS=GAUGE_DRAWS, GAUGE_PASSES=GAUGE_PASSES, GAUGE_LEARNING_RATE=GAUGE_LEARNING_RATE)
-    check_constants(settings | gauge | dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES))
+    gauge_settings = dict(GAUGE_DRAWS=GAUGE_DRAWS, GAUGE_PASSES=GAUGE_PASSES, GAUGE_LEARNING_RATE=GAUGE_LEARNING_RATE)
+    check_constants(settings | gauge_settings | dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES))
     device = start_processes(DEVICE)
     share_of_batch(BATCH_SIZE)
     if PHOTOS is None:
@@ -80,10 +80,18 @@ def main() -> None:
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM is not None:
         scores["start"] = validate(teacher.to(device), val_set, device)
-    draws = GAUGE_DRAWS if PHOTOS else 1
-    gauge = dict(draws=draws, passes=GAUGE_PASSES, learning_rate=GAUGE_LEARNING_RATE)
-    its_file, workers = Path(OUTPUTS) / "gauge.pth", NUM_WORKERS
-    teach_gauge(teacher, train_set, val_set, its_file, seed=SEED, workers=workers, device=device, **gauge)
+    teach_gauge(
+        teacher,
+        train_set,
+        val_set,
+        Path(OUTPUTS) / "gauge.pth",
+        seed=SEED,
+        workers=NUM_WORKERS,
+        device=device,
+        draws=1 if PHOTOS is None else GAUGE_DRAWS,
+        passes=GAUGE_PASSES,
+        learning_rate=GAUGE_LEARNING_RATE,
+    )
     teacher.to(device, memory_format=torch.channels_last)
     machine = dict(
         device=device,

@@ -73,6 +73,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        # All of these are torch's ways to say so; an AssertionError where it was built without CUDA
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"DEVICE = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
