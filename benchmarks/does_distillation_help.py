@@ -22,7 +22,7 @@ from student_designs import teach
 
 import train
 from dataset import PairedImageDataset, find_pairs
-from models import StudentCNN, load_model
+from models import StudentCNN, load_model, share_gauge
 from processes import start_processes
 from utils import Scores, run_script, seed_everything
 
@@ -73,7 +73,7 @@ def main() -> None:
         scores = {name: [] for name in cases}
         for seed in range(options.seeds):
             for name, make in cases.items():  # seed by seed: a slow machine can be stopped early
-                scores[name].append(trained(make(seed), val_set, options.steps, seed, device))
+                scores[name].append(trained(teacher, make(seed), val_set, options.steps, seed, device))
                 psnr, ssim = np.array(scores[name]).T
                 each = " ".join(f"{p:.3f}/{s:.4f}" for p, s in scores[name])
                 spread = (psnr.std(ddof=1), ssim.std(ddof=1)) if seed else (np.nan, np.nan)
@@ -83,9 +83,10 @@ def main() -> None:
                 )
 
 
-def trained(photos: Dataset, val_set: Dataset, steps: int, seed: int, device: torch.device) -> Scores:
+def trained(teacher: nn.Module, photos: Dataset, val_set: Dataset, steps: int, seed: int, device: torch.device) -> Scores:
     seed_everything(seed)
     student = StudentCNN().to(device, memory_format=torch.channels_last)
+    share_gauge(teacher, student)  # in all cases, so that they differ in their targets alone
     teach(student, photos, steps, device)
     return train.validate(student, val_set, device)
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from dataset import PairedImageDataset
 from degradations import random_degradation
-from models import StudentCNN, TeacherCNN, load_model
+from models import StudentCNN, TeacherCNN, load_model, share_gauge
 from patches import to_pixels, to_tensor
 from processes import room_on, start_processes
 from utils import autocast_dtype, run_script, write_whole
@@ -79,8 +79,8 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
 
     loops = {
         "plain loop": PlainLoop(folder, teacher, device, batch_size, patch_size),
-        "train.py": OurLoop(train_set, device, batch_size),
-        "limit": OurLoop(train_set, device, batch_size, one_batch=True),
+        "train.py": OurLoop(train_set, teacher, device, batch_size),
+        "limit": OurLoop(train_set, teacher, device, batch_size, one_batch=True),
     }
     steps = {"plain loop": 4, "train.py": 100, "limit": 100}
     rates = {name: [] for name in loops}
@@ -102,15 +102,18 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
     patches = train.PATCHES_PER_PHOTO
     print(f"an epoch of the plain loop: {lap:.1f} s at one patch per photo, {patches * lap:.0f} s at train.py's {patches}")
     print(f"resident memory while train.py's loop runs: {memory} MB")
-    print_parts(train_set, device, batch_size)
+    print_parts(train_set, teacher, device, batch_size)
 
 
 class OurLoop:
     """train.py's own loop, on patches as they come or on one batch again and again."""
 
-    def __init__(self, train_set: Dataset, device: torch.device, batch_size: int, one_batch: bool = False):
+    def __init__(
+        self, train_set: Dataset, teacher: nn.Module, device: torch.device, batch_size: int, one_batch: bool = False
+    ):
         self.device = device
         self.student = StudentCNN().to(device, memory_format=torch.channels_last)
+        share_gauge(teacher, self.student)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
         self.batches = train.start_batches(train_set, device, range(10**9), batch_size, 0)
@@ -148,6 +151,7 @@ class PlainPairs(Dataset):
 class PlainLoop:
     def __init__(self, folder: Path, teacher: nn.Module, device: torch.device, batch_size: int, patch_size: int):
         self.teacher, self.device, self.student = teacher, device, StudentCNN().to(device)
+        share_gauge(teacher, self.student)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3)
         loader = DataLoader(PlainPairs(folder, patch_size), batch_size, shuffle=True, drop_last=True)
         self.batches = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
@@ -164,9 +168,9 @@ class PlainLoop:
             loss.item()
 
 
-def print_parts(train_set: Dataset, device: torch.device, batch_size: int, steps: int = 60) -> None:
+def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, batch_size: int, steps: int = 60) -> None:
     """Where a step's time goes, in milliseconds; the parts are waited for one by one, so a GPU overlaps less."""
-    loop = OurLoop(train_set, device, batch_size)
+    loop = OurLoop(train_set, teacher, device, batch_size)
     student, optimizer, dtype = loop.student, loop.optimizer, autocast_dtype(device)
     spent = dict.fromkeys(["cutting patches", "forward and loss", "backward", "clipping and optimizer"], 0.0)
 
@@ -180,7 +184,7 @@ def print_parts(train_set: Dataset, device: torch.device, batch_size: int, steps
 
     def forward(batch):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            prediction = student(batch[0])
+            prediction = student(batch[0], batch[2])
         return nn.functional.mse_loss(prediction.float(), batch[1])
 
     def cut():

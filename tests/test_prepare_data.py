@@ -31,9 +31,9 @@ def save(path, height=128, width=136, seed=0):
     Image.fromarray(dummy_photo(height, width, seed=seed)).save(path)
 
 
-def save_photos(tmp_path, count):
-    for k in range(count):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+def save_photos(tmp_path, count, start=0, **size):
+    for k in range(start, count):
+        save(tmp_path / "photos" / f"{k}.png", seed=k, **size)
 
 
 def names(folder):
@@ -72,8 +72,7 @@ def test_two_folders_can_be_the_two_parts(prepare, tmp_path):
 
 
 def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_photo(prepare, tmp_path):
-    for k in range(4):
-        save(tmp_path / "photos" / f"{k}.png", height=270, width=300, seed=k)
+    save_photos(tmp_path, 4, height=270, width=300)
     out = prepare("photos", "photos", "--tile", 150, "--copies", 2, "--val-share", 0.5)
     assert "16 pairs made in data/train, 16 in data/val" in out
     sides = {part: {name[0] for name in names(tmp_path / "data" / part)} for part in ("train", "val")}
@@ -88,16 +87,14 @@ def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_ph
 
 
 def test_no_tile_is_too_small_for_a_patch(prepare, tmp_path):
-    for k in range(2):
-        save(tmp_path / "photos" / f"{k}.png", height=129, width=300, seed=k)
+    save_photos(tmp_path, 2, height=129, width=300)
     prepare("photos", "photos", "--tile", 128)
     shapes = {read_photo(path).shape for path in (tmp_path / "data").rglob("*.png")}
     assert shapes == {(129, 150, 3)}
 
 
 def test_large_photos_are_shrunk_first_where_that_is_asked_for(prepare, tmp_path):
-    for k in range(2):
-        save(tmp_path / "photos" / f"{k}.png", height=300, width=400, seed=k)
+    save_photos(tmp_path, 2, height=300, width=400)
     prepare("photos", "photos", "--longest", 200)
     assert {read_photo(path).shape for path in (tmp_path / "data").rglob("*.png")} == {(150, 200, 3)}
 
@@ -120,8 +117,7 @@ def test_a_photo_stays_on_its_side_when_others_are_added(prepare, tmp_path):
     save_photos(tmp_path, 4)
     prepare("photos", "photos")
     before = {part: set(names(tmp_path / "data" / part)) for part in ("train", "val")}
-    for k in range(4, 30):
-        save(tmp_path / "photos" / f"{k}.png", seed=k)
+    save_photos(tmp_path, 30, start=4)
     assert "24 pairs made in data/train, 2 in data/val, 4 " in prepare("photos", "photos", "--seed", 3)
     assert all(before[part] <= set(names(tmp_path / "data" / part)) for part in before)
     prepare("photos", "photos", "--copies", 2)
