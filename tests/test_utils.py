@@ -4,7 +4,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
-from utils import PSNRAndSSIMLoss, UserError, as_saved, psnr, ssim, write_whole
+from utils import PSNRAndSSIMLoss, UserError, as_saved, autocast_dtype, psnr, ssim, write_whole
 
 
 def two_images(height, width, noise=0.1, seed=0):
@@ -114,3 +114,18 @@ def test_metrics_on_cuda_equal_those_on_the_cpu():
     x, y = two_images(40, 50)
     for metric in psnr, ssim:
         torch.testing.assert_close(metric(x.cuda(), y.cuda()).cpu(), metric(x, y), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "capabilities, dtype",
+    [
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+        ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_bfloat16_is_taken_only_where_a_processor_is_faster_in_it(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert autocast_dtype(torch.device("cpu")) is dtype
