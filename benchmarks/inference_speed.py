@@ -58,7 +58,7 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
     frame = example_frame(height, width)
     torch.manual_seed(0)
     student, teacher = (kind().eval().requires_grad_(False).to(device) for kind in (StudentCNN, TeacherCNN))
-    nn.init.normal_(student.tail.base.weight, std=0.05)
+    nn.init.normal_(student.convs[-1].base.weight, std=0.05)
     for network in student, teacher:
         network.to(memory_format=torch.channels_last)
     fast, plain = FastStudent(student), FastStudent(student, torch.float32)

@@ -32,8 +32,8 @@ EPOCHS = 2
 
 
 def dropout_student() -> StudentCNN:
-    student = StudentCNN(width=4, deep_width=8, convs=1)
-    student.up = nn.Sequential(student.up, nn.Dropout(0.1))
+    student = StudentCNN(convs=2, variants=2, hidden=8)
+    student.make = nn.Sequential(*student.make, nn.Dropout(0.1))
     return student
 
 

@@ -19,8 +19,9 @@ def run(tmp_path, monkeypatch, capsys):
     """Runs ``python evaluate.py ARGUMENTS`` in ``tmp_path``, with a small student and teacher; returns what it printed."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
-    for name, made in ("student", StudentCNN()), ("teacher", TeacherCNN(4, 8, 1, 1)):
-        torch.nn.init.normal_(made.tail.weight, std=0.01)
+    student, teacher = StudentCNN(), TeacherCNN(4, 8, 1, 1)
+    for name, made, last in ("student", student, student.convs[-1].base), ("teacher", teacher, teacher.tail):
+        torch.nn.init.normal_(last.weight, std=0.01)
         save_model(f"{name}.pth", made)
         monkeypatch.setitem(evaluate.NETWORKS, name, (f"{name}.pth",))
 

@@ -9,7 +9,7 @@ from gauge import describe
 from models import FastStudent, StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
 from utils import UserError
 
-SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(width=4, deep_width=8, convs=2)}
+SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(convs=2, variants=3, hidden=8)}
 
 
 def trained(network):
@@ -109,7 +109,7 @@ def test_a_student_takes_the_gauge_of_its_teacher_and_does_not_train_it():
     described = describe(torch.rand(1, 3, 80, 80))
     assert torch.equal(teacher.gauge(described)[0], student.gauge(described)[0])
     assert not any(parameter.requires_grad for parameter in student.gauge.parameters())
-    assert all(parameter.requires_grad for parameter in student.head.parameters())
+    assert all(parameter.requires_grad for parameter in student.convs.parameters())
     share_gauge(torch.nn.Conv2d(3, 3, 1), student)  # a network of another kind has none to give
 
 
@@ -135,7 +135,7 @@ def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else():
     before = fingerprint(network)
     assert fingerprint(network.to(memory_format=torch.channels_last)) == before
     with torch.no_grad():
-        network.head.bias[0] += 1e-3
+        network.mix.bias[0] += 1e-3
     assert fingerprint(network) != before
 
 
@@ -150,9 +150,9 @@ def bad_files(folder):
     torch.save({**content, "class": "UNet"}, folder / "unknown.pth")
     torch.save({**content, "class": "load_model"}, folder / "function.pth")
     torch.save({**content, "class": "TeacherCNN"}, folder / "other.pth")
-    torch.save({**content, "arguments": {"width": 5}}, folder / "mismatch.pth")
+    torch.save({**content, "arguments": {"variants": 5}}, folder / "mismatch.pth")
     save_model(folder / "nan.pth", StudentCNN(**SMALL[StudentCNN]))
-    nan = {**content, "weights": {**content["weights"], "up.bias": torch.full((4,), torch.nan)}}
+    nan = {**content, "weights": {**content["weights"], "mix.bias": torch.full((3,), torch.nan)}}
     torch.save(nan, folder / "nan.pth")
 
 

@@ -28,7 +28,7 @@ def interrupt_now():
 
 def small_student():
     torch.manual_seed(3)
-    return StudentCNN(width=4, deep_width=8, convs=1)
+    return StudentCNN(convs=2, variants=2, hidden=8)
 
 
 def same_weights(one, other):
@@ -91,7 +91,7 @@ def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
 def test_another_network_under_the_same_name_is_one_sentence(interrupted, monkeypatch):
     def other():
         student = StudentCNN()
-        student.up = torch.nn.ConvTranspose2d(32, 16, 4, 2, 1)
+        student.mix = torch.nn.Linear(145, 12, bias=False)
         return student
 
     monkeypatch.setattr(train, "StudentCNN", other)
@@ -113,7 +113,7 @@ def interrupted(constants, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize(
     "constant, value, sentence",
     [
-        ("LEARNING_RATE", 0.5, "LEARNING_RATE was 0.0005, is 0.5"),
+        ("LEARNING_RATE", 0.5, "LEARNING_RATE was 0.001, is 0.5"),
         ("NUM_EPOCHS", 7, "NUM_EPOCHS was 2, is 7"),
         ("PATCH_SIZE", 16, "PATCH_SIZE was 32, is 16"),
         ("ASK_TEACHER_ONCE", False, "ASK_TEACHER_ONCE was True, is False"),

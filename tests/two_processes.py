@@ -17,7 +17,7 @@ from models import StudentCNN, TeacherCNN, share_gauge
 from processes import distributed, first_rank_first, rank, start_processes
 from utils import run_script
 
-STUDENT = dict(width=4, deep_width=8, convs=2)
+STUDENT = dict(convs=2, variants=2, hidden=8)
 
 
 def training(folder: Path, train_folder: str) -> None:
@@ -38,7 +38,7 @@ def training(folder: Path, train_folder: str) -> None:
     torch.manual_seed(1)
     untrained = StudentCNN(**STUDENT)
     # With the zeros these start with, no layer before them has a gradient
-    for layer in untrained.tail.base, untrained.tail, untrained.head, *untrained.deep:
+    for layer in untrained.make[-1], untrained.convs[-1].base, *untrained.convs:
         nn.init.normal_(layer.weight, std=0.1)
     for layer in untrained.gauge.tail, untrained.gauge.steer:
         nn.init.normal_(layer.weight, std=0.02)
