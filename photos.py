@@ -18,6 +18,8 @@ from tqdm import tqdm
 from processes import say
 from utils import UserError, write_whole
 
+# Whatever a name says, nothing else is tried: fewer decoders for damaged or hostile bytes, and none that runs a program
+DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -46,13 +48,19 @@ def read_photo(path: Path | str) -> np.ndarray:
     """
     try:
         # From an open file: given a path, Pillow maps some turned TIFFs into memory in the wrong shape
-        with open(path, "rb") as file, Image.open(file) as picture:
+        with open(path, "rb") as file, open_picture(file) as picture:
             return _to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except Exception as error:  # a decoder fed damaged bytes may raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(f"{path} cannot be read as a picture ({reason}): replace or remove it") from None
+
+
+def open_picture(file) -> Image.Image:
+    """``Image.open`` for the formats in DECODERS."""
+    Image.init()  # or Pillow finds only some of the formats that it is given by name
+    return Image.open(file, formats=DECODERS)
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:

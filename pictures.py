@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from photos import open_picture
 from utils import UserError, write_whole
 
 FORMATS = {
@@ -62,7 +63,7 @@ def read_picture(path: Path | str) -> Picture:
 
 def _read(path: Path) -> Picture:
     # From an open file: given a path, Pillow maps some turned TIFFs into memory in the wrong shape
-    with open(path, "rb") as file, Image.open(file) as image:
+    with open(path, "rb") as file, open_picture(file) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones add a preview to a JPEG
             raise UserError(f"{path} holds {image.n_frames} frames: save them as single pictures first")
         if image.mode in REFUSED:

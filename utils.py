@@ -5,6 +5,7 @@ Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says oth
 
 import contextlib
 import glob
+import logging
 import os
 import sys
 import time
@@ -35,6 +36,7 @@ class UserError(Exception):
 
 def run_script(main) -> None:
     """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a picture is told in a sentence
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
