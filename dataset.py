@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,15 @@ class Batches(Dataset):
     def __getitem__(self, step: int) -> list[Tensor]:
         start = step * self.batch_size + self.rank * self.share
         return self.train_set.batch(range(start, start + self.share))
+
+
+def one_ahead(batches: Iterator) -> Iterator:
+    """The same, each made by another thread while the step before it runs."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(next, batches, None)
+            yield batch
 
 
 # Demo data

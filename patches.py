@@ -48,7 +48,7 @@ def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:
     The channels of a pixel stay neighbours in memory, as in ``torch.channels_last``.
     """
     image = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
-    scaled = image.float().div_(255) if image.dtype == torch.uint8 else image.float()
+    scaled = image / 255 if image.dtype == torch.uint8 else image.float()
     return scaled.movedim(-1, -3)
 
 

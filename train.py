@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from checkpoints import Stopwatch, load_progress, mark_finished, save_progress, teacher_is_ready, unfinished
-from dataset import Batches, PairedImageDataset, batches_of_one_size, find_or_make_data
+from dataset import Batches, PairedImageDataset, batches_of_one_size, find_or_make_data, one_ahead
 from gauge_training import teach_gauge
 from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
 from processes import (
@@ -265,7 +265,7 @@ def start_batches(
     random_state = torch.get_rng_state()
     batches = iter(loader)
     torch.set_rng_state(random_state)  # starting the loader drew from it, which an interruption must not repeat
-    return batches
+    return one_ahead(batches)
 
 
 def train_one_epoch(

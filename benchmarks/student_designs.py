@@ -4,10 +4,12 @@
 
 DATA holds train/ and val/ as train.py wants them. PAIRS is a folder of levels of pairs to score them on, as
 evaluate.py takes it; without, the validation photos. Each design is trained by train.py's own loop for as many
-steps, on what weights/teacher.pth answers, from one seed. Close other programs first.
+steps, on what weights/teacher.pth answers, from one seed, with the teacher's gauge. A frame's time is that of FastStudent,
+8-bit picture to 8-bit picture; of designs that it does not know, of their layers alone. Close other programs first.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -22,96 +24,92 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from dataset import PairedImageDataset
 from evaluate import find_levels
-from gauge import BlurGauge, Steering, describe
-from models import count_parameters, gmac_per_megapixel, load_model, pad_to_multiple, share_gauge
+from gauge import BlurGauge, describe
+from layers import VariedConv, pad_to_multiple, zeroed
+from models import FastStudent, StudentCNN, count_parameters, gmac_per_megapixel, load_model, share_gauge
 from processes import start_processes
-from utils import autocast_dtype, run_script, seed_everything
+from utils import run_script, seed_everything
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
-# The numbers are channels at each scale, and how many convolutions there are
-DESIGNS = {
-    "two scales, 16 and 4 x 32, large kernels": dict(convs=4, large=True),
-    "two scales, 16 and 2 x 32, large kernels": dict(large=True),
-    "two scales, 16 and 3 x 32": dict(convs=3),
-    "two scales, 16 and 2 x 32": dict(),
-    "two scales, 16 and 1 x 32": dict(convs=1),
-    "two scales, 8 and 3 x 32": dict(width=8, convs=3),
-    "two scales, 8 and 2 x 32": dict(width=8),
-    "two scales, 12 and 2 x 24": dict(width=12, deep=24),
-    "two scales, 16 and 4 x 16": dict(deep=16, convs=4),
-    "three scales, 16, 1 x 32 and 1 x 48": dict(convs=1, deepest=1),
-    "three scales, 16, 2 x 16 and 2 x 48": dict(deep=16, deepest=2),
-    "a quarter, 2 x 32": dict(width=0),
-}
 
 
-class Design(nn.Module):
-    """Any of DESIGNS. The first kernel strides over the photo itself, which spares a shuffling of its pixels.
+class WithoutFilter(StudentCNN):
+    """Convolutions with variants alone."""
 
-    Args:
-        width: channels at half resolution; 0 for none of it.
-        deep, convs: channels and convolutions at a quarter.
-        deepest: convolutions of 48 channels at an eighth, after those at a quarter.
-        large: the first and last kernels see 6x6 pixels of the photo, not 4x4.
-    """
+    def plan(self, description: Tensor) -> tuple[Tensor, Tensor]:
+        kernel, mix = super().plan(description)
+        return torch.zeros_like(kernel), mix
+
+
+class OwnFilter(StudentCNN):
+    """The filter is made from the gauge's numbers; what the gauge's own filter looks like is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.window.data.zero_()
+        self.window.requires_grad_(False)
+
+
+class OfLargerSquares(nn.Module):
+    """``convs`` convolutions with variants on squares of 4x4 pixels in colour: 48 channels in and out, ``width`` between."""
 
     describe = staticmethod(describe)
 
-    def __init__(self, width: int = 16, deep: int = 32, convs: int = 2, deepest: int = 0, large: bool = False):
+    def __init__(self, width: int = 32, convs: int = 3, variants: int = 10):
         super().__init__()
-        self.two, self.large, self.folded = bool(width), large, False
-        first, scale = (width, 2) if width else (deep, 4)
-        self.head = nn.Conv2d(3, first, 6 if large else 2 * scale, scale, padding=2 if large else scale // 2)
-        if width:
-            self.down, self.up = nn.Conv2d(width, deep, 2, stride=2), nn.ConvTranspose2d(deep, width, 2, stride=2)
-        self.deep = nn.ModuleList(nn.Conv2d(deep, deep, 3, padding=1) for _ in range(convs))
-        self.deepest = nn.ModuleList(nn.Conv2d(48, 48, 3, padding=1) for _ in range(deepest))
-        if deepest:
-            self.down8, self.up8 = nn.Conv2d(deep, 48, 2, stride=2), nn.ConvTranspose2d(48, deep, 2, stride=2)
-            self.steer8 = Steering(deepest, 48, hidden=32)
-        self.gauge = BlurGauge()
-        self.steer, self.steer_head = Steering(convs, deep, hidden=32), Steering(1, first, hidden=32)
-        self.tail = nn.Conv2d(first, 3 * scale**2, 3 if large else 2, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        self.gauge, self.mix = BlurGauge(), nn.Linear(64, variants)
+        widths = [48, *[width] * (convs - 1), 48]
+        bases = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
+        zeroed(bases[-1])
+        self.convs = nn.ModuleList(VariedConv(base, variants) for base in bases)
 
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
-        x = pad_to_multiple(photo, 8)
-        if not self.folded:
-            description = describe(photo) if description is None else description
-        code = None if self.folded else self.gauge(description)[1]
-        first = self.layers([self.head], "steer_head", x, code)
-        quarter = self.layers(self.deep, "steer", self.down(first) if self.two else first, code)
-        if self.deepest:
-            quarter = quarter + self.up8(self.layers(self.deepest, "steer8", self.down8(quarter), code))
-        scale = 2 if self.two else 4
-        change = F.pixel_shuffle(self.tail(F.relu_(first + self.up(quarter)) if self.two else quarter), scale)
-        if not self.large:  # even kernels give a row and a column more, half a step around the photo
-            change = change[..., scale // 2 : -(scale // 2), scale // 2 : -(scale // 2)]
-        return (x + change)[..., : photo.shape[-2], : photo.shape[-1]]
+        mix = self.mix(self.gauge(describe(photo) if description is None else description)[1]).tanh()
+        x = F.pixel_unshuffle(pad_to_multiple(photo, 4), 4)
+        for conv in self.convs[:-1]:
+            x = F.relu(conv(x, mix))
+        return photo + F.pixel_shuffle(self.convs[-1](x, mix), 4)[..., : photo.shape[-2], : photo.shape[-1]]
 
-    def layers(self, convs: nn.ModuleList, steering: str, x: Tensor, code: Tensor | None) -> Tensor:
-        if self.folded:
-            for conv in convs:
-                x = F.relu_(conv(x))
-            return x
-        for conv, (scale, shift) in zip(convs, getattr(self, steering)(code), strict=True):
-            inside = conv(x)
-            inside = inside * scale.to(inside.dtype) + shift.to(inside.dtype)
-            x = F.relu(inside if conv is self.head else x + inside)
-        return x
 
-    @torch.no_grad()
-    def fold(self, description: Tensor) -> None:
-        """Make scales, shifts and skips a part of the weights, for photos of one description."""
-        code = self.gauge(description)[1]
-        for convs, steering in ([self.head], "steer_head"), (self.deep, "steer"), (self.deepest, "steer8"):
-            for conv, (scale, shift) in zip(convs, getattr(self, steering)(code) if convs else [], strict=True):
-                conv.weight *= scale.view(-1, 1, 1, 1)
-                conv.bias.mul_(scale.flatten()).add_(shift.flatten())
-                if conv is not self.head:
-                    conv.weight[:, :, 1, 1] += torch.eye(len(conv.weight), device=conv.weight.device)
-        self.folded = True
+class TwoScales(nn.Module):
+    """16 channels at half resolution, ``convs`` convolutions of 32 at a quarter: the student of before."""
+
+    describe = staticmethod(describe)
+
+    def __init__(self, convs: int = 1, variants: int = 10):
+        super().__init__()
+        self.gauge, self.mix = BlurGauge(), nn.Linear(64, variants)
+        self.head = nn.Conv2d(3, 16, 6, stride=2, padding=2)
+        self.down, self.up = nn.Conv2d(16, 32, 2, stride=2), nn.ConvTranspose2d(32, 16, 2, stride=2)
+        self.deep = nn.ModuleList(VariedConv(nn.Conv2d(32, 32, 3, padding=1), variants) for _ in range(convs))
+        self.tail = VariedConv(zeroed(nn.Conv2d(16, 12, 2, padding=1)), variants)
+
+    def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
+        mix = self.mix(self.gauge(describe(photo) if description is None else description)[1]).tanh()
+        x = pad_to_multiple(photo, 4)
+        half = F.relu(self.head(x))
+        quarter = self.down(half)
+        for conv in self.deep:
+            quarter = F.relu(quarter + conv(quarter, mix))
+        half = F.relu(half + self.up(quarter))
+        x = x + F.pixel_shuffle(self.tail(half, mix), 2)[..., 1:-1, 1:-1]
+        return x[..., : photo.shape[-2], : photo.shape[-1]]
+
+
+DESIGNS = {
+    "filter and 1 convolution": lambda: StudentCNN(convs=1),
+    "filter and 2 convolutions": lambda: StudentCNN(convs=2),
+    "filter and 3 convolutions (shipped)": StudentCNN,
+    "filter and 4 convolutions": lambda: StudentCNN(convs=4),
+    "filter and 6 convolutions": lambda: StudentCNN(convs=6),
+    "shipped, 1 variant": lambda: StudentCNN(variants=1),
+    "shipped, 24 variants": lambda: StudentCNN(variants=24),
+    "shipped, without the filter": WithoutFilter,
+    "shipped, filter without the gauge's own": OwnFilter,
+    "squares in colour, 32 wide, no filter": OfLargerSquares,
+    "two scales, 16 and 1 x 32, no filter": TwoScales,
+    "two scales, 16 and 2 x 32, no filter": lambda: TwoScales(convs=2),
+}
 
 
 def main() -> None:
@@ -133,7 +131,7 @@ def main() -> None:
     print(f"{'design':48s} {'params':>7s} {'GMAC/MP':>7s} {'ms/1080p':>8s} {'gain dB':>8s} {'SSIM':>7s} {'unhurt dB':>9s}")
     for name in options.only:
         seed_everything(0)
-        network = Design(**DESIGNS[name]).to(device, memory_format=torch.channels_last)
+        network = DESIGNS[name]().to(device, memory_format=torch.channels_last)
         share_gauge(teacher, network)
         teach(network, train_set, options.steps, device)
         scores = {level: train.validate(network, pairs, device) for level, pairs in sets.items()}
@@ -162,14 +160,14 @@ def teach(network: nn.Module, train_set: Dataset, steps: int, device: torch.devi
 
 @torch.inference_mode()
 def ms_per_frame(network: nn.Module, device: torch.device) -> float:
-    """Median over 9 runs on one 1920x1080 frame, float in and out, folded for its description."""
-    frame = torch.rand(1, 3, 1080, 1920, device=device).to(memory_format=torch.channels_last)
-    described, dtype, seconds = describe(frame), autocast_dtype(device), []
-    network.fold(described)
-    network, frame = network.to(dtype), frame.to(dtype)
-    for _ in range(12):
+    """Median over 15 runs on one 1920x1080 frame."""
+    picture = torch.randint(0, 256, (1080, 1920, 3), dtype=torch.uint8, device=device)
+    photo, seconds = picture.movedim(-1, 0)[None].float() / 255, []
+    described = describe(photo)
+    run = FastStudent(network) if isinstance(network, StudentCNN) else None
+    for _ in range(18):
         start = time.perf_counter()
-        network(frame, described)
+        run(picture) if run else network(photo, described)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
