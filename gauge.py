@@ -31,7 +31,18 @@ def describe(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        return logarithms(power(spectrum(windows(photo, peak, most))))
+        parts = windows(photo, peak, most)
+        found = logarithms(power(spectrum(parts)))
+        # A photo of a few rows or windows does not tell how blurry it is
+        trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (parts.shape[1] - 1) / 24)
+        return found if trust >= 1 else usual_spectrum(found).lerp(found, max(0.0, trust))
+
+
+def usual_spectrum(like: Tensor) -> Tensor:
+    """About what ``describe`` says of a sharp photo: power falls with the cube of the frequency. Fitted to 30 photos."""
+    rows, columns = (torch.arange(count, device=like.device, dtype=like.dtype) for count in like.shape[-2:])
+    fall = -3 * (rows[:, None] - WINDOW // 2).hypot(columns).clamp(min=1).log()
+    return torch.stack([fall + 3.0, fall + 1.2]).expand_as(like)
 
 
 def power(found: Tensor) -> Tensor:
