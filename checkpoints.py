@@ -82,6 +82,28 @@ def teacher_is_ready(teacher_file: Path, outputs: Path) -> bool:
     return not over or student_run.stat().st_mtime < teacher_run.stat().st_mtime
 
 
+def claim(outputs: Path):
+    """Keep other trainings out of ``outputs`` until this process ends; the open file that does it, to be held.
+
+    Raises:
+        UserError: if another one is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    if rank() != 0:
+        return None
+    outputs.mkdir(parents=True, exist_ok=True)
+    lock = open(outputs / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"another training is at work in {outputs}: wait for it, or set OUTPUTS to another folder") from None
+    return lock
+
+
 class Stopwatch:
     """Says when some minutes have passed since it last said so."""
 

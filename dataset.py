@@ -11,7 +11,7 @@ import skimage
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from degradations import Mixture, random_degradation
@@ -19,7 +19,7 @@ from gauge import describe, turned_spectrum
 from models import fingerprint, run_tiled
 from patches import cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
 from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
-from processes import say
+from processes import rank, say, share_of_batch
 from utils import UserError, autocast_dtype, write_whole
 
 
@@ -157,6 +157,9 @@ def find_pairs(root: Path) -> list[Path]:
     """The folders of ``root`` that hold blurry.png and sharp.png, sorted; hidden ones are passed over."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: put pairs there as {root}/001/blurry.png and {root}/001/sharp.png")
+    twin = root.with_name({"train": "val", "val": "train"}.get(root.name, root.name))
+    if twin != root and twin.exists() and os.path.samefile(root, twin):
+        raise UserError(f"{root} and {twin} are one folder: validate on other pairs than those to train on")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise UserError(f"{root} holds no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
@@ -204,13 +207,38 @@ class Batches(Dataset):
         return self.train_set.batch(range(start, start + self.share))
 
 
+def start_batches(
+    train_set: Dataset, device: torch.device, steps: range, batch_size: int, workers: int
+) -> Iterator[list[Tensor]]:
+    """The batches of all ``steps``, (N, 3, S, S) each, as far as they fall to this process."""
+    on_device = getattr(train_set, "on_device", False)  # then patches are cut there, by this process
+    loader = DataLoader(
+        Batches(train_set, batch_size, rank(), share_of_batch(batch_size)),
+        batch_size=None,  # an item is a batch already
+        sampler=steps,
+        num_workers=0 if on_device else workers,
+        pin_memory=device.type == "cuda" and not on_device,
+    )
+    random_state = torch.get_rng_state()
+    batches = iter(loader)
+    torch.set_rng_state(random_state)  # starting the loader drew from it, which an interruption must not repeat
+    return one_ahead(batches)
+
+
 def one_ahead(batches: Iterator) -> Iterator:
     """The same, each made by another thread while the step before it runs."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
+    try:
+        with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(next, batches, None)
-            yield batch
+            while (batch := waiting.result()) is not None:
+                waiting = pool.submit(next, batches, None)
+                yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a process that cuts patches has ended, perhaps for want of memory: run again to go on, with NUM_WORKERS = 0"
+        ) from None
 
 
 # Demo data
@@ -238,8 +266,8 @@ DEMO_NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred 
 def find_or_make_data(root: Path | str) -> Path:
     """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo."""
     root = Path(root)
-    if root.exists() and not root.is_dir():
-        raise UserError(f"{root} is a file: DATA must be a folder with train/ and val/")
+    if os.path.lexists(root) and not root.is_dir():
+        raise UserError(f"{root} is not a folder: DATA must be a folder with train/ and val/")
     for part in ("train", "val"):
         folder = root / part
         if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
@@ -262,7 +290,7 @@ def make_demo_data(root: Path | str) -> None:
     """
     root = Path(root)
     note = root / "DEMO.txt"
-    if note.is_file() and note.read_text() == DEMO_NOTE and (root / "train").is_dir() and (root / "val").is_dir():
+    if note.is_file() and note.read_bytes() == DEMO_NOTE.encode() and (root / "train").is_dir() and (root / "val").is_dir():
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} holds files that are not demo data: move them away, or name another folder")

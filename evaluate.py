@@ -10,6 +10,7 @@ for each level with the answer in hand. Scores are of 8-bit pictures; a mean ove
 import argparse
 import csv
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from checks import Arguments, check_folder
 from dataset import find_or_make_data, find_pairs
 from degradations import blur, gaussian_kernel
 from models import count_parameters, gmac_per_megapixel, load_model
 from patches import to_pixels, to_tensor
 from photos import read_photo
+from pictures import FORMATS
 from report import side_by_side
 from sharpen import sharpen_pixels
 from utils import Scores, UserError, as_saved, ms_per_megapixel, pick_device, psnr, run_script, ssim, write_whole
@@ -40,7 +43,7 @@ Results = dict[str, dict[str, list[Scores]]]  # level -> sharpener -> a score fo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("pairs", nargs="?", type=Path, help=f"folder of pairs, or of levels ({DATA}/val)")
     parser.add_argument("weights", nargs="*", type=Path, help="more networks, beside the student and the teacher")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
@@ -48,11 +51,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file for a photo of each level, where student and mask differ most")
     options = parser.parse_args()
     levels = find_levels(options.pairs or find_or_make_data(DATA) / "val")
+    check_results(options, [file for folders in levels.values() for folder in folders for file in folder.iterdir()])
     device = pick_device(DEVICE)
     files = {name: next((f for f in map(Path, files) if f.is_file()), None) for name, files in NETWORKS.items()}
     for name in [name for name, file in files.items() if file is None]:
         print(f"there is no {name} ({' or '.join(map(str, NETWORKS[name]))}): it is left out")
-    files |= {str(file.with_suffix("")): file for file in options.weights}
+    for file in dict.fromkeys(options.weights):
+        name = str(file.with_suffix(""))
+        files[str(file) if name in ("input", "unsharp", "best unsharp") or files.get(name) else name] = file
     networks = {name: load_model(file).to(device).requires_grad_(False) for name, file in files.items() if file}
     for network in networks.values():
         network.to(memory_format=torch.channels_last)
@@ -75,6 +81,20 @@ def main() -> None:
         for i, picture in enumerate(pictures):
             tall.paste(picture, (0, sum(p.height + 12 for p in pictures[:i])))
         write_whole(options.picture, tall.save)
+
+
+def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
+    """Raise ``UserError`` if a result could not be written after the work, or would take the place of an input."""
+    taken = {os.path.realpath(file) for file in (*inputs, *options.weights)}
+    kinds = {"--markdown": (options.markdown, ()), "--csv": (options.csv, ()), "--picture": (options.picture, FORMATS)}
+    for name, (file, suffixes) in kinds.items():
+        if file is None:
+            continue
+        if os.path.realpath(file) in taken or file.is_dir():
+            raise UserError(f"{name} {file} is an input or a folder: name another file")
+        if suffixes and file.suffix.lower() not in suffixes:
+            raise UserError(f"{name} {file} does not end in one of {', '.join(suffixes)}")
+        check_folder(file.parent, name)
 
 
 def find_levels(pairs: Path) -> dict[str, list[Path]]:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from photos import find_photos, read_photo
+from photos import find_photos, open_picture, read_photo, why
 from utils import UserError
 
 
@@ -39,8 +38,11 @@ def plan_photos(
     for path in tqdm(paths, "looking at photos", unit="photo", leave=False, disable=None):
         try:
             height, width = shrunk(upright_size(path), longest)
+        except UserError as error:
+            problems.append(str(error))
+            continue
         except Exception as error:  # a decoder fed damaged bytes may raise anything
-            problems.append(f"{path} cannot be read as a picture ({' '.join(str(error).split())[:120]})")
+            problems.append(f"{path} cannot be read as a picture ({why(error)}): replace or remove it")
             continue
         group = flat(path.relative_to(folder).with_suffix(""))
         rows, columns = cuts(height, tile, smallest), cuts(width, tile, smallest)
@@ -119,6 +121,8 @@ def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that the data set was unpacked in")
     files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not files:
         raise UserError(f"{folder} holds no {pattern}: give the folder that the data set was unpacked in")
@@ -132,7 +136,7 @@ def flat(path: Path | str) -> str:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) as EXIF says the photo is looked at, from the head of the file where that tells."""
-    with open(path, "rb") as file, Image.open(file) as picture:
+    with open(path, "rb") as file, open_picture(file) as picture:
         if picture.format == "TIFF":  # which Pillow turns itself, differently by version
             return read_photo(path).shape[:2]
         width, height = picture.size

@@ -47,8 +47,7 @@ class TeacherCNN(nn.Module):
         deep_width: channels at a quarter, where nearly all of the arithmetic is.
         blocks: residual blocks at a quarter.
         fine_blocks: residual blocks at half resolution, after the two scales are joined.
-    Shapes: (N, 3, H, W) in [0, 1] -> same; the result may lie a little outside [0, 1]. A tile of a larger photo
-        needs what ``describe`` says of the whole one.
+    Shapes: (N, 3, H, W) in [0, 1] -> same or a little outside. A tile of a photo needs the description of all of it.
     Sources: pixel-shuffle, arXiv:1609.05158; blocks and global skip, arXiv:1707.02921 and 1511.04587.
     """
 
@@ -320,7 +319,7 @@ def load_model(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     try:
         model = model or classes[content["class"]](**content["arguments"])
         model.load_state_dict(content["weights"])
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a constructor makes of odd arguments
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} does not fit {content['class']} as models.py defines it now ({reason}): train it anew, "

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 from processes import say
@@ -29,13 +29,19 @@ def find_photos(folder: Path | str) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
     try:
-        paths = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+        # Links that lead nowhere are kept: reading them says so
+        every = [Path(at, name) for at, _, names in os.walk(folder, onerror=_stop) for name in names]
     except OSError as error:
-        raise UserError(f"{folder} cannot be looked through ({error}): check who may read it") from None
+        raise UserError(f"{error.filename} cannot be looked through ({error.strerror}): check who may read it") from None
+    paths = [p for p in every if p.suffix.lower() in SUFFIXES and (p.is_file() or p.is_symlink())]
     paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
         raise UserError(f"{folder} holds no photos ({', '.join(sorted(SUFFIXES))}): put some there")
     return paths
+
+
+def _stop(error: OSError) -> None:
+    raise error
 
 
 def read_photo(path: Path | str) -> np.ndarray:
@@ -53,12 +59,18 @@ def read_photo(path: Path | str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except Exception as error:  # a decoder fed damaged bytes may raise anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{path} cannot be read as a picture ({reason}): replace or remove it") from None
+        raise UserError(f"{path} cannot be read as a picture ({why(error)}): replace or remove it") from None
+
+
+def why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty, damaged or of a kind that is not read here"
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__
 
 
 def open_picture(file) -> Image.Image:
     """``Image.open`` for the formats in DECODERS."""
+    PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: colour profiles of printers have some megabytes
     Image.init()  # or Pillow finds only some of the formats that it is given by name
     return Image.open(file, formats=DECODERS)
 
@@ -82,12 +94,13 @@ class PixelFile:
     def __init__(self, file: Path, shapes: list[tuple[int, int]]):
         self.file, self.shapes = file, shapes
         *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
-        self._handle = None
+        self._handle = self._temporary = None
 
     def every_second(self, first: int) -> "PixelFile":
         """Photos ``first``, ``first`` + 2, ... of the same file; of the others nothing is read."""
         part = PixelFile(self.file, self.shapes[first::2])
         part._offsets, part._size = self._offsets[first::2], self._size
+        part._temporary = self._temporary  # which is gone with the last that holds it
         return part
 
     def is_complete(self) -> bool:
@@ -120,7 +133,7 @@ class PixelFile:
         return np.frombuffer(found, np.uint8).reshape(-1, width, 3)[:, columns]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_handle": None}  # it cannot be sent to a worker
+        return self.__dict__ | {"_handle": None, "_temporary": None}  # which cannot be sent to a worker
 
     @property
     def nbytes(self) -> int:
@@ -154,15 +167,17 @@ class DecodedPhotos(PixelFile):
                 raise UserError(f"{path} is missing or cannot be opened") from None
             identity.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         self.key = identity.hexdigest()[:20]
-        self.cache, self._temporary = _writable(cache)
+        self.cache, temporary = _writable(cache)
         file, index = self.cache / f"{self.key}.pixels", self.cache / f"{self.key}.json"
         super().__init__(file, _read_shapes(index))
+        self._temporary = temporary
         if len(self) != len(paths) or not self.is_complete():
             shapes: list[tuple[int, int]] = []
             write_whole(file, lambda partial: shapes.extend(_decode_all(paths, partial)))
             write_whole(index, lambda partial: partial.write_text(json.dumps(shapes)))
             remove_files(p for p in self.cache.glob("*.*") if not p.name.startswith((".", self.key)))  # earlier states
             super().__init__(file, shapes)
+            self._temporary = temporary
 
 
 def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:

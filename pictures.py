@@ -4,6 +4,7 @@ Depth (8 or 16 bits), grey, transparency, EXIF and colour profile are kept. Pixe
 JPEG that EXIF turns they are not turned, of a TIFF they are and the tag is gone; either way it looks as before.
 """
 
+import io
 import struct
 import warnings
 import zlib
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from photos import open_picture
+from photos import open_picture, why
 from utils import UserError, write_whole
 
 FORMATS = {
@@ -57,8 +58,7 @@ def read_picture(path: Path | str) -> Picture:
     except UserError:
         raise
     except Exception as error:  # a decoder fed damaged bytes may raise anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{path} cannot be read as a picture ({reason}): replace or remove it") from None
+        raise UserError(f"{path} cannot be read as a picture ({why(error)}): replace or remove it") from None
 
 
 def _read(path: Path) -> Picture:
@@ -86,6 +86,8 @@ def _read(path: Path) -> Picture:
 
 def _values(path: Path, image: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4) uint8, or uint16 for deep grey."""
+    if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):  # SampleFormat
+        raise UserError(f"{path} has pixels with a sign: save it as plain grey first")
     if image.mode.startswith("I"):
         values = np.array(image)
         if values.min() < 0 or values.max() > 65535:
@@ -131,7 +133,11 @@ def _read_deep_tiff(path: Path, fourth: int) -> np.ndarray:
 
     try:
         values = tifffile.imread(path)
+    except tifffile.TiffFileError as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}): replace or remove it") from None
     except ValueError as error:  # a compression that needs another package
+        if "failed to read" in str(error):
+            raise UserError(f"{path} cannot be read as a picture (it is cut off): replace or remove it") from None
         raise UserError(f"{path} cannot be read with 16 bits ({error}): save it without compression first") from None
     if values.ndim != 3 or values.shape[2] not in (3, 4) or values.dtype != np.uint16:
         raise UserError(f"{path} keeps its 16-bit colours apart from each other: save it as plain RGB first")
@@ -182,9 +188,13 @@ def write_picture(path: Path | str, picture: Picture) -> None:
                 return
             image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
             image = image.convert("RGBA") if kind == "WEBP" and image.mode == "LA" else image
-            image.save(partial, kind, **options.get(kind, {}), **extra)
-        except OSError:
-            raise  # of the disk
+            content = io.BytesIO()  # on a full disk TIFF's library would give no reason, and lines of its own
+            image.save(content, kind, **options.get(kind, {}), **extra)
+            partial.write_bytes(content.getbuffer())
+        except OSError as error:
+            if error.errno is None:  # not of the disk
+                raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
+            raise
         except Exception as error:  # damaged EXIF or a side that is too long may raise anything
             raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
 

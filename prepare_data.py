@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from checks import Arguments, check_folder
 from degradations import Mixture, random_degradation, shrink, uniform
 from layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from patches import generator_of, to_pixels, to_tensor
@@ -50,7 +51,7 @@ SOURCE = "source.txt"  # beside each pair: what it was made of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     plans = {"pairs": plan_pairs, "gopro": plan_gopro, "reds": plan_reds, "hide": plan_hide, "realblur": plan_realblur}
     parser.add_argument("kind", choices=["photos", *plans], help="what there is")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where it is: one, for pairs two")
@@ -79,6 +80,8 @@ def main() -> None:
     else:
         planned = plans[options.kind](*options.folders, problems)
     planned = without_twins(planned, problems)
+    for part in ("train", "val"):
+        (options.out / part).mkdir(parents=True, exist_ok=True)
     parts = split(planned, options.out, options.val_share, options.seed, problems)
     made, there = make_all(parts, options.out, mixture, longest, options.seed, problems)
     report(options.out, made, there, problems)
@@ -106,11 +109,8 @@ def check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be {least} or more")
-    try:
-        for part in ("train", "val"):
-            (options.out / part).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{options.out} cannot take train/ and val/ ({error.strerror}): choose another --out") from None
+    for part in ("train", "val"):
+        check_folder(options.out / part, "--out")
 
 
 # The split

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from blurred import BlurredPhotos
-from checkpoints import mark_finished
+from checkpoints import claim, mark_finished
+from checks import check_constants, check_targets
 from dataset import PairedImageDataset, find_or_make_data
 from gauge_training import teach_gauge
 from models import TeacherCNN, fingerprint, load_model
 from photos import find_photos
 from processes import first_rank_first, say, share_of_batch, start_processes
 from train import as_given, fit, validate
-from utils import PSNRAndSSIMLoss, UserError, check_constants, run_script, seed_everything
+from utils import PSNRAndSSIMLoss, UserError, run_script, seed_everything
 
 # Files
 PHOTOS = None  # a folder of sharp photos to blur on the fly; None: the pairs in DATA
@@ -60,9 +61,17 @@ def main() -> None:
         SEED=SEED,
     )
     gauge_settings = dict(GAUGE_DRAWS=GAUGE_DRAWS, GAUGE_PASSES=GAUGE_PASSES, GAUGE_LEARNING_RATE=GAUGE_LEARNING_RATE)
-    check_constants(settings | gauge_settings | dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES))
+    others = dict(NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES, RESUME=RESUME, COMPILE=COMPILE)
+    others |= dict(DATA=DATA, PHOTOS=PHOTOS, VAL_PHOTOS=VAL_PHOTOS, START_FROM=START_FROM, TEACHER=TEACHER, OUTPUTS=OUTPUTS)
+    check_constants(settings | gauge_settings | others)
+    check_targets(OUTPUTS, {"TEACHER": TEACHER}, {"START_FROM": START_FROM})
+    if VAL_PHOTOS is not None and PHOTOS is None:
+        raise UserError(f"VAL_PHOTOS = {VAL_PHOTOS!r} goes with PHOTOS, which is None: set both or none")
     device = start_processes(DEVICE)
     share_of_batch(BATCH_SIZE)
+    if START_FROM is not None:
+        first_rank_first(lambda: load_model(START_FROM))  # fails now rather than after all photos were decoded
+    lock = first_rank_first(lambda: claim(Path(OUTPUTS)))  # noqa: F841  held until the end
     if PHOTOS is None:
         data = first_rank_first(lambda: find_or_make_data(DATA))
         train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))

@@ -8,7 +8,6 @@
 Sizes, formats, 16 bits, transparency, EXIF and colour profiles are kept, and no input is ever overwritten.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from checks import Arguments, check_folder
 from models import FastStudent, StudentCNN, description_of, load_model, tiles
 from photos import find_photos
 from pictures import FORMATS, read_picture, write_picture
@@ -36,7 +36,7 @@ DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, and folders of photos")
     parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one photo a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
@@ -51,6 +51,8 @@ def main() -> None:
         raise UserError("name photos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)")
     size = frame_size(options.frames) if options.frames else None
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ([], [])
+    if jobs:
+        check_folder(jobs[0][1].parent, "-o")
     device = pick_device(options.device)
     network = load_model(choose_weights(options.weights))
     network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
@@ -84,7 +86,9 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tupl
         raise UserError(f"-o {out} is the name of one file: name a folder for the results of {len(inputs)} inputs")
     jobs, problems = [], []
     for path in inputs:
-        if one_file:
+        if not os.path.lexists(path):
+            problems.append(f"{path} is missing: name photos and folders that are there")
+        elif one_file:
             jobs.append((path, out))
         elif os.path.isdir(path):
             try:
@@ -98,13 +102,17 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tupl
         else:
             jobs.append((path, out / path.name))
     usable, taken, sources = [], {}, {real(photo) for photo, _ in jobs}
-    for photo, result in jobs:
+    for photo, result in dict.fromkeys(jobs):  # what was named twice is sharpened once
         if real(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
-        elif taken.setdefault(real(result), photo) is not photo:
+        elif taken.setdefault(real(result), photo) is not photo and real(taken[real(result)]) == real(photo):
+            continue
+        elif taken[real(result)] is not photo:
             problems.append(f"{photo} and {taken[real(result)]} would both become {result}: sharpen one at a time")
         elif result.suffix.lower() not in FORMATS:
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(FORMATS)}")
+        elif photo.exists() and not photo.is_file():
+            problems.append(f"{photo} is not a file: name a photo or a folder")
         elif os.path.lexists(result) and not overwrite:
             problems.append(f"{result} is there already: move it, or allow --overwrite")
         else:
@@ -178,6 +186,8 @@ def sharpen_pixels(
         part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             change = network(part, *described).float() - part
+        if not torch.isfinite(change).all():
+            raise UserError("the network's result is not finite: its weights are damaged, take others with --weights")
         sharp = (part + strength * change)[0][(slice(None), *inside)].permute(1, 2, 0)
         sharp = sharp.mean(2, keepdim=True) if channels == 1 else sharp
         result[place] = sharp.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
@@ -188,6 +198,8 @@ def sharpen_frames(network: nn.Module, height: int, width: int, strength: float,
     """Sharpen frames of 3 bytes a pixel (rgb24) from standard input to standard output until they end."""
     fast = FastStudent(network) if type(network) is StudentCNN else None
     frame, count, start = bytearray(height * width * 3), 0, time.perf_counter()
+    if sys.stdin is None or sys.stdout is None:
+        raise UserError("--frames reads from standard input and writes to standard output: one of them is closed")
     view, source, sink = memoryview(frame), sys.stdin.buffer, sys.stdout.buffer
     bar = tqdm(desc="sharpening", unit="frame", leave=False, disable=None)
     try:
@@ -210,6 +222,8 @@ def sharpen_frames(network: nn.Module, height: int, width: int, strength: float,
         raise UserError(f"frame {count + 1} cannot be passed on ({error}): free some space") from None
     finally:
         bar.close()
+    if not count:
+        raise UserError("no frame came in: look whether the program before it failed")
     rate = count / (time.perf_counter() - start)
     print(f"{count} frames sharpened, {rate:.1f} per second on {device}", file=sys.stderr)
 

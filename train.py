@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from checkpoints import Stopwatch, load_progress, mark_finished, save_progress, teacher_is_ready, unfinished
-from dataset import Batches, PairedImageDataset, batches_of_one_size, find_or_make_data, one_ahead
+from checkpoints import Stopwatch, claim, load_progress, mark_finished, save_progress, teacher_is_ready, unfinished
+from checks import check_constants, check_targets
+from dataset import PairedImageDataset, batches_of_one_size, find_or_make_data, find_pairs, start_batches
 from gauge_training import teach_gauge
 from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
 from processes import (
@@ -39,7 +40,6 @@ from utils import (
     UserError,
     as_saved,
     autocast_dtype,
-    check_constants,
     psnr,
     run_script,
     seed_everything,
@@ -83,10 +83,21 @@ def main() -> None:
         SEED=SEED,
     )
     others = dict(DISTILL_WEIGHT=DISTILL_WEIGHT, NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES)
-    check_constants(settings | others)
+    others |= dict(DATA=DATA, TEACHER_WEIGHTS=TEACHER_WEIGHTS, BEST_STUDENT=BEST_STUDENT, OUTPUTS=OUTPUTS)
+    others |= dict(
+        ASK_TEACHER_ONCE=ASK_TEACHER_ONCE, REQUIRE_GOOD_TEACHER=REQUIRE_GOOD_TEACHER, RESUME=RESUME, COMPILE=COMPILE
+    )
+    check_constants(settings | others)  # mistakes are told now rather than after the teacher was asked
+    check_targets(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": TEACHER_WEIGHTS})
     device = start_processes(DEVICE)
-    share_of_batch(BATCH_SIZE)  # raises now rather than after the teacher was asked
-    data, outputs = first_rank_first(lambda: find_or_make_data(DATA)), Path(OUTPUTS)
+    share_of_batch(BATCH_SIZE)
+    outputs = Path(OUTPUTS)
+    teacher_file = Path(TEACHER_WEIGHTS or outputs / "teacher.pth")
+    if TEACHER_WEIGHTS is not None:
+        first_rank_first(lambda: load_model(teacher_file))
+    data = first_rank_first(lambda: find_or_make_data(DATA))
+    first_rank_first(lambda: [find_pairs(data / part) for part in ("train", "val")])
+    lock = first_rank_first(lambda: claim(outputs))  # noqa: F841  held until the end
     train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))
     val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
     say(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
@@ -100,7 +111,6 @@ def main() -> None:
         resume=RESUME,
     )
 
-    teacher_file = Path(TEACHER_WEIGHTS or outputs / "teacher.pth")
     if TEACHER_WEIGHTS is None and not (RESUME and teacher_is_ready(teacher_file, outputs)):
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
         seed_everything(SEED)
@@ -248,24 +258,6 @@ def fit(
         kept = f"the best so far, SSIM {best:.4f}, is in {best_file}" if done else "nothing to keep yet"
         say(f"\nStopped after {done} of {epochs} epochs: {kept}. Run again to go on.")
         raise SystemExit(130) from None
-
-
-def start_batches(
-    train_set: Dataset, device: torch.device, steps: range, batch_size: int, workers: int
-) -> Iterator[list[Tensor]]:
-    """The batches of all ``steps``, (N, 3, S, S) each, as far as they fall to this process."""
-    on_device = getattr(train_set, "on_device", False)  # then patches are cut there, by this process
-    loader = DataLoader(
-        Batches(train_set, batch_size, rank(), share_of_batch(batch_size)),
-        batch_size=None,  # an item is a batch already
-        sampler=steps,
-        num_workers=0 if on_device else workers,
-        pin_memory=device.type == "cuda" and not on_device,
-    )
-    random_state = torch.get_rng_state()
-    batches = iter(loader)
-    torch.set_rng_state(random_state)  # starting the loader drew from it, which an interruption must not repeat
-    return one_ahead(batches)
 
 
 def train_one_epoch(

@@ -4,11 +4,14 @@ Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says oth
 """
 
 import contextlib
+import errno
 import glob
 import logging
 import os
+import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,36 +38,40 @@ class UserError(Exception):
 
 
 def run_script(main) -> None:
-    """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1."""
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a picture is told in a sentence
+    """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1. SIGTERM ends it as Ctrl-C does."""
+    # What is wrong with a picture is told in a sentence
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if "RANK" not in os.environ:  # torchrun ends processes by it that wait for others, where Python is not asked
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
+        if hasattr(sys.stdout, "flush"):
+            sys.stdout.flush()
     except UserError as error:
-        text = str(error)
+        text = " ".join(str(error).split("\n")) if str(error).count("\n  ") == 0 else str(error)
         if "Original Traceback" in text:  # a worker's error: the loader puts its whole traceback before the sentence
             text = text.rsplit("UserError: ", 1)[-1].strip()
         sys.exit(1 if error.shared and os.environ.get("RANK", "0") != "0" else f"error: {text}")
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)  # the shell's code for Ctrl-C
+    except OSError as error:  # of what is printed above all: nobody reads it, or its disk is full
+        if not error.filename:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python would complain once more at its end
+        sys.exit(
+            f"error: {error.filename or 'the output'} failed ({error.strerror}): free some space or check who may use it"
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        sys.exit("error: there is not enough memory: lower BATCH_SIZE or PATCH_SIZE, take smaller photos, or close programs")
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def check_constants(constants: dict) -> None:
-    """Raise ``UserError`` for a constant of a training that is out of its range."""
-    for name, value in constants.items():
-        least = 0 if name in ("SEED", "NUM_WORKERS") else 1
-        if name in ("LEARNING_RATE", "GAUGE_LEARNING_RATE", "CHECKPOINT_MINUTES"):
-            if not (type(value) in (int, float) and 0 < value < float("inf")):
-                raise UserError(f"{name} = {value!r} is not a number above 0: set it to one")
-        elif name == "DISTILL_WEIGHT":
-            if not (type(value) in (int, float) and 0 <= value <= 1):
-                raise UserError(f"{name} = {value!r} is not a number from 0 to 1: set it to one")
-        elif type(value) is not int or not least <= value < 2**62:
-            raise UserError(f"{name} = {value!r} is not a whole number of at least {least}: set it to one")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -74,9 +81,8 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        # All of these are torch's ways to say so; an AssertionError where it was built without CUDA
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # torch has many ways to say so, an AssertionError and an ImportError among them
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"DEVICE = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
 
@@ -121,7 +127,8 @@ def write_whole(path: Path | str, write) -> None:
         write(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): free some space or check the folder") from None
+        advice = "free some space" if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its folder"
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): {advice}") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -133,8 +140,8 @@ def write_torch_file(path: Path | str, content) -> None:
     def write(partial: Path) -> None:
         try:
             torch.save(content, partial)
-        except RuntimeError as error:  # which is how torch reports a full disk
-            raise OSError(str(error).splitlines()[0]) from None
+        except RuntimeError:  # which is how torch reports a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
     write_whole(path, write)
 
@@ -148,7 +155,9 @@ def read_torch_file(path: Path | str):
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of old kinds of files before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # the unpickler fed damaged bytes may raise anything
         raise UserError(f"{path} cannot be read as weights: it is damaged, or not a file of save_model") from None
 

@@ -7,8 +7,8 @@ Noise is in the middle of its range but where it is varied itself; a middle is t
 drawn, but for noise and JPEG. The same photos and version give the same pixels.
 """
 
-import argparse
 import dataclasses
+import functools
 import math
 import sys
 import zlib
@@ -18,10 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from checks import Arguments, check_folder, whole_number
 from degradations import Mixture, random_degradation
 from patches import generator_of, to_pixels, to_tensor
 from photos import find_photos, read_photo
-from utils import UserError, run_script
+from utils import UserError, run_script, write_whole
 
 RANGES = {
     "gaussian": "sigma",
@@ -34,24 +35,25 @@ RANGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("folder", type=Path, help="sharp photos")
     parser.add_argument("out", type=Path, help="a folder that is not there yet, or empty")
-    parser.add_argument("--photos", type=int, default=20, help="how many, evenly from the folder (20)")
+    parser.add_argument("--photos", type=whole_number(1), default=20, help="how many, evenly from the folder (20)")
     options = parser.parse_args()
     if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already: name another folder, or remove it")
+    check_folder(options.out, "OUT")
     paths = find_photos(options.folder)
     paths = [paths[i * len(paths) // options.photos] for i in range(min(options.photos, len(paths)))]
     levels = make_levels(Mixture())
-    for path in tqdm(paths, "blurring", unit="photo", disable=None):
+    for number, path in enumerate(tqdm(paths, "blurring", unit="photo", disable=None)):
         sharp = to_tensor(read_photo(path))
         for level, mixture in levels.items():
             blurry = random_degradation(sharp, generator_of(zlib.crc32(f"{level}/{path.stem}".encode())), mixture)
-            folder = options.out / level / path.stem
-            folder.mkdir(parents=True)
+            folder = options.out / level / f"{number:03d}-{path.stem}"  # photos of sub-folders may have one name
             for name, image in ("blurry", blurry), ("sharp", sharp):
-                Image.fromarray(to_pixels(image)).save(folder / f"{name}.png", compress_level=3)
+                picture = Image.fromarray(to_pixels(image))
+                write_whole(folder / f"{name}.png", functools.partial(picture.save, compress_level=3))
     print(f"{len(paths)} photos at {len(levels)} levels are in {options.out}")
 
 

@@ -6,7 +6,6 @@ DATA holds train/ and val/ as train.py wants them. DISTILL_WEIGHT is 1, 0.5 or 0
 of the pairs only: the student learns from these alone, or also from the teacher's answers to the other blurry photos.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from student_designs import teach
 
 import train
+from checks import Arguments, whole_number
 from dataset import PairedImageDataset, find_pairs
 from models import StudentCNN, load_model, share_gauge
 from processes import start_processes
@@ -31,11 +31,11 @@ KNOWN = 4  # every fourth photo has a sharp version in the last two cases
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", default=WEIGHTS, help="of the teacher")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=whole_number(1), default=2000)
+    parser.add_argument("--seeds", type=whole_number(1), default=3)
     options = parser.parse_args()
     device = start_processes("auto")
     folder, val_set = options.data / "train", PairedImageDataset(options.data / "val")

@@ -8,7 +8,6 @@ fast student on tensors that are there already: the limit. Untrained networks ar
 programs first.
 """
 
-import argparse
 import re
 import sys
 import time
@@ -23,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from checks import Arguments, whole_number
 from models import FastStudent, StudentCNN, TeacherCNN, count_parameters, gmac_per_megapixel
 from processes import start_processes
 from sharpen import sharpen_pixels
@@ -30,16 +30,14 @@ from utils import run_script
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("--size", default="1920x1080", help="WIDTHxHEIGHT of the frame")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; all cores, if not given")
-    parser.add_argument("--rounds", type=int, default=15, help="frames of each in each of the laps")
-    parser.add_argument("--slow-rounds", type=int, default=2, help="the same of what takes seconds on a CPU")
+    parser.add_argument("--threads", type=whole_number(1, 1024), help="of torch on the CPU; all cores, if not given")
+    parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each in each of the laps")
+    parser.add_argument("--slow-rounds", type=whole_number(1), default=2, help="the same of what takes seconds on a CPU")
     options = parser.parse_args()
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", options.size):
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", options.size):
         parser.error("--size is WIDTHxHEIGHT, such as 1920x1080")
-    if options.threads is not None and options.threads < 1:
-        parser.error("--threads is 1 or more")
     if options.threads:
         torch.set_num_threads(options.threads)
     device = start_processes("auto")

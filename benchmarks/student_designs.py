@@ -8,7 +8,6 @@ steps, on what weights/teacher.pth answers, from one seed, with the teacher's ga
 8-bit picture to 8-bit picture; of designs that it does not know, of their layers alone. Close other programs first.
 """
 
-import argparse
 import itertools
 import sys
 import time
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
+from checks import Arguments, whole_number
 from dataset import PairedImageDataset
 from evaluate import find_levels
 from gauge import BlurGauge, describe
@@ -113,10 +113,10 @@ DESIGNS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("pairs", type=Path, nargs="?")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=whole_number(1), default=2000)
     parser.add_argument("--only", nargs="+", default=list(DESIGNS), choices=list(DESIGNS), metavar="DESIGN")
     parser.add_argument("--levels", action="store_true", help="the gains on each level too")
     options = parser.parse_args()

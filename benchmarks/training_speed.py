@@ -8,7 +8,6 @@ The limit is train.py's own step on a batch that is in memory already. All are m
 round, on the same photos and networks; the medians of the rounds are printed. Close other programs first.
 """
 
-import argparse
 import functools
 import itertools
 import re
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
+from checks import Arguments, whole_number
 from dataset import PairedImageDataset
 from degradations import random_degradation
 from models import StudentCNN, TeacherCNN, load_model, share_gauge
@@ -41,17 +41,19 @@ WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
 def main() -> None:
     torch.manual_seed(0)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[100], help="numbers of pairs to measure with")
+    parser = Arguments(__doc__)
+    parser.add_argument("--pairs", type=whole_number(1), nargs="+", default=[100], help="numbers of pairs to measure with")
     parser.add_argument("--size", default="480x320", help="WIDTHxHEIGHT of the photos")
-    parser.add_argument("--batch", type=int, default=train.BATCH_SIZE)
-    parser.add_argument("--patch", type=int, default=train.PATCH_SIZE)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=whole_number(1), default=train.BATCH_SIZE)
+    parser.add_argument("--patch", type=whole_number(1), default=train.PATCH_SIZE)
+    parser.add_argument("--rounds", type=whole_number(1), default=5)
     parser.add_argument("--small-teacher", action="store_true", help="an untrained one, to fill the caches fast")
     parser.add_argument("--keep", type=Path, help="folder to make the pairs in and to find them again")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"\d+x\d+", arguments.size):
+    if not re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", arguments.size):
         parser.error("--size is WIDTHxHEIGHT, such as 480x320")
+    if min(arguments.pairs) < arguments.batch:
+        parser.error("--pairs is fewer than --batch: the plain loop would have no whole batch")
     width, height = (int(number) for number in arguments.size.split("x"))
     device = start_processes("auto")
     with tempfile.TemporaryDirectory() as temporary:

@@ -265,7 +265,7 @@ def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, t
         (("photos", "one", "--copies", 0), "--copies 0 must be 1 or more"),
         (("photos", "one", "--tile", 20), "--tile 20 must be 128 or more"),
         (("gopro", "one", "--blur", "line"), "are for sharp photos: gopro stay as they are"),
-        (("photos", "one", "--out", "one/1.png"), "one/1.png cannot take train/ and val/"),
+        (("photos", "one", "--out", "one/1.png"), "one/1.png is not a folder"),
     ],
 )
 def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, said):

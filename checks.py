@@ -1,0 +1,99 @@
+"""A user's mistakes with constants, files and arguments, each told in one sentence before the work starts."""
+
+import argparse
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from utils import UserError
+
+FLAGS = {"COMPILE", "RESUME", "ASK_TEACHER_ONCE", "REQUIRE_GOOD_TEACHER"}
+PATHS = {"DATA", "BEST_STUDENT", "OUTPUTS", "TEACHER"}
+PATHS_OR_NONE = {"TEACHER_WEIGHTS", "PHOTOS", "VAL_PHOTOS", "START_FROM"}
+RATES = {"LEARNING_RATE", "GAUGE_LEARNING_RATE", "CHECKPOINT_MINUTES"}
+OF_TRAININGS = {"last.pth", "last_teacher.pth", "gauge.pth"}  # what a training keeps in OUTPUTS for itself
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, as all others."""
+
+    def __init__(self, documentation: str):
+        super().__init__(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (python {self.prog} --help tells what it takes)")
+
+
+def whole_number(least: int, most: int = 2**31) -> Callable[[str], int]:
+    """For ``add_argument(type=...)``."""
+
+    def parse(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def check_constants(constants: dict) -> None:
+    """Raise ``UserError`` for a constant of a training that is out of its range or of another type."""
+    for name, value in constants.items():
+        number, least = type(value) in (int, float), 0 if name in ("SEED", "NUM_WORKERS") else 1
+        if name in FLAGS:
+            if type(value) is not bool:
+                raise UserError(f"{name} = {value!r} is not True or False: set it to one of them")
+        elif name in PATHS | PATHS_OR_NONE:
+            if not (value is None and name in PATHS_OR_NONE):
+                check_path(name, value)
+        elif name in RATES:
+            if not (number and 0 < value < 1e9):
+                raise UserError(f"{name} = {value!r} is not a number above 0: set it to one")
+        elif name == "DISTILL_WEIGHT":
+            if not (number and 0 <= value <= 1):
+                raise UserError(f"{name} = {value!r} is not a number from 0 to 1: set it to one")
+        elif type(value) is not int or not least <= value < (2**62 if name == "SEED" else 2**31):
+            raise UserError(f"{name} = {value!r} is not a whole number of at least {least}: set it to one")
+
+
+def check_path(name: str, value) -> None:
+    if not isinstance(value, (str, Path)) or not str(value):
+        none = ", or None" if name in PATHS_OR_NONE else ""
+        raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes{none}")
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(value)
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise UserError(f"{name} = {str(value)[:80]!r} cannot be a path ({error.args[-1]}): set it to another") from None
+
+
+def check_targets(outputs: str | Path, networks: dict[str, str], given: dict[str, str | None]) -> None:
+    """Raise ``UserError`` if what a training will write cannot be written, or would overwrite what it was given.
+
+    Args:
+        networks: name of the constant -> file for weights.
+        given: name of the constant -> file that is only read.
+    """
+    check_folder(Path(outputs), "OUTPUTS")
+    for name, file in networks.items():
+        path = Path(file)
+        if path.suffix != ".pth" or path.is_dir() or path.name in OF_TRAININGS:
+            raise UserError(f"{name} = {file!r} cannot be a file for weights: name one that ends in .pth, such as best.pth")
+        for other, file_given in given.items():
+            if file_given is not None and os.path.realpath(file_given) == os.path.realpath(path):
+                raise UserError(f"{name} and {other} are both {file}: it would be overwritten, name another file")
+        check_folder(path.parent, name)
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raise ``UserError`` if ``folder`` cannot be made or written to; makes nothing."""
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = "is not a folder" if not there.is_dir() else f"cannot be written to ({error.strerror})"
+        raise UserError(f"{name}: {there} {reason}, choose another place") from None

@@ -1,0 +1,252 @@
+"""Mistakes and faults, each with its one sentence before the work, or an end that leaves nothing half done."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import dummy_photo
+from PIL import Image
+from test_train import constants  # noqa: F401
+
+import evaluate
+import pretrain
+import sharpen
+import train
+from checkpoints import claim
+from checks import Arguments, check_folder, whole_number
+from dataset import PairedImageDataset, one_ahead
+from models import StudentCNN, save_model
+from photos import find_photos
+from utils import UserError, pick_device
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    "script, constant, value, sentence",
+    [
+        (train, "DATA", None, "DATA = None is not a path: set it to one in quotes"),
+        (train, "OUTPUTS", "", "OUTPUTS = '' is not a path"),
+        (train, "DATA", "a\0b", "cannot be a path"),
+        (train, "OUTPUTS", "x" * 300, "cannot be a path"),
+        (train, "TEACHER_WEIGHTS", 3, "TEACHER_WEIGHTS = 3 is not a path: set it to one in quotes, or None"),
+        (train, "TEACHER_WEIGHTS", "nowhere.pth", "nowhere.pth is not a file"),
+        (train, "BEST_STUDENT", "data/train/001/sharp.png", "cannot be a file for weights"),
+        (train, "BEST_STUDENT", "outputs/last.pth", "cannot be a file for weights"),
+        (train, "BEST_STUDENT", "teacher.pth", "BEST_STUDENT and TEACHER_WEIGHTS are both teacher.pth"),
+        (train, "BEST_STUDENT", "teacher.pth/best.pth", "BEST_STUDENT: teacher.pth is not a folder"),
+        (train, "OUTPUTS", "teacher.pth", "OUTPUTS: teacher.pth is not a folder"),
+        (train, "RESUME", "False", "RESUME = 'False' is not True or False"),
+        (train, "COMPILE", None, "COMPILE = None is not True or False"),
+        (train, "ASK_TEACHER_ONCE", 1, "ASK_TEACHER_ONCE = 1 is not True or False"),
+        (train, "LEARNING_RATE", 10**30, "is not a number above 0"),
+        (train, "NUM_EPOCHS", 2**61, "is not a whole number"),
+        (train, "DEVICE", "hpu", "DEVICE = 'hpu' cannot be used here"),
+        (pretrain, "START_FROM", "nowhere.pth", "nowhere.pth is not a file"),
+        (pretrain, "PHOTOS", 7, "PHOTOS = 7 is not a path"),
+        (pretrain, "VAL_PHOTOS", "data/val", "VAL_PHOTOS = 'data/val' goes with PHOTOS"),
+        (pretrain, "TEACHER", "data", "cannot be a file for weights"),
+    ],
+)
+def test_a_wrong_constant_is_told_before_any_photo_is_decoded(constants, monkeypatch, script, constant, value, sentence):  # noqa: F811
+    monkeypatch.setattr(script, constant, value)
+    with pytest.raises(UserError) as caught:
+        script.main()
+    assert sentence in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert not (constants / "outputs").exists() and not list(constants.glob("data/*/.cache"))
+
+
+def test_weights_to_start_from_are_never_overwritten(constants, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(pretrain, "START_FROM", "teacher.pth")
+    monkeypatch.setattr(pretrain, "TEACHER", "./teacher.pth")
+    with pytest.raises(UserError, match="TEACHER and START_FROM are both ./teacher.pth: it would be overwritten"):
+        pretrain.main()
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from checkpoints import claim\n"
+    code += f"lock = claim(Path({str(tmp_path)!r})); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another training is at work in"):
+            claim(tmp_path)
+        other.communicate("")
+    claim(tmp_path).close()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_training_that_is_stopped_leaves_no_half_file(pairs, tmp_path, number, code):
+    settings = "NUM_EPOCHS=10**6, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=4, TEACHER_WEIGHTS=None, DEVICE='cpu'"
+    script = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import train, utils, models
+vars(train).update(dict({settings}))
+train.TeacherCNN = lambda: models.TeacherCNN(4, 8, 1, 1)
+train.teach_gauge = lambda *_, **__: None
+utils.run_script(train.main)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as training:
+        while "teacher 2/" not in (line := training.stdout.readline()):
+            assert line, training.stderr.read()
+        time.sleep(0.1)
+        training.send_signal(number)
+        _, errors = training.communicate(timeout=30)
+    assert training.returncode == code and "Traceback" not in errors
+    left = [path for path in tmp_path.rglob("*partial*")]
+    assert not left or number == signal.SIGKILL  # which nothing can clean up after
+    torch.load(tmp_path / "outputs" / "last_teacher.pth", weights_only=True)
+
+
+def test_a_data_worker_that_dies_is_one_sentence(pairs):
+    batches = one_ahead(iter(torch.utils.data.DataLoader(Dies(), batch_size=None, num_workers=1)))
+    with pytest.raises(UserError, match=r"a process that cuts patches has ended.*run again to go on, with NUM_WORKERS = 0"):
+        list(batches)
+
+
+class Dies(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, _):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_photos_are_decoded_into_a_temporary_folder_where_the_data_cannot_be_written(pairs):
+    (pairs / "train" / ".cache").write_text("in the way")
+    train_set = PairedImageDataset(pairs / "train", 32)
+    assert train_set[0][0].shape == (3, 32, 32)
+
+
+def test_one_folder_is_not_both_parts(pairs):
+    for file in sorted((pairs / "val").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    (pairs / "val").rmdir()
+    (pairs / "val").symlink_to(pairs / "train")
+    with pytest.raises(UserError, match="are one folder: validate on other pairs"):
+        PairedImageDataset(pairs / "val")
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "x", "", "9" * 30])
+def test_an_argument_out_of_range_is_one_sentence(text):
+    parser = Arguments("test")
+    parser.add_argument("--photos", type=whole_number(1))
+    with pytest.raises(UserError, match="--photos: .* is not a whole number from 1 to"):
+        parser.parse_args(["--photos", text] if not text.startswith("-") else [f"--photos={text}"])
+
+
+def test_a_folder_below_a_file_is_told_and_a_new_one_is_not_made(tmp_path):
+    (tmp_path / "file").touch()
+    check_folder(tmp_path / "a" / "b", "OUT")
+    with pytest.raises(UserError, match="OUT: .*file is not a folder"):
+        check_folder(tmp_path / "file" / "b", "OUT")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["hpu", "abacus", "cuda:99", None, 3, "mps"])
+def test_any_unknown_device_is_a_short_sentence(name):
+    with pytest.raises(UserError) as caught:
+        pick_device(name)
+    assert len(str(caught.value)) < 260 and "\n" not in str(caught.value)
+
+
+# Results of evaluate.py and sharpen.py
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--markdown", "data/val/001/sharp.png"], "is an input or a folder"),
+        (["--picture", "p.xyz"], "does not end in one of"),
+        (["--csv", "data"], "is an input or a folder"),
+        (["--csv", "data/val/001/sharp.png/x.csv"], "is not a folder"),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_told_before_the_scoring(pairs, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "data/val", *arguments])
+    monkeypatch.setattr(evaluate, "score_level", lambda *_: pytest.fail("it was scored"))
+    with pytest.raises(UserError, match=sentence):
+        evaluate.main()
+
+
+def test_links_that_lead_nowhere_are_not_passed_over(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere.png")
+    assert find_photos(tmp_path) == [tmp_path / "a.png"]
+
+
+@pytest.fixture
+def sharpened(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model("best_student_model.pth", StudentCNN(convs=1, variants=1, hidden=2))
+    Image.fromarray(dummy_photo(40, 52, 0)).save("a.png")
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["sharpen.py", *arguments])
+        try:
+            sharpen.main()
+        except UserError as error:
+            return str(error)
+        except SystemExit:
+            pass
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["missing.png"], "missing.png is missing"),
+        (["missing"], "missing is missing"),
+        (["a.png", "-o", "a.png/x"], "-o: a.png is not a folder"),
+        (["a.png", "--strength", "abc"], "argument --strength: invalid float value"),
+        (["a.png", "--foo"], "unrecognized arguments: --foo"),
+        (["pipe.png"], "pipe.png is not a file"),
+    ],
+)
+def test_a_mistake_with_sharpen_is_one_sentence(sharpened, tmp_path, arguments, sentence):
+    os.mkfifo(tmp_path / "pipe.png")
+    said = sharpened(*arguments)
+    assert sentence in said and len(said.splitlines()) == 1 and not (tmp_path / "sharpened").exists()
+
+
+def test_a_photo_named_twice_is_sharpened_once(sharpened, tmp_path):
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(dummy_photo(40, 52, 0)).save(tmp_path / "folder" / "a.png")
+    assert sharpened("folder", "folder/a.png", "folder/../folder/a.png") == ""
+    assert [path.name for path in (tmp_path / "sharpened").iterdir()] == ["a.png"]
+
+
+def test_no_frames_at_all_are_a_failure(sharpened, monkeypatch):
+    empty = type("", (), {"buffer": io.BytesIO(), "flush": lambda: None})
+    monkeypatch.setattr(sys, "stdin", empty)
+    monkeypatch.setattr(sys, "stdout", empty)
+    assert "no frame came in" in sharpened("--frames", "8x8")
+
+
+def test_weights_that_overflow_write_no_picture(sharpened, tmp_path):
+    student = StudentCNN(convs=1, variants=1, hidden=2)
+    torch.nn.init.constant_(student.convs[0].base.weight, 1e38)
+    save_model(tmp_path / "huge.pth", student)
+    assert "result is not finite" in sharpened("a.png", "--weights", "huge.pth")
+    assert not list(tmp_path.rglob("sharpened/*"))
+
+
+@pytest.mark.parametrize("size", [(1, 60), (3, 300), (8, 8), (30, 40), (64, 64), (100, 100)])
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_a_photo_too_small_to_tell_its_blur_is_not_ruined(size, name, monkeypatch):
+    network = sharpen.load_model(ROOT / "weights" / f"{name}.pth")
+    rng = np.random.default_rng(0)
+    rows, columns = np.cumsum(rng.normal(0, 9, size[0])), np.cumsum(rng.normal(0, 9, size[1]))
+    photo = np.clip(128 + rows[:, None, None] + columns[:, None] + np.zeros(3), 0, 255).astype(np.uint8)
+    change = sharpen.sharpen_pixels(network, photo, 1.0, torch.device("cpu")).astype(float) - photo
+    assert np.sqrt(np.square(change).mean()) < 6
