@@ -131,13 +131,13 @@ def sharpen_files(
     """Sharpen each photo; what cannot be done is said, the rest goes on, and the exit code is then 1."""
     failed, pixels, seconds = 0, 0, 0.0
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print("error: " + problem.replace("\n", "\\n"), file=sys.stderr)  # which a file's name may hold
     for source, result in tqdm(jobs, "sharpening", unit="photo", leave=False, disable=None):
         error, size, spent = sharpen_file(network, source, result, strength, device)
         pixels, seconds = pixels + size, seconds + spent
         if error:
             failed += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
+            tqdm.write("error: " + error.replace("\n", "\\n"), file=sys.stderr)
     speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {device}" if seconds else ""
     print(f"{len(jobs) - failed} of {len(jobs) + len(problems)} photos sharpened{speed}")
     if failed or problems:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,7 +156,9 @@ def read_torch_file(path: Path | str):
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as parts:
+            if parts.testzip():  # torch does not look at the check sums
+                raise ValueError
             warnings.simplefilter("ignore")  # torch warns of old kinds of files before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # the unpickler fed damaged bytes may raise anything

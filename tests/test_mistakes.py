@@ -219,6 +219,12 @@ def test_a_mistake_with_sharpen_is_one_sentence(sharpened, tmp_path, arguments, 
     assert sentence in said and len(said.splitlines()) == 1 and not (tmp_path / "sharpened").exists()
 
 
+def test_a_name_of_two_lines_is_told_in_one(sharpened, tmp_path):
+    (tmp_path / "two\nlines.png").write_text("no picture")
+    said = sharpened("two\nlines.png", "gone\n.png")
+    assert len(said.splitlines()) == 2 and "two\\nlines.png cannot be read" in said
+
+
 def test_a_photo_named_twice_is_sharpened_once(sharpened, tmp_path):
     (tmp_path / "folder").mkdir()
     Image.fromarray(dummy_photo(40, 52, 0)).save(tmp_path / "folder" / "a.png")

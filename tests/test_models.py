@@ -145,6 +145,9 @@ def bad_files(folder):
     content = torch.load(good, weights_only=True)
     (folder / "empty.pth").touch()
     (folder / "text.pth").write_text("not weights")
+    content_of_file = bytearray(good.read_bytes())
+    content_of_file[len(content_of_file) // 2 : len(content_of_file) // 2 + 500] = bytes(500)
+    (folder / "zeroed.pth").write_bytes(content_of_file)
     (folder / "cut.pth").write_bytes(good.read_bytes()[:3000])
     torch.save(StudentCNN().state_dict(), folder / "foreign.pth")
     torch.save({**content, "class": "UNet"}, folder / "unknown.pth")
@@ -162,6 +165,7 @@ def bad_files(folder):
         ("missing", "is not a file"),
         ("empty", "damaged, or not a file of save_model"),
         ("text", "damaged, or not a file of save_model"),
+        ("zeroed", "damaged, or not a file of save_model"),
         ("cut", "damaged, or not a file of save_model"),
         ("foreign", "was not written by save_model"),
         ("unknown", "holds a UNet, which models.py does not define"),
