@@ -27,6 +27,8 @@ from processes import start_processes
 from utils import Scores, run_script, seed_everything
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
+CASES = ["the teacher's answers", "half of each", "the sharp photos", "a quarter sharp, the rest answers"]
+CASES += ["a quarter sharp, nothing else"]
 KNOWN = 4  # every fourth photo has a sharp version in the last two cases
 
 
@@ -36,8 +38,10 @@ def main() -> None:
     parser.add_argument("--weights", default=WEIGHTS, help="of the teacher")
     parser.add_argument("--steps", type=whole_number(1), default=2000)
     parser.add_argument("--seeds", type=whole_number(1), default=3)
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help="some of the cases")
     options = parser.parse_args()
     device = start_processes("auto")
+    only = options.only or list(CASES)
     folder, val_set = options.data / "train", PairedImageDataset(options.data / "val")
     teacher = load_model(options.weights).to(device, memory_format=torch.channels_last)
 
@@ -54,19 +58,15 @@ def main() -> None:
         photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
         sharp = photos.target
         photos.ask_once(teacher, device)
-        photos.target = EveryFourthOf(sharp, photos.target)
+        photos.target = SomeOf(sharp, photos.target, {photos.folders.index(pair) for pair in known_pairs(folder)})
         return photos
 
     with tempfile.TemporaryDirectory() as known:
-        for pair in find_pairs(folder)[::KNOWN]:
+        for pair in known_pairs(folder):
             (Path(known) / pair.name).symlink_to(pair.resolve())
-        cases = {
-            "the teacher's answers": mixed(1),
-            "half of each": mixed(0.5),
-            "the sharp photos": mixed(0),
-            "a quarter sharp, the rest answers": partly_known,
-            "a quarter sharp, nothing else": lambda seed: PairedImageDataset(Path(known), train.PATCH_SIZE, seed),
-        }
+        makers = [mixed(1), mixed(0.5), mixed(0), partly_known]
+        makers.append(lambda seed: PairedImageDataset(Path(known), train.PATCH_SIZE, seed))
+        cases = {name: make for name, make in zip(CASES, makers, strict=True) if name in only}
         blurry, best = (train.validate(network, val_set, device) for network in (nn.Identity(), teacher))
         print(f"input {blurry.psnr:.2f} dB / {blurry.ssim:.4f}, teacher {best.psnr:.2f} dB / {best.ssim:.4f}")
         print(f"{'the student learns from':36s} {'PSNR dB':>8s} {'+-':>5s} {'SSIM':>7s} {'+-':>6s}   each seed")
@@ -91,14 +91,21 @@ def trained(teacher: nn.Module, photos: Dataset, val_set: Dataset, steps: int, s
     return train.validate(student, val_set, device)
 
 
-class EveryFourthOf:
-    """The pixels of every fourth photo from one store, of the others from another."""
+def known_pairs(folder: Path) -> list[Path]:
+    """All pairs of every fourth photo; of one photo are those whose names begin alike, before a dot (prepare_data.py)."""
+    pairs = find_pairs(folder)
+    photos = sorted({pair.name.partition(".")[0] for pair in pairs})
+    return [pair for pair in pairs if pair.name.partition(".")[0] in set(photos[::KNOWN])]
 
-    def __init__(self, these, others):
-        self.these, self.others = these, others
+
+class SomeOf:
+    """The pixels of the photos ``known`` from one store, of the others from another."""
+
+    def __init__(self, these, others, known: set[int]):
+        self.these, self.others, self.known = these, others, known
 
     def crop(self, index: int, rows: slice, columns: slice) -> np.ndarray:
-        return (self.others if index % KNOWN else self.these).crop(index, rows, columns)
+        return (self.these if index in self.known else self.others).crop(index, rows, columns)
 
 
 if __name__ == "__main__":
