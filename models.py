@@ -120,7 +120,7 @@ class StudentCNN(nn.Module):
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
         kernel, mix = self.plan(describe(photo) if description is None else description)
         with torch.autocast(photo.device.type, enabled=False):  # a strong filter would amplify rounding
-            squares = F.pixel_unshuffle(brightness(with_margin(photo)), 4)
+            squares = F.pixel_unshuffle(with_margin(brightness(photo)), 4)
             change = conv_each(squares, in_squares(kernel, self.places))
         margin = FILTER_REACH // 4
         x = squares[..., margin:-margin, margin:-margin] + change
@@ -167,6 +167,8 @@ class FastStudent(nn.Module):
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
+        # The C library keeps pieces as large as the largest that it once got back, if below 32 MB
+        torch.empty(31_000_000, dtype=torch.uint8)
 
     @torch.inference_mode()
     def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
@@ -174,9 +176,8 @@ class FastStudent(nn.Module):
         height, width, _ = picture.shape
         layers = self.fold(describe(picture.movedim(-1, 0)[None], 255), strength)
         result = torch.empty_like(picture)
-        # In bands: pieces of memory of more than 32 MB go back to the system each time, and what it gives anew it
-        # fills with zeros first, which takes as long as the convolutions
-        for around, inside, place in tiles(height, width, (max(8, 750_000 // width), width), self.student.reach):
+        # In bands: larger pieces of memory go back to the system, which gives others and fills them with zeros first
+        for around, inside, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.reach):
             result[place] = self.sharpen(picture[around], layers, 255 * strength)[inside]
         return result
 
@@ -247,7 +248,6 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = 1024) -> Tensor:
     Args:
         photo: (N, 3, H, W) in [0, 1].
         tile: rows and columns of a tile without its surroundings, a multiple of 8.
-    A network that does not say its reach is run on the whole photo.
     """
     height, width = photo.shape[-2:]
     if height * width <= tile * tile or not hasattr(network, "reach"):
