@@ -167,8 +167,7 @@ class FastStudent(nn.Module):
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
-        # The C library keeps pieces as large as the largest that it once got back, if below 32 MB
-        torch.empty(31_000_000, dtype=torch.uint8)
+        torch.empty(31_000_000, dtype=torch.uint8)  # the C library keeps pieces as large as one that it once got back
 
     @torch.inference_mode()
     def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
