@@ -85,7 +85,8 @@ def main() -> None:
 
 def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
     """Raise ``UserError`` if a result could not be written after the work, or would take the place of an input."""
-    taken = {os.path.realpath(file) for file in (*inputs, *options.weights)}
+    weights = [*options.weights, *(file for files in NETWORKS.values() for file in files)]
+    taken = {os.path.realpath(file) for file in (*inputs, *weights)}
     kinds = {"--markdown": (options.markdown, ()), "--csv": (options.csv, ()), "--picture": (options.picture, FORMATS)}
     for name, (file, suffixes) in kinds.items():
         if file is None:

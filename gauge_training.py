@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gauge import WINDOW, BlurGauge, logarithms, spectrum, turned_spectrum, windows
+from gauge import WINDOW, BlurGauge, logarithms, power, spectrum, turned_spectrum, windows
 from patches import generator_of
 from processes import first_rank_first, say
 from utils import UserError, read_torch_file, write_torch_file
@@ -85,9 +85,9 @@ class Spectra(Dataset):
         draw, index = divmod(k, len(self.photos))
         blurry, sharp = self.photos.whole(index, draw)
         of_blurry, of_sharp = spectrum(windows(blurry[None]))[0], spectrum(windows(sharp[None]))[0]
-        power, shared = of_blurry.abs().square(), (of_sharp * of_blurry.conj()).real
-        powers = torch.stack([power, of_sharp.abs().square(), shared]).mean(1)
-        return torch.cat([logarithms(power[None])[0], powers.roll(WINDOW // 2, 1)])
+        power_of_blurry, shared = power(of_blurry), (of_sharp * of_blurry.conj()).real
+        powers = torch.stack([power_of_blurry, power(of_sharp), shared]).mean(1)
+        return torch.cat([logarithms(power_of_blurry[None])[0], powers.roll(WINDOW // 2, 1)])
 
 
 def take_spectra(photos: Dataset, draws: int, workers: int) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 from processes import say
-from utils import UserError, write_whole
+from utils import UserError, one_line, write_whole
 
 # Whatever a name says, nothing else is tried: fewer decoders for damaged or hostile bytes, and none that runs a program
 DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
@@ -91,16 +91,18 @@ class PixelFile:
     ``pixels[i]`` is photo i as an (H, W, 3) uint8 array; ``pixels.shapes[i]`` is its (H, W).
     """
 
+    _temporary = None  # the folder of the file, if it is to go with the last that holds it
+
     def __init__(self, file: Path, shapes: list[tuple[int, int]]):
         self.file, self.shapes = file, shapes
         *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
-        self._handle = self._temporary = None
+        self._handle = None
 
     def every_second(self, first: int) -> "PixelFile":
         """Photos ``first``, ``first`` + 2, ... of the same file; of the others nothing is read."""
         part = PixelFile(self.file, self.shapes[first::2])
         part._offsets, part._size = self._offsets[first::2], self._size
-        part._temporary = self._temporary  # which is gone with the last that holds it
+        part._temporary = self._temporary
         return part
 
     def is_complete(self) -> bool:
@@ -167,17 +169,15 @@ class DecodedPhotos(PixelFile):
                 raise UserError(f"{path} is missing or cannot be opened") from None
             identity.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         self.key = identity.hexdigest()[:20]
-        self.cache, temporary = _writable(cache)
+        self.cache, self._temporary = _writable(cache)
         file, index = self.cache / f"{self.key}.pixels", self.cache / f"{self.key}.json"
         super().__init__(file, _read_shapes(index))
-        self._temporary = temporary
         if len(self) != len(paths) or not self.is_complete():
             shapes: list[tuple[int, int]] = []
             write_whole(file, lambda partial: shapes.extend(_decode_all(paths, partial)))
             write_whole(index, lambda partial: partial.write_text(json.dumps(shapes)))
             remove_files(p for p in self.cache.glob("*.*") if not p.name.startswith((".", self.key)))  # earlier states
             super().__init__(file, shapes)
-            self._temporary = temporary
 
 
 def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
@@ -209,7 +209,9 @@ def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
 
 def list_problems(problems: list[str]) -> str:
     """One line per problem, at most 50 of them."""
-    shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
+    shown = [one_line(problem) for problem in problems[:50]] + (
+        [f"... and {len(problems) - 50} more"] if len(problems) > 50 else []
+    )
     return "\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *shown])
 
 

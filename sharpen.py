@@ -24,7 +24,7 @@ from checks import Arguments, check_folder
 from models import FastStudent, StudentCNN, description_of, load_model, tiles
 from photos import find_photos
 from pictures import FORMATS, read_picture, write_picture
-from utils import UserError, autocast_dtype, pick_device, run_script, write_whole
+from utils import UserError, autocast_dtype, one_line, pick_device, run_script, write_whole
 
 WEIGHTS = "best_student_model.pth"  # of train.py; where it is not there, the shipped student
 SHIPPED = Path(__file__).parent / "weights" / "student.pth"
@@ -102,12 +102,11 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tupl
         else:
             jobs.append((path, out / path.name))
     usable, taken, sources = [], {}, {real(photo) for photo, _ in jobs}
-    for photo, result in dict.fromkeys(jobs):  # what was named twice is sharpened once
+    jobs = {(real(photo), real(result)): (photo, result) for photo, result in jobs}.values()  # what was named twice, once
+    for photo, result in jobs:
         if real(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
-        elif taken.setdefault(real(result), photo) is not photo and real(taken[real(result)]) == real(photo):
-            continue
-        elif taken[real(result)] is not photo:
+        elif taken.setdefault(real(result), photo) is not photo:
             problems.append(f"{photo} and {taken[real(result)]} would both become {result}: sharpen one at a time")
         elif result.suffix.lower() not in FORMATS:
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(FORMATS)}")
@@ -131,13 +130,13 @@ def sharpen_files(
     """Sharpen each photo; what cannot be done is said, the rest goes on, and the exit code is then 1."""
     failed, pixels, seconds = 0, 0, 0.0
     for problem in problems:
-        print("error: " + problem.replace("\n", "\\n"), file=sys.stderr)  # which a file's name may hold
+        print(f"error: {one_line(problem)}", file=sys.stderr)
     for source, result in tqdm(jobs, "sharpening", unit="photo", leave=False, disable=None):
         error, size, spent = sharpen_file(network, source, result, strength, device)
         pixels, seconds = pixels + size, seconds + spent
         if error:
             failed += 1
-            tqdm.write("error: " + error.replace("\n", "\\n"), file=sys.stderr)
+            tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
     speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {device}" if seconds else ""
     print(f"{len(jobs) - failed} of {len(jobs) + len(problems)} photos sharpened{speed}")
     if failed or problems:

@@ -93,8 +93,7 @@ def main() -> None:
     share_of_batch(BATCH_SIZE)
     outputs = Path(OUTPUTS)
     teacher_file = Path(TEACHER_WEIGHTS or outputs / "teacher.pth")
-    if TEACHER_WEIGHTS is not None:
-        first_rank_first(lambda: load_model(teacher_file))
+    teacher = first_rank_first(lambda: load_model(teacher_file)) if TEACHER_WEIGHTS is not None else None
     data = first_rank_first(lambda: find_or_make_data(DATA))
     first_rank_first(lambda: [find_pairs(data / part) for part in ("train", "val")])
     lock = first_rank_first(lambda: claim(outputs))  # noqa: F841  held until the end
@@ -118,7 +117,8 @@ def main() -> None:
         teach_gauge(teacher, train_set, val_set, outputs / "gauge.pth", seed=SEED, workers=NUM_WORKERS, device=device)
         fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, teacher_file, settings, **machine)
         mark_finished(outputs / "last_teacher.pth")
-    teacher = first_rank_first(lambda: load_model(teacher_file))
+    if TEACHER_WEIGHTS is None:
+        teacher = first_rank_first(lambda: load_model(teacher_file))  # its best epoch
     teacher = teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
     scores["teacher"] = validate(teacher, val_set, device)
     check_teacher(scores, teacher_file, data, REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)

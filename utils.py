@@ -54,9 +54,10 @@ def run_script(main) -> None:
         if hasattr(sys.stdout, "flush"):
             sys.stdout.flush()
     except UserError as error:
-        text = " ".join(str(error).split("\n")) if str(error).count("\n  ") == 0 else str(error)
+        text = str(error)
         if "Original Traceback" in text:  # a worker's error: the loader puts its whole traceback before the sentence
             text = text.rsplit("UserError: ", 1)[-1].strip()
+        text = text if "\n  " in text else one_line(text)  # but for the list of all that is wrong with a folder
         sys.exit(1 if error.shared and os.environ.get("RANK", "0") != "0" else f"error: {text}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -73,6 +74,11 @@ def run_script(main) -> None:
         sys.exit("error: there is not enough memory: lower BATCH_SIZE or PATCH_SIZE, take smaller photos, or close programs")
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def one_line(text: str) -> str:
+    """``text`` with the ends of lines shown, which a file's name may hold."""
+    return text.replace("\n", "\\n")
 
 
 def pick_device(name: str = "auto") -> torch.device:

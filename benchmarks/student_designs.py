@@ -50,7 +50,7 @@ class OwnFilter(StudentCNN):
         self.window.requires_grad_(False)
 
 
-class OfLargerSquares(nn.Module):
+class InColour(nn.Module):
     """``convs`` convolutions with variants on squares of 4x4 pixels in colour: 48 channels in and out, ``width`` between."""
 
     describe = staticmethod(describe)
@@ -106,7 +106,7 @@ DESIGNS = {
     "shipped, 24 variants": lambda: StudentCNN(variants=24),
     "shipped, without the filter": WithoutFilter,
     "shipped, filter without the gauge's own": OwnFilter,
-    "squares in colour, 32 wide, no filter": OfLargerSquares,
+    "squares in colour, 32 wide, no filter": InColour,
     "two scales, 16 and 1 x 32, no filter": TwoScales,
     "two scales, 16 and 2 x 32, no filter": lambda: TwoScales(convs=2),
 }

@@ -168,6 +168,7 @@ def test_any_unknown_device_is_a_short_sentence(name):
         (["--markdown", "data/val/001/sharp.png"], "is an input or a folder"),
         (["--picture", "p.xyz"], "does not end in one of"),
         (["--csv", "data"], "is an input or a folder"),
+        (["--csv", str(ROOT / "weights" / "student.pth")], "is an input or a folder"),
         (["--csv", "data/val/001/sharp.png/x.csv"], "is not a folder"),
     ],
 )

@@ -19,9 +19,10 @@ CPU = torch.device("cpu")
 
 
 def small_teacher(strength=0.02):
-    """A teacher that changes its input a little, so that there is something to learn."""
+    """A teacher that changes the brightness of its input a little, so that there is something a student can learn."""
     teacher = TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1)
     nn.init.normal_(teacher.tail.weight, std=strength)
+    teacher.tail.weight.data = teacher.tail.weight.data[:4].repeat(3, 1, 1, 1)  # of four pixels, alike for each colour
     return teacher.eval().requires_grad_(False)
 
 
@@ -129,7 +130,7 @@ def test_the_student_learns_and_the_teacher_never_changes(run):
 
     at_start = distance()
     run(student, lambda blurry, sharp, description: teacher(blurry, description), steps=40)
-    assert distance() < 0.8 * at_start, "this teacher changes colours, of which a student knows the brightness alone"
+    assert distance() < 0.7 * at_start
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
 
 
