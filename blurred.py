@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from dataset import too_small
 from degradations import Mixture, chance, random_degradation, shrink
 from gauge import describe, turned_spectrum
-from patches import cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
+from patches import as_batch, cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
 from photos import DecodedPhotos, list_problems
 from utils import UserError
 
@@ -85,7 +85,7 @@ class BlurredPhotos(Dataset):
             blurry.append(cut(photos, 0, window, turn))
             sharp.append(cut(photos, 1, window, turn))
             descriptions.append(turned_spectrum(description, turn))
-        return [to_tensor(torch.stack(blurry)), to_tensor(torch.stack(sharp)), torch.stack(descriptions)]
+        return [as_batch(blurry), as_batch(sharp), torch.stack(descriptions)]
 
     def _version(self, index: int, draw: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Blurry and sharp, (H, W, 3) bytes, and the description of version ``draw``; kept until the next is asked for."""
@@ -94,6 +94,3 @@ class BlurredPhotos(Dataset):
             pixels = tuple(torch.from_numpy(to_pixels(photo)) for photo in (blurry, sharp))
             self.blurred[index] = draw, pixels, describe(blurry[None])[0]
         return self.blurred[index][1:]
-
-    def __iter__(self):
-        return (self[k] for k in range(len(self)))

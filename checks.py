@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from utils import UserError
 FLAGS = {"COMPILE", "RESUME", "ASK_TEACHER_ONCE", "REQUIRE_GOOD_TEACHER"}
 PATHS = {"DATA", "BEST_STUDENT", "OUTPUTS", "TEACHER"}
 PATHS_OR_NONE = {"TEACHER_WEIGHTS", "PHOTOS", "VAL_PHOTOS", "START_FROM"}
-RATES = {"LEARNING_RATE", "GAUGE_LEARNING_RATE", "CHECKPOINT_MINUTES"}
+RATES = {"LEARNING_RATE", "TEACHER_LEARNING_RATE", "GAUGE_LEARNING_RATE", "CHECKPOINT_MINUTES"}
 OF_TRAININGS = {"last.pth", "last_teacher.pth", "gauge.pth"}  # what a training keeps in OUTPUTS for itself
 
 
@@ -35,6 +36,16 @@ def whole_number(least: int, most: int = 2**31) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def size_of(name: str, text: str) -> tuple[int, int]:
+    """(height, width) of "WIDTHxHEIGHT", which was given as ``name``."""
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise UserError(f"{name} {text} must be WIDTHxHEIGHT, such as 1280x720")
+    width, height = map(int, text.split("x"))
+    if width * height > 10**8:
+        raise UserError(f"{name} {text} is more than 100 megapixels: take less, or sharpen such pictures as files")
+    return height, width
 
 
 def check_constants(constants: dict) -> None:

@@ -1,9 +1,10 @@
 """Pairs on disk -> training patches and validation photos; demo data."""
 
+import inspect
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+import gauge
 from degradations import Mixture, random_degradation
 from gauge import describe, turned_spectrum
 from models import fingerprint, run_tiled
-from patches import cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
+from patches import as_batch, cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
 from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
 from processes import rank, say, share_of_batch
-from utils import UserError, autocast_dtype, write_whole
+from utils import UserError, autocast, autocast_dtype, write_whole
 
 
 class PairedImageDataset(Dataset):
@@ -32,7 +34,8 @@ class PairedImageDataset(Dataset):
     flipped and turned at random, the same for all parts; each run through the photos takes each once. It
     depends on ``seed`` and k alone, so any k >= 0 can be asked for, in any order and from any process, and an
     interrupted training goes on exactly where it was. A third part of such an item is what ``gauge.describe`` says of the
-    whole blurry photo, (2, 64, 33), turned alike. After ``ask_once`` the teacher's answer takes the place of sharp.
+    whole blurry photo, (2, 64, 33), turned alike. After ``ask_once`` the teacher's answer takes the place of sharp, after
+    ``find_blurs_once`` what a network makes of the description takes the place of that.
 
     Raises:
         UserError: naming everything that is wrong with the folder at once: missing halves, unequal sizes,
@@ -53,7 +56,8 @@ class PairedImageDataset(Dataset):
         self.target: Sequence = self.sharp
         self.on_device = False
         if patch_size:
-            self.descriptions = self._describe_once()
+            self.descriptions = torch.from_numpy(self._describe_once())
+            self.blurs: Tensor | None = None
 
     def _check_sizes(self, sharp_shapes: list[tuple[int, int]]) -> None:
         problems = []
@@ -93,15 +97,14 @@ class PairedImageDataset(Dataset):
             turn = int(torch.randint(8, (), generator=generator))
             blurry.append(cut(self.blurry, index, window, turn))
             target.append(cut(self.target, index, window, turn))
-            descriptions.append(turned_spectrum(torch.from_numpy(self.descriptions[index]), turn))
-        return [to_tensor(torch.stack(blurry)), to_tensor(torch.stack(target)), torch.stack(descriptions)]
-
-    def __iter__(self):
-        return (self[k] for k in range(len(self)))
+            known = self.blurs is not None
+            descriptions.append(self.blurs[index, turn] if known else turned_spectrum(self.descriptions[index], turn))
+        return [as_batch(blurry), as_batch(target), torch.stack(descriptions)]
 
     def _describe_once(self) -> np.ndarray:
         """What ``describe`` says of each blurry photo, (n, 2, 64, 33), kept beside the decoded photos."""
-        file = self.cache / f"{self.key}.descriptions"
+        code = zlib.crc32(inspect.getsource(gauge).encode())  # other code may say something else of a photo
+        file = self.cache / f"{self.key}-{code:08x}.descriptions"
         count = len(self) * 2 * 64 * 33
         if not file.is_file() or file.stat().st_size != 4 * count:
 
@@ -111,6 +114,7 @@ class PairedImageDataset(Dataset):
                     for index in bar:
                         out.write(describe(to_tensor(self.blurry[index])[None]).numpy().data)
 
+            remove_files(self.cache.glob(f"{self.key}*.descriptions"))
             write_whole(file, write)
         return np.fromfile(file, np.float32, count).reshape(len(self), 2, 64, 33)
 
@@ -130,19 +134,26 @@ class PairedImageDataset(Dataset):
         if not answers.is_complete():
             of_others = (p for p in self.cache.glob(f"{self.key}-*.answers") if not p.name.startswith(name))
             remove_files(of_others)
-            write_whole(file, lambda partial: self._ask_all(teacher, device, dtype, weight, partial))
+            write_whole(file, lambda partial: self._ask_all(teacher, device, weight, partial))
         self.target = answers
 
     @torch.no_grad()
-    def _ask_all(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype, weight: float, file: Path) -> None:
+    def _ask_all(self, teacher: nn.Module, device: torch.device, weight: float, file: Path) -> None:
         bar = tqdm(range(len(self)), "asking the teacher once", unit="photo", leave=False, disable=None)
         with open(file, "wb") as out:
             for index in bar:
                 blurry = to_tensor(self.blurry[index])[None].to(device, memory_format=torch.channels_last)
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                with autocast(device):
                     answer = run_tiled(teacher, blurry)
                 target = to_tensor(self.sharp[index]).to(device).lerp(answer[0].float().clamp(0, 1), weight)
                 out.write(np.ascontiguousarray(to_pixels(target)).data)
+
+    @torch.no_grad()
+    def find_blurs_once(self, network: nn.Module, device: torch.device) -> None:
+        """Keep ``network.find_blur`` of each photo in each of its eight turns; for a ``network`` that does not train it."""
+        bar = tqdm(self.descriptions, "finding blurs once", unit="photo", leave=False, disable=None)
+        turns = (torch.stack([turned_spectrum(description, turn) for turn in range(8)]) for description in bar)
+        self.blurs = torch.stack([network.find_blur(each.to(device)).cpu() for each in turns])
 
     def load_onto(self, device: torch.device, room: int) -> None:
         """Move all pixels to ``device`` if they take at most ``room`` bytes there; patches are then cut on it."""
@@ -210,7 +221,7 @@ class Batches(Dataset):
 def start_batches(
     train_set: Dataset, device: torch.device, steps: range, batch_size: int, workers: int
 ) -> Iterator[list[Tensor]]:
-    """The batches of all ``steps``, (N, 3, S, S) each, as far as they fall to this process."""
+    """What ``train_set.batch`` gives for each of ``steps``, as far as it falls to this process."""
     on_device = getattr(train_set, "on_device", False)  # then patches are cut there, by this process
     loader = DataLoader(
         Batches(train_set, batch_size, rank(), share_of_batch(batch_size)),
@@ -222,17 +233,13 @@ def start_batches(
     random_state = torch.get_rng_state()
     batches = iter(loader)
     torch.set_rng_state(random_state)  # starting the loader drew from it, which an interruption must not repeat
-    return one_ahead(batches)
+    return without_traceback(batches)
 
 
-def one_ahead(batches: Iterator) -> Iterator:
-    """The same, each made by another thread while the step before it runs."""
+def without_traceback(batches: Iterator) -> Iterator:
+    """The same; that a worker process ended is told in a sentence."""
     try:
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(next, batches, None)
-            while (batch := waiting.result()) is not None:
-                waiting = pool.submit(next, batches, None)
-                yield batch
+        yield from batches
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from utils import as_saved
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -73,7 +75,7 @@ def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixtu
         photo = add_noise(photo, uniform(mixture.noise_sigma, generator), generator)
     if chance(generator) < mixture.jpeg:
         photo = jpeg(photo, round(uniform(mixture.quality, generator)))
-    return (photo.clamp(0, 1) * 255).round() / 255
+    return as_saved(photo)
 
 
 def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Tensor:
@@ -226,7 +228,7 @@ def rescale(photo: Tensor, factor: float, down: str = "bicubic", up: str = "bicu
 def shrink(photo: Tensor, size: tuple[int, int]) -> Tensor:
     """Any number of pixels to fewer, (3, H, W) to (3, *size), rounded to 8 bits; crisper than before."""
     small = F.interpolate(photo[None], size=size, mode="bicubic", antialias=True)[0]
-    return (small.clamp(0, 1) * 255).round() / 255
+    return as_saved(small)
 
 
 def add_noise(photo: Tensor, sigma: float, generator: torch.Generator) -> Tensor:

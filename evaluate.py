@@ -22,13 +22,25 @@ from tqdm import tqdm
 from checks import Arguments, check_folder
 from dataset import find_or_make_data, find_pairs
 from degradations import blur, gaussian_kernel
-from models import count_parameters, gmac_per_megapixel, load_model
+from models import load_model
 from patches import to_pixels, to_tensor
 from photos import read_photo
 from pictures import FORMATS
 from report import side_by_side
 from sharpen import sharpen_pixels
-from utils import Scores, UserError, as_saved, ms_per_megapixel, pick_device, psnr, run_script, ssim, write_whole
+from utils import (
+    Scores,
+    UserError,
+    as_saved,
+    count_parameters,
+    gmac_per_megapixel,
+    ms_per_megapixel,
+    pick_device,
+    psnr,
+    run_script,
+    ssim,
+    write_whole,
+)
 
 DATA = "data"  # whose val/ is scored unless another folder is named; without pairs, the demo data
 NETWORKS = {  # the first file that is there
@@ -124,14 +136,15 @@ def score_level(
         for radius in RADII:
             detail = blurry - blur(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
-                grid[radius, amount].append(float(psnr(as_saved(blurry + amount * detail)[None], sharp[None])))
+                if math.isfinite(scores["input"][-1].psnr):  # else any change is for the worse
+                    grid[radius, amount].append(float(psnr(as_saved(blurry + amount * detail)[None], sharp[None])))
         for i, (name, network) in enumerate(networks.items()):
             sharpened = run(network, blurry, device)
             scores[name].append(score(sharpened, sharp))
             apart = float((sharpened - masked).abs().mean())
             if i == 0 and apart > furthest:
                 shown, furthest = folder, apart
-    best = max(grid, key=lambda setting: np.mean(grid[setting]))
+    best = max(grid, key=lambda setting: np.mean(grid[setting] or [0]))
     for folder in folders:
         blurry, sharp = read_pair(folder)
         scores["best unsharp"].append(score(unsharp(blurry, *best), sharp))
@@ -181,9 +194,9 @@ def costs_of(network: nn.Module, device: torch.device) -> tuple[str, str, str]:
 
 
 def means(results: Results, name: str) -> Scores:
-    """Of a sharpener over the photos of a level, then over the levels with something to sharpen."""
-    each = [level_mean(scores, name) for scores in results.values() if not is_perfect(scores)]
-    return Scores(*np.mean(each, axis=0)) if each else Scores(math.nan, math.nan)
+    """Of a sharpener over the photos of a level, then over the levels with something to sharpen, if there is one."""
+    blurry = [scores for scores in results.values() if not is_perfect(scores)]
+    return Scores(*np.mean([level_mean(scores, name) for scores in blurry or results.values()], axis=0).tolist())
 
 
 def is_perfect(scores: dict[str, list[Scores]]) -> bool:
@@ -208,20 +221,22 @@ def level_table(results: Results) -> str:
 def summary_table(results: Results, names: dict[str, list[str]], costs: dict[str, tuple[str, str, str]]) -> str:
     """The mean of each sharpener, its gain over the input, the share of the teacher's gain, and its cost."""
     blurry, teacher = means(results, "input"), None
-    if "teacher" in costs:
+    if "teacher" in costs and math.isfinite(blurry.psnr):
         teacher = np.subtract(means(results, "teacher"), blurry)
     head = ["", "PSNR dB", "SSIM", "gain", "of the teacher's", "photos made worse", "worst photo"]
     rows = [[*head, "parameters", "GMAC/megapixel", "ms/megapixel"]]
     for name in next(iter(results.values())):
         mean = means(results, name)
         row = [name, f"{mean.psnr:.2f}", f"{mean.ssim:.4f}"]
-        if name != "input":
+        if name != "input" and math.isfinite(blurry.psnr):  # else there was nothing to gain
             gain, each = np.subtract(mean, blurry), gains(results, names, name)
             row.append(f"{gain[0]:+.2f} dB / {gain[1]:+.4f}")
             row.append("" if teacher is None else " / ".join(f"{g / t:.0%}" for g, t in zip(gain, teacher, strict=True)))
             row.append(f"{sum(g < 0 for g in each.values())} of {len(each)}")
             worst = min(each, key=each.get, default="")
-            row += [f"{worst} {each[worst]:+.2f} dB" if each else "", *costs.get(name, ())]
+            row.append(f"{worst} {each[worst]:+.2f} dB" if each else "")
+        row += [""] * (len(head) - len(row))
+        row += costs.get(name, ())
         rows.append(row + [""] * (len(rows[0]) - len(row)))
     return as_markdown(rows)
 

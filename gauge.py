@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degradations import blur, mirrored
+from layers import zeroed
 
 WINDOW = 64  # pixels: rows and columns of the windows whose spectra are averaged
 RINGS = 46  # distances from the middle of a spectrum that are told apart
@@ -123,14 +124,11 @@ class BlurGauge(nn.Module):
         self.down2 = nn.Conv2d(deep_width, deep_width, 2, stride=2)
         self.deepest = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(2))
         self.code = nn.Sequential(nn.Linear(2 * RINGS + 2 * deep_width, 128), nn.ReLU(), nn.Linear(128, code), nn.ReLU())
-        self.steer = nn.Linear(code, 2 * deep_width + RINGS)
+        self.steer = zeroed(nn.Linear(code, 2 * deep_width + RINGS))
         self.up2 = nn.Conv2d(deep_width, deep_width, 1)
         self.up = nn.ConvTranspose2d(deep_width, width, 2, stride=2)
         self.last = nn.Conv2d(width, width, 3, padding=1)
-        self.tail = nn.Conv2d(width, 1, 3, padding=1)
-        for layer in self.tail, self.steer:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.tail = zeroed(nn.Conv2d(width, 1, 3, padding=1))
 
     def forward(self, description: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(description.device.type, enabled=False):
@@ -156,32 +154,6 @@ class BlurGauge(nn.Module):
         kernel = torch.fft.irfft2(response.roll(WINDOW // 2, 1), s=(WINDOW, WINDOW)).roll((WINDOW // 2,) * 2, (1, 2))
         kernel = kernel[:, None, 1:, 1:] * self.fade  # a filter that ends abruptly would ring
         return kernel + (1 - kernel.sum((2, 3), keepdim=True)) * (self.fade / self.fade.sum())
-
-
-class Steering(nn.Module):
-    """From the code of ``BlurGauge``, a scale and a shift for each channel of each block; 1 and 0 at the start.
-
-    Shapes: (N, 64) -> ``blocks`` pairs of (N, channels, 1, 1).
-    Source: FiLM, arXiv:1709.07871, section 2.
-    """
-
-    def __init__(self, blocks: int, channels: int, hidden: int, code: int = 64):
-        super().__init__()
-        self.blocks = blocks
-        self.layers = nn.Sequential(nn.Linear(code, hidden), nn.ReLU(), nn.Linear(hidden, 2 * channels * blocks))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-
-    def forward(self, code: Tensor) -> list[tuple[Tensor, Tensor]]:
-        with torch.autocast(code.device.type, enabled=False):
-            found = self.layers(code)[:, :, None, None]
-        return [(1 + scale, shift) for scale, shift in (part.chunk(2, 1) for part in found.chunk(self.blocks, 1))]
-
-
-def adjust(x: Tensor, gauge: tuple[Tensor, Tensor]) -> Tensor:
-    """Each channel of (N, channels, H, W) times its scale plus its shift, (N, channels, 1, 1) each."""
-    scale, shift = gauge
-    return x * scale.to(x.dtype) + shift.to(x.dtype)
 
 
 def apply_filter(photo: Tensor, kernel: Tensor) -> Tensor:

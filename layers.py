@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degradations import mirrored
-from gauge import adjust
 
 
 class ResidualBlock(nn.Module):
@@ -18,6 +17,30 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, steering: tuple[Tensor, Tensor]) -> Tensor:
         return x + self.conv2(F.relu(adjust(self.conv1(x), steering)))
+
+
+class Steering(nn.Module):
+    """From the code of ``BlurGauge``, a scale and a shift for each channel of each block; 1 and 0 at the start.
+
+    Shapes: (N, 64) -> ``blocks`` pairs of (N, channels, 1, 1).
+    Source: FiLM, arXiv:1709.07871, section 2.
+    """
+
+    def __init__(self, blocks: int, channels: int, hidden: int, code: int = 64):
+        super().__init__()
+        self.blocks = blocks
+        self.layers = nn.Sequential(nn.Linear(code, hidden), nn.ReLU(), zeroed(nn.Linear(hidden, 2 * channels * blocks)))
+
+    def forward(self, code: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with torch.autocast(code.device.type, enabled=False):
+            found = self.layers(code)[:, :, None, None]
+        return [(1 + scale, shift) for scale, shift in (part.chunk(2, 1) for part in found.chunk(self.blocks, 1))]
+
+
+def adjust(x: Tensor, gauge: tuple[Tensor, Tensor]) -> Tensor:
+    """Each channel of (N, channels, H, W) times its scale plus its shift, (N, channels, 1, 1) each."""
+    scale, shift = gauge
+    return x * scale.to(x.dtype) + shift.to(x.dtype)
 
 
 class VariedConv(nn.Module):

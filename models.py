@@ -1,8 +1,8 @@
 """The two networks, and how they are saved and loaded.
 
 Both take and give (N, 3, H, W) RGB in [0, 1], any H, W >= 1. Both first find the blur of the whole photo, which a patch
-does not show (gauge.py), and undo most of it with one filter. What their convolutions compute is added to that, at half
-and at a quarter of the resolution, where a 3x3 convolution costs a sixteenth and sees four times as far. Filters and last
+does not show (gauge.py), and undo most of it with one filter. What their convolutions compute is added to that, mostly at
+a quarter of the resolution, where a 3x3 convolution costs a sixteenth and sees four times as far. Filters and last
 layers start so that an untrained network gives back the photo as it is.
 """
 
@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from gauge import KERNEL_REACH, BlurGauge, Steering, adjust, apply_filter, describe
+from gauge import KERNEL_REACH, BlurGauge, apply_filter, describe
 from layers import (
     BRIGHTNESS,
     FILTER_REACH,
     ResidualBlock,
+    Steering,
     VariedConv,
+    adjust,
     brightness,
     conv_each,
     in_squares,
@@ -96,6 +97,8 @@ class StudentCNN(nn.Module):
         convs: 3x3 convolutions, all but the last with a skip that ``FastStudent`` makes a part of the weights.
         variants: of each convolution's weights.
         hidden: width of the layer from which the filter is made.
+    Shapes: (N, 3, H, W) in [0, 1] -> same or a little outside. A tile of a photo needs the description of all of it: what
+        ``describe`` says, (N, 2, 64, 33), or what ``find_blur`` made of that, (N, 353).
     Sources: filters made by a network, arXiv:1605.09673; weights mixed for each input, arXiv:1904.04971, section 3; skips
         inside the weights as in RepVGG, arXiv:2101.03697, section 3.3.
     """
@@ -118,7 +121,9 @@ class StudentCNN(nn.Module):
         self.convs = nn.ModuleList(VariedConv(base, variants) for base in bases)
 
     def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
-        kernel, mix = self.plan(describe(photo) if description is None else description)
+        if description is None or description.dim() > 2:
+            description = self.find_blur(describe(photo) if description is None else description)
+        kernel, mix = self.plan(description)
         with torch.autocast(photo.device.type, enabled=False):  # a strong filter would amplify rounding
             squares = F.pixel_unshuffle(with_margin(brightness(photo)), 4)
             change = conv_each(squares, in_squares(kernel, self.places))
@@ -129,13 +134,18 @@ class StudentCNN(nn.Module):
         change = change + self.convs[-1](x, mix)
         return photo + F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
 
-    def plan(self, description: Tensor) -> tuple[Tensor, Tensor]:
-        """For photos of these descriptions, the filter that is added, (N, 17, 17), and the share of the variants."""
+    def find_blur(self, description: Tensor) -> Tensor:
+        """What the gauge says of photos: its 64 numbers and the middle of its filter, (N, 64 + 17 * 17)."""
         kernel, code = self.gauge(description)
         middle = slice(KERNEL_REACH - FILTER_REACH, KERNEL_REACH + FILTER_REACH + 1)
-        found = kernel[:, 0, middle, middle]
+        return torch.cat([code, kernel[:, 0, middle, middle].flatten(1)], 1)
+
+    def plan(self, blur: Tensor) -> tuple[Tensor, Tensor]:
+        """For photos of such a blur, the filter that is added, (N, 17, 17), and the share of the variants."""
+        size = 2 * FILTER_REACH + 1
+        code, found = blur[:, : -(size**2)], blur[:, -(size**2) :].view(-1, size, size)
         inner = found[:, FILTER_REACH - 4 : FILTER_REACH + 5, FILTER_REACH - 4 : FILTER_REACH + 5]
-        with torch.autocast(description.device.type, enabled=False):
+        with torch.autocast(blur.device.type, enabled=False):
             seen = torch.cat([code, inner.flatten(1).asinh()], 1)  # strong filters hold large numbers
             trust, own = self.make(seen).split([1, self.window.numel()], 1)
             change = found - nn.init.dirac_(torch.empty_like(found[:1, None]))[0]
@@ -143,11 +153,13 @@ class StudentCNN(nn.Module):
             return kernel - kernel.mean((1, 2), keepdim=True), self.mix(seen).tanh()
 
 
-def share_gauge(teacher: nn.Module, student: nn.Module) -> None:
-    """Give ``student`` the trained gauge of ``teacher``, to be used as it is; nothing where either has none."""
-    if all(isinstance(getattr(network, "gauge", None), BlurGauge) for network in (teacher, student)):
+def share_gauge(teacher: nn.Module, student: nn.Module) -> bool:
+    """Give ``student`` the trained gauge of ``teacher``, to be used as it is; returns whether both have one."""
+    both = all(isinstance(getattr(network, "gauge", None), BlurGauge) for network in (teacher, student))
+    if both:
         student.gauge.load_state_dict(teacher.gauge.state_dict())
         student.gauge.requires_grad_(False)
+    return both
 
 
 class FastStudent(nn.Module):
@@ -198,7 +210,7 @@ class FastStudent(nn.Module):
 
     def fold(self, description: Tensor, strength: float) -> tuple:
         """(weight, bias) of each layer for a picture of that description, whose values are 0 to 255."""
-        kernel, mix = self.student.plan(description)
+        kernel, mix = self.student.plan(self.student.find_blur(description))
         to_squares = torch.eye(16).view(16, 1, 4, 4).to(kernel) * BRIGHTNESS.to(kernel).view(1, 3, 1, 1) / 255
         *deep, (weight, bias) = (tuple(part[0] for part in conv.mixed(mix)) for conv in self.student.convs)
         deep = [(weight + nn.init.dirac_(torch.empty_like(weight)), bias) for weight, bias in deep]  # x + conv(x)
@@ -208,31 +220,13 @@ class FastStudent(nn.Module):
         return tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
 
 
-def count_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-@torch.no_grad()
-def gmac_per_megapixel(network: nn.Module) -> float:
-    """Multiplications and additions for 1,000,000 pixels more of a photo, counted in pairs, in billions.
-
-    What is done once for a photo of any size (the gauge, 0.1 billion) and Fourier transforms are left out.
-    """
-    parameter = next(network.parameters())
-    counts = []
-    for size in 128, 256:
-        with FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
-        counts.append(counter.get_total_flops() / 2)
-    return (counts[1] - counts[0]) / (256**2 - 128**2) / 1e3
-
-
 def fingerprint(network: nn.Module) -> str:
-    """20 characters that change with the class, its source, the shape or any weight of ``network``."""
+    """20 characters that change with the classes, their source, the shape or any weight of ``network``."""
     digest = hashlib.sha256(type(network).__name__.encode())
-    with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
-        digest.update(inspect.getsource(type(network)).encode())
-        digest.update(inspect.getsource(getattr(network, "describe", type(network))).encode())
+    kinds = {type(part) for part in network.modules() if not type(part).__module__.startswith("torch.")}
+    for code in [*sorted(kinds, key=lambda kind: kind.__qualname__), describe, apply_filter]:
+        with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
+            digest.update(inspect.getsource(code).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -27,7 +27,7 @@ PHOTOS = None  # a folder of sharp photos to blur on the fly; None: the pairs in
 VAL_PHOTOS = None  # a folder of other sharp photos to validate on; None: every tenth of PHOTOS
 DATA = "data"  # holds train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; used where PHOTOS is None
 START_FROM = None  # weights to go on from; "weights/teacher.pth" adapts the shipped teacher to your photos; None: anew
-TEACHER = "outputs/teacher.pth"  # the teacher with the best validation SSIM; move it to weights/ to distil from it
+TEACHER = "outputs/teacher.pth"  # the teacher with the best validation SSIM; name it in train.py as TEACHER_WEIGHTS
 OUTPUTS = "outputs"  # table of the epochs, curves, decoded photos
 
 # Training
@@ -85,6 +85,7 @@ def main() -> None:
 
     seed_everything(SEED)
     teacher = TeacherCNN() if START_FROM is None else first_rank_first(lambda: load_model(START_FROM))
+    settings |= gauge_settings  # which tell with what gauge the teacher begins
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM is not None:

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from models import count_parameters, run_tiled
+from models import run_tiled
 from patches import to_pixels
-from utils import Scores, as_saved, autocast_dtype, ms_per_megapixel, psnr, ssim, write_whole
+from utils import Scores, as_saved, autocast, count_parameters, ms_per_megapixel, psnr, ssim, write_whole
 
 COLOURS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
 ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
@@ -119,7 +119,6 @@ def draw_comparison(
     Args:
         val_set: (blurry, sharp) photos, each (3, H, W) in [0, 1].
     """
-    dtype = autocast_dtype(device)
     looked_at = range(min(len(val_set), 100))
     by_blur = sorted(looked_at, key=lambda i: float(psnr(val_set[i][0][None], val_set[i][1][None])))
     blurrier = by_blur[: max(1, (len(by_blur) + 1) // 2)]
@@ -127,7 +126,7 @@ def draw_comparison(
         blurry, sharp = val_set[i]
         columns = {"blurry": blurry}
         for name, network in networks.items():
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with autocast(device):
                 columns[name] = as_saved(run_tiled(network.eval(), blurry[None].to(device)))[0].cpu()
         picture = side_by_side({**columns, "sharp": sharp}, sharp)
         write_whole(folder / f"comparison_{k}.png", picture.save)

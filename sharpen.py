@@ -9,7 +9,6 @@ Sizes, formats, 16 bits, transparency, EXIF and colour profiles are kept, and no
 """
 
 import os
-import re
 import shutil
 import sys
 import time
@@ -20,11 +19,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from checks import Arguments, check_folder
+from checks import Arguments, check_folder, size_of
 from models import FastStudent, StudentCNN, description_of, load_model, tiles
 from photos import find_photos
 from pictures import FORMATS, read_picture, write_picture
-from utils import UserError, autocast_dtype, one_line, pick_device, run_script, write_whole
+from utils import UserError, autocast, one_line, pick_device, run_script, write_whole
 
 WEIGHTS = "best_student_model.pth"  # of train.py; where it is not there, the shipped student
 SHIPPED = Path(__file__).parent / "weights" / "student.pth"
@@ -49,7 +48,7 @@ def main() -> None:
         raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MOST}")
     if bool(options.inputs) == bool(options.frames):
         raise UserError("name photos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)")
-    size = frame_size(options.frames) if options.frames else None
+    size = size_of("--frames", options.frames) if options.frames else None
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ([], [])
     if jobs:
         check_folder(jobs[0][1].parent, "-o")
@@ -67,16 +66,6 @@ def choose_weights(asked: Path | None) -> Path:
         if path.is_file() or path == asked:
             return path
     raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
-
-
-def frame_size(text: str) -> tuple[int, int]:
-    """(height, width) of "WIDTHxHEIGHT"."""
-    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
-        raise UserError(f"--frames {text} must be WIDTHxHEIGHT, such as 1280x720")
-    width, height = map(int, text.split("x"))
-    if width * height > 10**8:
-        raise UserError(f"--frames {text} is more than 100 megapixels: sharpen such pictures as files")
-    return height, width
 
 
 def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -174,7 +163,7 @@ def sharpen_pixels(
     Returns:
         the same shape and type.
     """
-    peak, dtype = np.iinfo(pixels.dtype).max, autocast_dtype(device)
+    peak = np.iinfo(pixels.dtype).max
     result = np.empty_like(pixels)
     height, width, channels = pixels.shape
     # A network that does not say how far it looks sees the photo whole
@@ -183,7 +172,7 @@ def sharpen_pixels(
     for around, inside, place in tiles(height, width, (tile, tile), reach):
         part = torch.from_numpy(pixels[around].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
         part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device):
             change = network(part, *described).float() - part
         if not torch.isfinite(change).all():
             raise UserError("the network's result is not finite: its weights are damaged, take others with --weights")

@@ -39,7 +39,7 @@ from utils import (
     Scores,
     UserError,
     as_saved,
-    autocast_dtype,
+    autocast,
     psnr,
     run_script,
     seed_everything,
@@ -59,6 +59,7 @@ BATCH_SIZE = 8  # patches per step
 PATCH_SIZE = 128  # pixels
 DISTILL_WEIGHT = 1.0  # of the teacher's answer in the target, the rest is the sharp photo: 0 is ground truth only
 LEARNING_RATE = 1e-3  # at its peak, 2e-3 is too much: it rises over 5% of the steps, then a cosine takes it to 0
+TEACHER_LEARNING_RATE = 4e-4  # the same for a teacher, where TEACHER_WEIGHTS is None; 1e-3 is too much
 SEED = 0  # the same seed gives the same weights on the same CPU
 
 # Machine
@@ -84,18 +85,17 @@ def main() -> None:
     )
     others = dict(DISTILL_WEIGHT=DISTILL_WEIGHT, NUM_WORKERS=NUM_WORKERS, CHECKPOINT_MINUTES=CHECKPOINT_MINUTES)
     others |= dict(DATA=DATA, TEACHER_WEIGHTS=TEACHER_WEIGHTS, BEST_STUDENT=BEST_STUDENT, OUTPUTS=OUTPUTS)
-    others |= dict(
-        ASK_TEACHER_ONCE=ASK_TEACHER_ONCE, REQUIRE_GOOD_TEACHER=REQUIRE_GOOD_TEACHER, RESUME=RESUME, COMPILE=COMPILE
-    )
+    others |= dict(ASK_TEACHER_ONCE=ASK_TEACHER_ONCE, REQUIRE_GOOD_TEACHER=REQUIRE_GOOD_TEACHER, RESUME=RESUME)
+    others |= dict(COMPILE=COMPILE, TEACHER_LEARNING_RATE=TEACHER_LEARNING_RATE)
     check_constants(settings | others)  # mistakes are told now rather than after the teacher was asked
-    check_targets(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": TEACHER_WEIGHTS})
-    device = start_processes(DEVICE)
-    share_of_batch(BATCH_SIZE)
     outputs = Path(OUTPUTS)
     teacher_file = Path(TEACHER_WEIGHTS or outputs / "teacher.pth")
+    check_targets(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": teacher_file})
+    device = start_processes(DEVICE)
+    share_of_batch(BATCH_SIZE)  # stops now if it cannot be shared
     teacher = first_rank_first(lambda: load_model(teacher_file)) if TEACHER_WEIGHTS is not None else None
     data = first_rank_first(lambda: find_or_make_data(DATA))
-    first_rank_first(lambda: [find_pairs(data / part) for part in ("train", "val")])
+    first_rank_first(lambda: [find_pairs(data / part) for part in ("train", "val")])  # stops now if a pair is not whole
     lock = first_rank_first(lambda: claim(outputs))  # noqa: F841  held until the end
     train_set = first_rank_first(lambda: PairedImageDataset(data / "train", PATCH_SIZE, SEED))
     val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
@@ -115,8 +115,11 @@ def main() -> None:
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
         teach_gauge(teacher, train_set, val_set, outputs / "gauge.pth", seed=SEED, workers=NUM_WORKERS, device=device)
-        fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, teacher_file, settings, **machine)
+        loss_fn, of_teacher = PSNRAndSSIMLoss(), settings | dict(LEARNING_RATE=TEACHER_LEARNING_RATE)
+        fit("teacher", teacher, as_given, loss_fn, train_set, val_set, scores, teacher_file, of_teacher, **machine)
         mark_finished(outputs / "last_teacher.pth")
+    elif TEACHER_WEIGHTS is None:
+        say(f"the teacher in {teacher_file} was taught already; RESUME = False teaches another")
     if TEACHER_WEIGHTS is None:
         teacher = first_rank_first(lambda: load_model(teacher_file))  # its best epoch
     teacher = teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
@@ -136,8 +139,9 @@ def main() -> None:
 
     seed_everything(SEED)
     student = StudentCNN().to(device)
-    if DISTILL_WEIGHT > 0:
-        share_gauge(teacher, student)  # what blur a photo has, both find in the same way
+    shared = DISTILL_WEIGHT > 0 and share_gauge(teacher, student)  # what blur a photo has, both find in the same way
+    if shared and ASK_TEACHER_ONCE and hasattr(student, "find_blur"):
+        train_set.find_blurs_once(student, device)
     loss_fn = nn.MSELoss()
     fit("student", student, target_of, loss_fn, train_set, val_set, scores, Path(BEST_STUDENT), settings, **machine)
 
@@ -190,8 +194,8 @@ def fit(
 
     Args:
         name: "student" or "teacher", for what is printed and the names of files in ``outputs``.
-        target_of: takes what ``train_set`` gives, blurry patches and targets, (N, 3, S, S) each.
-        train_set: item k is a patch, for any k >= 0.
+        target_of: takes what ``train_set.batch`` gives: blurry patches and targets, (N, 3, S, S) each, and descriptions.
+        train_set: has ``batch(items)`` for any items >= 0, a length in photos, and a ``key`` that tells its photos.
         reference: scores of others on ``val_set``, shown beside this one's.
         best_file: where ``models.save_model`` puts the network with the best SSIM on ``val_set``.
         settings: the constants of a training by their names; what an interrupted one must share to go on.
@@ -282,13 +286,11 @@ def train_one_epoch(
     """
     network.train()
     told = hasattr(getattr(network, "module", network), "describe")  # a network that wants to know the whole photo
-    dtype = autocast_dtype(device)
     total = torch.full((), loss_sum, device=device)
-    shown = None if rank() == 0 else True  # None: on a terminal, not in a log file
-    for step in tqdm(todo, title, initial=todo.start, total=todo.stop, unit="step", leave=False, disable=shown):
-        batch = (part.to(device, non_blocking=True, memory_format=torch.channels_last) for part in next(batches))
-        blurry, target, description = batch
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    hidden = None if rank() == 0 else True  # None: on a terminal, not in a log file
+    for step in tqdm(todo, title, initial=todo.start, total=todo.stop, unit="step", leave=False, disable=hidden):
+        blurry, target, description = (part.to(device, non_blocking=True) for part in next(batches))
+        with autocast(device):
             with torch.no_grad():
                 target = target_of(blurry, target, description)
             prediction = network(blurry, description) if told else network(blurry)
@@ -315,11 +317,10 @@ def validate(network: nn.Module, val_set: Dataset, device: torch.device) -> Scor
     Each process scores its share of the photos, each photo once.
     """
     network.eval()
-    dtype = autocast_dtype(device)
     total = torch.zeros(2, dtype=torch.float64)
     for blurry, sharp in batches_of_one_size(val_set, range(rank(), len(val_set), world_size())):
         blurry, sharp = blurry.to(device, memory_format=torch.channels_last), sharp.to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device):
             prediction = run_tiled(network, blurry)
         prediction = as_saved(prediction)
         each = torch.stack([psnr(prediction, sharp).clamp(max=PERFECT), ssim(prediction, sharp)])

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 PERFECT = 50.0  # dB; identical pictures have an infinite PSNR, which would spoil every mean
 
@@ -113,6 +114,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """For a ``with``: networks compute in ``autocast_dtype`` there."""
+    dtype = autocast_dtype(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch on every device; the weights of a network made after it follow from ``seed``."""
     torch.manual_seed(seed)
@@ -125,12 +132,14 @@ def write_whole(path: Path | str, write) -> None:
         UserError: if the disk is full or the folder cannot be written; the old file is untouched.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
+    stem = os.fsencode(path.stem)[:200].decode(errors="ignore")  # bytes; most systems take names of 255
+    partial = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{path.suffix}"):
-            if time.time() - left.stat().st_mtime > 86400:  # seconds; of a process that was killed
-                left.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{glob.escape(stem)}.*.partial{path.suffix}"):
+            with contextlib.suppress(OSError):  # another process may have finished with it just now
+                if time.time() - left.stat().st_mtime > 86400:  # seconds; of a process that was killed
+                    left.unlink(missing_ok=True)
         write(partial)
         os.replace(partial, path)
     except OSError as error:
@@ -271,15 +280,33 @@ class PSNRAndSSIMLoss(torch.nn.Module):
         return (loss + self.ssim_weight * (1 - ssim(prediction, target))).mean()
 
 
+def count_parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@torch.no_grad()
+def gmac_per_megapixel(network: torch.nn.Module) -> float:
+    """Multiplications and additions for 1,000,000 pixels more of a photo, counted in pairs, in billions.
+
+    What is done once for a photo of any size (the gauge, 0.1 billion) and Fourier transforms are left out.
+    """
+    parameter = next(network.parameters())
+    counts = []
+    for size in 128, 256:
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+        counts.append(counter.get_total_flops() / 2)
+    return (counts[1] - counts[0]) / (256**2 - 128**2) / 1e3
+
+
 @torch.no_grad()
 def ms_per_megapixel(network: torch.nn.Module, device: torch.device, size: int = 512) -> float:
     """Median time of ``network`` on a square of ``size`` pixels, scaled to 1,000,000 pixels; 7 runs after 2 warm ones."""
-    dtype = autocast_dtype(device)
     image = torch.rand(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
     seconds = []
     for _ in range(9):
         start = time.perf_counter()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device):
             network(image)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

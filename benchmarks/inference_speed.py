@@ -8,7 +8,6 @@ fast student on tensors that are there already: the limit. Untrained networks ar
 programs first.
 """
 
-import re
 import sys
 import time
 from pathlib import Path
@@ -22,11 +21,11 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from checks import Arguments, whole_number
-from models import FastStudent, StudentCNN, TeacherCNN, count_parameters, gmac_per_megapixel
+from checks import Arguments, size_of, whole_number
+from models import FastStudent, StudentCNN, TeacherCNN
 from processes import start_processes
 from sharpen import sharpen_pixels
-from utils import run_script
+from utils import count_parameters, gmac_per_megapixel, run_script
 
 
 def main() -> None:
@@ -36,12 +35,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each in each of the laps")
     parser.add_argument("--slow-rounds", type=whole_number(1), default=2, help="the same of what takes seconds on a CPU")
     options = parser.parse_args()
-    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", options.size):
-        parser.error("--size is WIDTHxHEIGHT, such as 1920x1080")
+    height, width = size_of("--size", options.size)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = start_processes("auto")
-    width, height = map(int, options.size.split("x"))
     sizes = [(height, width)] if device.type == "cpu" else [(height, width), (2160, 3840)]
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
     for size in sizes:

@@ -26,9 +26,9 @@ from dataset import PairedImageDataset
 from evaluate import find_levels
 from gauge import BlurGauge, describe
 from layers import VariedConv, pad_to_multiple, zeroed
-from models import FastStudent, StudentCNN, count_parameters, gmac_per_megapixel, load_model, share_gauge
+from models import FastStudent, StudentCNN, load_model, share_gauge
 from processes import start_processes
-from utils import run_script, seed_everything
+from utils import count_parameters, gmac_per_megapixel, run_script, seed_everything
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -36,8 +36,8 @@ WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 class WithoutFilter(StudentCNN):
     """Convolutions with variants alone."""
 
-    def plan(self, description: Tensor) -> tuple[Tensor, Tensor]:
-        kernel, mix = super().plan(description)
+    def plan(self, blur: Tensor) -> tuple[Tensor, Tensor]:
+        kernel, mix = super().plan(blur)
         return torch.zeros_like(kernel), mix
 
 

@@ -10,7 +10,6 @@ round, on the same photos and networks; the medians of the rounds are printed. C
 
 import functools
 import itertools
-import re
 import resource
 import shutil
 import sys
@@ -28,13 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from checks import Arguments, whole_number
+from checks import Arguments, size_of, whole_number
 from dataset import PairedImageDataset
 from degradations import random_degradation
 from models import StudentCNN, TeacherCNN, load_model, share_gauge
 from patches import to_pixels, to_tensor
 from processes import room_on, start_processes
-from utils import autocast_dtype, run_script, write_whole
+from utils import autocast, run_script, write_whole
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -50,11 +49,9 @@ def main() -> None:
     parser.add_argument("--small-teacher", action="store_true", help="an untrained one, to fill the caches fast")
     parser.add_argument("--keep", type=Path, help="folder to make the pairs in and to find them again")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", arguments.size):
-        parser.error("--size is WIDTHxHEIGHT, such as 480x320")
     if min(arguments.pairs) < arguments.batch:
         parser.error("--pairs is fewer than --batch: the plain loop would have no whole batch")
-    width, height = (int(number) for number in arguments.size.split("x"))
+    height, width = size_of("--size", arguments.size)
     device = start_processes("auto")
     with tempfile.TemporaryDirectory() as temporary:
         for count in arguments.pairs:
@@ -73,6 +70,9 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
     train_set = PairedImageDataset(folder, patch_size)
     decoded = time.perf_counter()
     train_set.ask_once(teacher.to(memory_format=torch.channels_last), device)
+    student = StudentCNN().to(device)
+    share_gauge(teacher, student)
+    train_set.find_blurs_once(student, device)
     filled = time.perf_counter()
     train_set.load_onto(device, room_on(device))
     for store in train_set.blurry, train_set.target:  # into the system's memory, as after the first epochs
@@ -100,7 +100,7 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
     print(f"train.py / plain loop {middle['train.py'] / middle['plain loop']:6.1f}")
     print(f"train.py / limit      {middle['train.py'] / middle['limit']:6.2f}")
     lap = len(train_set) / middle["plain loop"]
-    print(f"filling the caches: decoding {decoded - start:.1f} s, asking the teacher {filled - decoded:.1f} s")
+    print(f"filling the caches: decoding {decoded - start:.1f} s, the rest {filled - decoded:.1f} s")
     patches = train.PATCHES_PER_PHOTO
     print(f"an epoch of the plain loop: {lap:.1f} s at one patch per photo, {patches * lap:.0f} s at train.py's {patches}")
     print(f"resident memory while train.py's loop runs: {memory} MB")
@@ -120,7 +120,7 @@ class OurLoop:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
         self.batches = train.start_batches(train_set, device, range(10**9), batch_size, 0)
         if one_batch:
-            batch = [part.to(device, memory_format=torch.channels_last) for part in next(self.batches)]
+            batch = [part.to(device) for part in next(self.batches)]
             self.batches = itertools.repeat(batch)
 
     def run(self, steps: int) -> None:
@@ -173,7 +173,7 @@ class PlainLoop:
 def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, batch_size: int, steps: int = 60) -> None:
     """Where a step's time goes, in milliseconds; the parts are waited for one by one, so a GPU overlaps less."""
     loop = OurLoop(train_set, teacher, device, batch_size)
-    student, optimizer, dtype = loop.student, loop.optimizer, autocast_dtype(device)
+    student, optimizer = loop.student, loop.optimizer
     spent = dict.fromkeys(["cutting patches", "forward and loss", "backward", "clipping and optimizer"], 0.0)
 
     def timed(part: str, work):
@@ -185,12 +185,12 @@ def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, ba
         return result
 
     def forward(batch):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device):
             prediction = student(batch[0], batch[2])
         return nn.functional.mse_loss(prediction.float(), batch[1])
 
     def cut():
-        return [part.to(device, memory_format=torch.channels_last) for part in next(loop.batches)]
+        return [part.to(device) for part in next(loop.batches)]
 
     def update():
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)

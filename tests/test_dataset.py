@@ -1,3 +1,4 @@
+import contextlib
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from dataset import (
     make_demo_data,
 )
 from degradations import Mixture
-from models import TeacherCNN
+from models import StudentCNN, TeacherCNN
 from patches import draw_photo, to_tensor
 from photos import find_photos
 from utils import UserError, as_saved
@@ -86,7 +87,7 @@ def teacher_of(seed):
 
 
 def test_a_known_answer_is_the_patch_of_what_the_teacher_makes_of_the_whole_photo(pairs, monkeypatch):
-    monkeypatch.setattr("dataset.autocast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("dataset.autocast", lambda device: contextlib.nullcontext())  # the same in float32
     train_set, teacher = PairedImageDataset(pairs / "train", patch_size=32), teacher_of(1)
     without = [train_set[k] for k in range(12)]
     train_set.ask_once(teacher, torch.device("cpu"))
@@ -130,6 +131,21 @@ def test_a_teacher_is_asked_once_and_again_when_it_or_the_photos_change(pairs, m
     PairedImageDataset(pairs / "train", 32).ask_once(teacher_of(2), cpu)
     assert len(asked) == 9
     assert len(list((pairs / "train" / ".cache").glob("*.answers"))) == 1
+
+
+def test_a_student_told_the_blur_found_once_answers_as_one_told_the_spectrum(pairs):
+    train_set, student = PairedImageDataset(pairs / "train", patch_size=32), StudentCNN().eval()
+    torch.nn.init.normal_(student.make[2].weight, std=0.05)
+    torch.nn.init.normal_(student.gauge.tail.weight, std=0.05)
+    spectra = train_set.batch(range(24))
+    train_set.find_blurs_once(student, torch.device("cpu"))
+    blurs = train_set.batch(range(24))
+    assert torch.equal(spectra[0], blurs[0]) and torch.equal(spectra[1], blurs[1])
+    assert spectra[2].shape == (24, 2, 64, 33) and blurs[2].shape == (24, 64 + 17 * 17)
+    with torch.no_grad():
+        one, other = student(spectra[0], spectra[2]), student(blurs[0], blurs[2])
+    assert (one - spectra[0]).abs().max() > 0.1, "the student changes the photo"
+    torch.testing.assert_close(one, other)
 
 
 def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path):

@@ -7,8 +7,9 @@ from conftest import dummy_photo
 from blurred import BlurredPhotos
 from dataset import PairedImageDataset
 from degradations import add_noise, blur, gaussian_kernel, line_kernel
-from gauge import BlurGauge, Steering, apply_filter, describe, spectrum, turned_spectrum, windows
+from gauge import BlurGauge, apply_filter, describe, spectrum, turned_spectrum, windows
 from gauge_training import filter_gain, response_of, take_spectra, teach_gauge
+from layers import Steering
 from models import TeacherCNN
 from patches import to_tensor
 

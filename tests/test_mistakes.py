@@ -21,7 +21,7 @@ import sharpen
 import train
 from checkpoints import claim
 from checks import Arguments, check_folder, whole_number
-from dataset import PairedImageDataset, one_ahead
+from dataset import PairedImageDataset, without_traceback
 from models import StudentCNN, save_model
 from photos import find_photos
 from utils import UserError, pick_device
@@ -108,7 +108,7 @@ utils.run_script(train.main)
 
 
 def test_a_data_worker_that_dies_is_one_sentence(pairs):
-    batches = one_ahead(iter(torch.utils.data.DataLoader(Dies(), batch_size=None, num_workers=1)))
+    batches = without_traceback(iter(torch.utils.data.DataLoader(Dies(), batch_size=None, num_workers=1)))
     with pytest.raises(UserError, match=r"a process that cuts patches has ended.*run again to go on, with NUM_WORKERS = 0"):
         list(batches)
 

@@ -82,6 +82,9 @@ def test_main_teaches_a_teacher_first_where_there_are_no_weights(constants, monk
     train.main()
     assert type(load_model("outputs/teacher.pth")) is TeacherCNN
     assert type(load_model("best_student_model.pth")) is StudentCNN
+    for name in "teacher", "student":
+        rows = list(csv.DictReader((constants / "outputs" / f"{name}_epochs.csv").read_text().splitlines()))
+        assert [row["epoch"] for row in rows] == ["1", "2"]
 
 
 @pytest.mark.parametrize("from_photos", [False, True])
@@ -147,7 +150,7 @@ def test_without_its_weight_the_teacher_does_not_count(constants, monkeypatch, o
         assert torch.equal(one, other)
 
 
-def test_the_student_learns_the_teachers_output_and_not_the_as_given(run):
+def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(run):
     seen = []
 
     class Recorder(nn.Module):

@@ -98,6 +98,13 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path):
+    for name in "a" * 251 + ".txt", "ä" * 125 + ".txt":
+        write_whole(tmp_path / name, lambda partial: partial.write_text("all"))
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
 def test_an_unknown_device_is_one_sentence():
     with pytest.raises(UserError, match="DEVICE = 'cpuu'"):
         utils.pick_device("cpuu")

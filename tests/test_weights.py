@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from degradations import add_noise, blur, gaussian_kernel
-from models import count_parameters, load_model
+from models import load_model
 from patches import to_tensor
-from utils import as_saved, psnr, ssim
+from utils import as_saved, count_parameters, psnr, ssim
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
