@@ -103,6 +103,17 @@ def test_pairs_without_any_blur_have_nothing_to_gain(run, tmp_path):
     assert 20 < float(cells(printed, "student")[1]) < 100 and cells(printed, "student")[3:7] == [""] * 4
 
 
+def test_a_pair_without_blur_has_no_say_in_the_best_mask(run, tmp_path):
+    write_pair(tmp_path / "mixed" / "0", seed=4)
+    run("mixed", "--csv", "one.csv")
+    (tmp_path / "mixed" / "1").mkdir()
+    for name in "blurry", "sharp":
+        Image.new("RGB", (40, 40)).save(tmp_path / "mixed" / "1" / f"{name}.png")
+    run("mixed", "--csv", "two.csv")
+    one, two = (list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines())) for name in ("one", "two"))
+    assert [row for row in two if row["photo"] == "0"] == one
+
+
 def test_the_share_of_the_teachers_gain_is_told():
     scores = {"input": Scores(20, 0.8), "unsharp": Scores(19, 0.82), "student": Scores(23, 0.85), "teacher": Scores(24, 0.9)}
     results = {"val": {name: [score] for name, score in scores.items()}}

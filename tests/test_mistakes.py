@@ -70,6 +70,13 @@ def test_weights_to_start_from_are_never_overwritten(constants, monkeypatch):  #
         pretrain.main()
 
 
+def test_the_student_never_takes_the_place_of_a_teacher_taught_first(constants, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "BEST_STUDENT", "outputs/teacher.pth")
+    with pytest.raises(UserError, match=r"are both outputs.teacher\.pth: it would be overwritten"):
+        train.main()
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from checkpoints import claim\n"
     code += f"lock = claim(Path({str(tmp_path)!r})); print('held', flush=True); input()"

@@ -1,9 +1,12 @@
+import inspect
 import pickle
 
 import pytest
 import torch
 from conftest import dummy_photo
 
+import gauge
+import layers
 from gauge import describe
 from models import FastStudent, StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
 from utils import UserError, gmac_per_megapixel
@@ -136,6 +139,16 @@ def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else():
     with torch.no_grad():
         network.mix.bias[0] += 1e-3
     assert fingerprint(network) != before
+
+
+def test_a_fingerprint_changes_with_the_code_of_any_part(monkeypatch):
+    network, source_of = TeacherCNN(**SMALL[TeacherCNN]), inspect.getsource
+    before = fingerprint(network)
+    for part in layers.ResidualBlock, gauge.BlurGauge, gauge.describe:
+        monkeypatch.setattr("models.inspect.getsource", lambda code, p=part: source_of(code) + "#" * (code is p))
+        assert fingerprint(network) != before
+    monkeypatch.setattr("models.inspect.getsource", source_of)
+    assert fingerprint(network) == before
 
 
 def bad_files(folder):

@@ -78,7 +78,9 @@ def test_a_teacher_that_was_taught_before_the_interruption_is_not_taught_again(c
         with pytest.raises(KeyboardInterrupt):
             train.main()
     train.main()  # the student of the interrupted run
-    assert capsys.readouterr().out.count("teacher 1/2") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("teacher 1/2") == 1
+    assert "teacher.pth was taught already; RESUME = False teaches another" in printed
     train.main()  # a run of its own
     assert capsys.readouterr().out.count("teacher 1/2") == 1
 
