@@ -36,6 +36,12 @@ def unfinished(path: Path) -> bool:
     return path.is_file() and not _read(path)["finished"]
 
 
+def drop_finished(path: Path) -> None:
+    """Remove the checkpoint of a training that came to its end."""
+    if rank() == 0 and path.is_file() and not unfinished(path):
+        path.unlink(missing_ok=True)
+
+
 def load_progress(path: Path, parts: dict, settings: dict) -> dict:
     """Put the states in ``path`` back into ``parts``; returns the progress.
 
@@ -76,10 +82,8 @@ def _read(path: Path) -> dict:
 def teacher_is_ready(teacher_file: Path, outputs: Path) -> bool:
     """Whether an interrupted run of train.py had taught its own teacher already and was at the student."""
     teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
-    if not (teacher_file.is_file() and teacher_run.is_file()) or unfinished(teacher_run):
-        return False
-    over = student_run.is_file() and not unfinished(student_run)
-    return not over or student_run.stat().st_mtime < teacher_run.stat().st_mtime
+    taught = teacher_file.is_file() and teacher_run.is_file() and not unfinished(teacher_run)
+    return taught and (unfinished(student_run) or not student_run.is_file())
 
 
 def claim(outputs: Path):

@@ -8,7 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from utils import UserError
+import torch
+from torch import nn
+
+import models
+from processes import world_size
+from utils import UserError, one_line
 
 FLAGS = {"COMPILE", "RESUME", "ASK_TEACHER_ONCE", "REQUIRE_GOOD_TEACHER"}
 PATHS = {"DATA", "BEST_STUDENT", "OUTPUTS", "TEACHER"}
@@ -95,6 +100,41 @@ def check_targets(outputs: str | Path, networks: dict[str, str], given: dict[str
             if file_given is not None and os.path.realpath(file_given) == os.path.realpath(path):
                 raise UserError(f"{name} and {other} are both {file}: it would be overwritten, name another file")
         check_folder(path.parent, name)
+
+
+def check_network(network: nn.Module) -> None:
+    """Raise ``UserError`` if ``network`` does not give a photo of the size it got, or could not be loaded again."""
+    name, photo = type(network).__name__, torch.zeros(1, 3, 64, 64)
+    if getattr(models, name, None) is not type(network):
+        raise UserError(f"{name} is not a class in models.py, where load_model looks for it: move it there")
+    try:
+        type(network)(**getattr(network, "arguments", {}))
+    except TypeError as error:
+        raise UserError(f"{name} cannot be made again ({error}): keep what its constructor got in self.arguments") from None
+    try:
+        result = network.eval()(photo)
+    except Exception as error:  # whatever may be wrong with a network of one's own
+        reason = one_line(str(error))[:300]
+        raise UserError(f"{name} fails with a photo of {tuple(photo.shape)} ({reason}): mend it") from None
+    if result.shape != photo.shape:
+        raise UserError(f"{name} makes {tuple(result.shape)} of a photo of {tuple(photo.shape)}: pad its convolutions")
+    if world_size() > 1:
+        result.sum().backward()
+        unused = [part for part, value in network.named_parameters() if value.requires_grad and value.grad is None]
+        if unused:
+            raise UserError(f"{name} does not use {', '.join(unused[:5])}, which torchrun does not allow: remove it")
+        network.zero_grad()
+
+
+def check_compiler(wanted: bool, device: torch.device) -> None:
+    """Raise ``UserError`` if a network shall be compiled for ``device`` and torch cannot."""
+    if not wanted:
+        return
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, with pages of advice
+        reason = one_line(str(error).strip())[:120]
+        raise UserError(f"COMPILE = True does not work here ({reason}): install a C++ compiler or set it to False") from None
 
 
 def check_folder(folder: Path, name: str) -> None:

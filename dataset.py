@@ -22,7 +22,7 @@ from models import fingerprint, run_tiled
 from patches import as_batch, cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
 from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
 from processes import rank, say, share_of_batch
-from utils import UserError, autocast, autocast_dtype, write_whole
+from utils import UserError, autocast, autocast_dtype, read_torch_file, write_torch_file, write_whole
 
 
 class PairedImageDataset(Dataset):
@@ -151,9 +151,13 @@ class PairedImageDataset(Dataset):
     @torch.no_grad()
     def find_blurs_once(self, network: nn.Module, device: torch.device) -> None:
         """Keep ``network.find_blur`` of each photo in each of its eight turns; for a ``network`` that does not train it."""
-        bar = tqdm(self.descriptions, "finding blurs once", unit="photo", leave=False, disable=None)
-        turns = (torch.stack([turned_spectrum(description, turn) for turn in range(8)]) for description in bar)
-        self.blurs = torch.stack([network.find_blur(each.to(device)).cpu() for each in turns])
+        file = self.cache / f"{self.key}-{fingerprint(network)}.blurs"
+        if not file.is_file():
+            remove_files(self.cache.glob(f"{self.key}-*.blurs"))
+            bar = tqdm(self.descriptions, "finding blurs once", unit="photo", leave=False, disable=None)
+            turns = (torch.stack([turned_spectrum(description, turn) for turn in range(8)]) for description in bar)
+            write_torch_file(file, torch.stack([network.find_blur(each.to(device)).cpu() for each in turns]))
+        self.blurs = read_torch_file(file)
 
     def load_onto(self, device: torch.device, room: int) -> None:
         """Move all pixels to ``device`` if they take at most ``room`` bytes there; patches are then cut on it."""

@@ -35,6 +35,7 @@ from utils import (
     count_parameters,
     gmac_per_megapixel,
     ms_per_megapixel,
+    one_line,
     pick_device,
     psnr,
     run_script,
@@ -85,7 +86,7 @@ def main() -> None:
     text = "\n\n".join(([level_table(results)] if len(results) > 1 else []) + [summary_table(results, names, costs)])
     print(f"{text}\n\n{losses(results, names)}")
     if options.markdown:
-        write_whole(options.markdown, lambda partial: partial.write_text(text + "\n"))
+        write_whole(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))
     if options.csv:
         write_csv(options.csv, results, names)
     if options.picture:
@@ -104,7 +105,8 @@ def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
         if file is None:
             continue
         if os.path.realpath(file) in taken or file.is_dir():
-            raise UserError(f"{name} {file} is an input or a folder: name another file")
+            raise UserError(f"{name} {file} is an input, another result or a folder: name another file")
+        taken.add(os.path.realpath(file))
         if suffixes and file.suffix.lower() not in suffixes:
             raise UserError(f"{name} {file} does not end in one of {', '.join(suffixes)}")
         check_folder(file.parent, name)
@@ -258,11 +260,12 @@ def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> st
         worse = sorted((gain, photo) for photo, gain in gains(results, names, name).items() if gain < 0)
         if worse:
             more = f" and {len(worse) - shown} more" if len(worse) > shown else ""
-            lines.append(f"{name} made worse: " + ", ".join(f"{p} ({g:+.2f} dB)" for g, p in worse[:shown]) + more)
+            lines.append(f"{name} made worse: " + ", ".join(f"{one_line(p)} ({g:+.2f} dB)" for g, p in worse[:shown]) + more)
     return "\n".join(lines) or "no network made a photo worse"
 
 
 def as_markdown(rows: list[list[str]]) -> str:
+    rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]  # names of folders may hold them
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
@@ -272,7 +275,7 @@ def write_csv(path: Path, results: Results, names: dict[str, list[str]]) -> None
     """A row for each level, photo and sharpener."""
 
     def write(partial: Path) -> None:
-        with open(partial, "w", newline="") as file:
+        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(["level", "photo", "sharpener", "psnr", "ssim"])
             for level, scores in results.items():

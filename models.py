@@ -206,7 +206,8 @@ class FastStudent(nn.Module):
         change = change[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
         change = change.view(rows, columns, 4).transpose(1, 2).reshape(-1).view(torch.int16)
         change = change.view(4 * rows, 4 * columns)[:height, :width]
-        return torch.stack([change] * 3, -1).add_(picture).clamp_(0, 255)  # straight to uint8 takes four times longer
+        # Of one type each: adding bytes to it, or going straight to them, takes several times longer
+        return torch.stack([change] * 3, -1).add_(picture.to(torch.int16)).clamp_(0, 255)
 
     def fold(self, description: Tensor, strength: float) -> tuple:
         """(weight, bias) of each layer for a picture of that description, whose values are 0 to 255."""

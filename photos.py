@@ -33,7 +33,7 @@ def find_photos(folder: Path | str) -> list[Path]:
         every = [Path(at, name) for at, _, names in os.walk(folder, onerror=_stop) for name in names]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be looked through ({error.strerror}): check who may read it") from None
-    paths = [p for p in every if p.suffix.lower() in SUFFIXES and (p.is_file() or p.is_symlink())]
+    paths = [p for p in every if p.suffix.lower() in SUFFIXES and (p.is_file() or not p.exists())]
     paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
         raise UserError(f"{folder} holds no photos ({', '.join(sorted(SUFFIXES))}): put some there")

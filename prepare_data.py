@@ -33,7 +33,7 @@ from degradations import Mixture, random_degradation, shrink, uniform
 from layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from patches import generator_of, to_pixels, to_tensor
 from photos import read_photo
-from utils import UserError, run_script, write_whole
+from utils import UserError, one_line, run_script, write_whole
 
 OUT = "data"  # where train/ and val/ are
 VAL_SHARE = 0.1  # of the photos or sequences, at least one unless it is 0; data sets with a test part keep theirs
@@ -291,10 +291,13 @@ def report(out: Path, made: dict[str, int], there: int, problems: list[str], sho
     in_each = f"{made['train']} pairs made in {out / 'train'}, {made['val']} in {out / 'val'}"
     print(f"{in_each}, {there} of that name were there already")
     if problems:
-        print(f"{len(problems)} left out:", *problems[:shown], sep="\n  ")
+        print(f"{len(problems)} left out:", *map(one_line, problems[:shown]), sep="\n  ")
         if len(problems) > shown:
             file = out / "left_out.txt"
-            write_whole(file, lambda partial: partial.write_text("\n".join(problems) + "\n", "utf-8", "backslashreplace"))
+            write_whole(
+                file,
+                lambda partial: partial.write_text("\n".join(map(one_line, problems)) + "\n", "utf-8", "backslashreplace"),
+            )
             print(f"  ... and {len(problems) - shown} more; all are in {file}")
 
 

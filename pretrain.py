@@ -13,7 +13,7 @@ from torch import nn
 
 from blurred import BlurredPhotos
 from checkpoints import claim, mark_finished
-from checks import check_constants, check_targets
+from checks import check_constants, check_network, check_targets
 from dataset import PairedImageDataset, find_or_make_data
 from gauge_training import teach_gauge
 from models import TeacherCNN, fingerprint, load_model
@@ -85,6 +85,7 @@ def main() -> None:
 
     seed_everything(SEED)
     teacher = TeacherCNN() if START_FROM is None else first_rank_first(lambda: load_model(START_FROM))
+    check_network(teacher)
     settings |= gauge_settings  # which tell with what gauge the teacher begins
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
     scores = {"input": validate(nn.Identity(), val_set, device)}

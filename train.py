@@ -15,8 +15,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from checkpoints import Stopwatch, claim, load_progress, mark_finished, save_progress, teacher_is_ready, unfinished
-from checks import check_constants, check_targets
+from checkpoints import (
+    Stopwatch,
+    claim,
+    drop_finished,
+    load_progress,
+    mark_finished,
+    save_progress,
+    teacher_is_ready,
+    unfinished,
+)
+from checks import check_compiler, check_constants, check_network, check_targets
 from dataset import PairedImageDataset, batches_of_one_size, find_or_make_data, find_pairs, start_batches
 from gauge_training import teach_gauge
 from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
@@ -93,6 +102,11 @@ def main() -> None:
     check_targets(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": teacher_file})
     device = start_processes(DEVICE)
     share_of_batch(BATCH_SIZE)  # stops now if it cannot be shared
+    seed_everything(SEED)
+    student = StudentCNN()
+    loss_fn = nn.MSELoss()
+    check_network(student)
+    check_compiler(COMPILE, device)
     teacher = first_rank_first(lambda: load_model(teacher_file)) if TEACHER_WEIGHTS is not None else None
     data = first_rank_first(lambda: find_or_make_data(DATA))
     first_rank_first(lambda: [find_pairs(data / part) for part in ("train", "val")])  # stops now if a pair is not whole
@@ -101,22 +115,17 @@ def main() -> None:
     val_set = first_rank_first(lambda: PairedImageDataset(data / "val"))
     say(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
     scores = {"input": validate(nn.Identity(), val_set, device)}
-    machine = dict(
-        device=device,
-        outputs=outputs,
-        workers=NUM_WORKERS,
-        compiled=COMPILE,
-        checkpoint_minutes=CHECKPOINT_MINUTES,
-        resume=RESUME,
-    )
+    machine = dict(device=device, outputs=outputs, workers=NUM_WORKERS, compiled=COMPILE, resume=RESUME)
+    machine |= dict(checkpoint_minutes=CHECKPOINT_MINUTES)
 
     if TEACHER_WEIGHTS is None and not (RESUME and teacher_is_ready(teacher_file, outputs)):
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
+        drop_finished(outputs / "last.pth")  # of a student of another teacher
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
         teach_gauge(teacher, train_set, val_set, outputs / "gauge.pth", seed=SEED, workers=NUM_WORKERS, device=device)
-        loss_fn, of_teacher = PSNRAndSSIMLoss(), settings | dict(LEARNING_RATE=TEACHER_LEARNING_RATE)
-        fit("teacher", teacher, as_given, loss_fn, train_set, val_set, scores, teacher_file, of_teacher, **machine)
+        loss, of_teacher = PSNRAndSSIMLoss(), settings | dict(LEARNING_RATE=TEACHER_LEARNING_RATE)
+        fit("teacher", teacher, as_given, loss, train_set, val_set, scores, teacher_file, of_teacher, **machine)
         mark_finished(outputs / "last_teacher.pth")
     elif TEACHER_WEIGHTS is None:
         say(f"the teacher in {teacher_file} was taught already; RESUME = False teaches another")
@@ -138,11 +147,10 @@ def main() -> None:
     train_set.load_onto(device, room_on(device))
 
     seed_everything(SEED)
-    student = StudentCNN().to(device)
+    student.to(device)
     shared = DISTILL_WEIGHT > 0 and share_gauge(teacher, student)  # what blur a photo has, both find in the same way
     if shared and ASK_TEACHER_ONCE and hasattr(student, "find_blur"):
-        train_set.find_blurs_once(student, device)
-    loss_fn = nn.MSELoss()
+        first_rank_first(lambda: train_set.find_blurs_once(student, device))
     fit("student", student, target_of, loss_fn, train_set, val_set, scores, Path(BEST_STUDENT), settings, **machine)
 
     if rank() == 0:

@@ -41,6 +41,7 @@ class UserError(Exception):
 
 def run_script(main) -> None:
     """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1. SIGTERM ends it as Ctrl-C does."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  where it is closed, bars and sentences go nowhere
     # What is wrong with a picture is told in a sentence
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -78,8 +79,8 @@ def run_script(main) -> None:
 
 
 def one_line(text: str) -> str:
-    """``text`` with the ends of lines shown, which a file's name may hold."""
-    return text.replace("\n", "\\n")
+    """``text`` with the ends of lines and bytes that are no text spelt out: a file's name may hold them."""
+    return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -1,4 +1,5 @@
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -101,6 +102,17 @@ def test_pairs_without_any_blur_have_nothing_to_gain(run, tmp_path):
     printed = run("crisp")
     assert cells(printed, "input")[1:3] == ["inf", "1.0000"] and "nan" not in printed
     assert 20 < float(cells(printed, "student")[1]) < 100 and cells(printed, "student")[3:7] == [""] * 4
+
+
+def test_any_name_of_a_folder_can_be_in_the_results(run, tmp_path):
+    name = "two\nlines|pipe" + os.fsdecode(b"\xff")
+    write_pair(tmp_path / "odd" / name, seed=4)
+    printed = run("odd", "--csv", "odd.csv", "--markdown", "odd.md")
+    assert len(cells(printed.replace("\\|", "/"), "student")) == 10 and "lines|pipe" not in (tmp_path / "odd.md").read_text()
+    (photo,) = {row["photo"] for row in csv.DictReader((tmp_path / "odd.csv").open(newline=""))}
+    assert photo == "two\nlines|pipe\\udcff"
+    with pytest.raises(evaluate.UserError, match="--csv both is an input, another result or a folder"):
+        run("odd", "--csv", "both", "--markdown", "both")
 
 
 def test_a_pair_without_blur_has_no_say_in_the_best_mask(run, tmp_path):

@@ -77,6 +77,62 @@ def test_the_student_never_takes_the_place_of_a_teacher_taught_first(constants, 
         train.main()
 
 
+class Elsewhere(torch.nn.Conv2d):
+    """A network that is not a class of models.py."""
+
+
+class Unpadded(torch.nn.Module):
+    def __init__(self, width=4, fails=False):
+        super().__init__()
+        self.conv, self.fails, self.arguments = torch.nn.Conv2d(3, 3, 3), fails, dict(width=width)
+
+    def forward(self, photo):
+        return self.conv(photo[:, :2] if self.fails else photo)
+
+
+class Forgetful(Unpadded):
+    def __init__(self, width):
+        super().__init__()
+        self.arguments = {}
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: Elsewhere(3, 3, 1), "Elsewhere is not a class in models.py, where load_model looks for it: move it there"),
+        (lambda: Unpadded(), "Unpadded makes (1, 3, 62, 62) of a photo of (1, 3, 64, 64): pad its convolutions"),
+        (lambda: Unpadded(fails=True), "Unpadded fails with a photo of (1, 3, 64, 64) (Given groups=1"),
+        (lambda: Forgetful(4), "Forgetful cannot be made again"),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(constants, monkeypatch, make, sentence):  # noqa: F811
+    for kind in Unpadded, Forgetful:
+        monkeypatch.setattr(f"models.{kind.__name__}", kind, raising=False)
+    monkeypatch.setattr(train, "StudentCNN", make)
+    with pytest.raises(UserError) as caught:
+        train.main()
+    assert sentence in str(caught.value) and not (constants / "outputs").exists()
+
+
+def test_where_torch_cannot_compile_that_is_one_sentence(constants, monkeypatch):  # noqa: F811
+    def broken(function):
+        raise RuntimeError("InvalidCxxCompiler: no working compiler\nand pages of advice")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(train, "COMPILE", True)
+    with pytest.raises(
+        UserError, match=r"COMPILE = True does not work here \(InvalidCxxCompiler.*set it to False"
+    ) as caught:
+        train.main()
+    assert "\n" not in str(caught.value) and not (constants / "outputs").exists()
+
+
+def test_with_stderr_closed_the_work_is_done_all_the_same(sharpened, tmp_path):
+    command = 'exec "$0" "$1" a.png -o closed 2>&-'
+    result = subprocess.run(["sh", "-c", command, sys.executable, ROOT / "sharpen.py"], cwd=tmp_path, capture_output=True)
+    assert result.returncode == 0 and (tmp_path / "closed" / "a.png").is_file()
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from checkpoints import claim\n"
     code += f"lock = claim(Path({str(tmp_path)!r})); print('held', flush=True); input()"
@@ -172,10 +228,10 @@ def test_any_unknown_device_is_a_short_sentence(name):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--markdown", "data/val/001/sharp.png"], "is an input or a folder"),
+        (["--markdown", "data/val/001/sharp.png"], "is an input, another result or a folder"),
         (["--picture", "p.xyz"], "does not end in one of"),
-        (["--csv", "data"], "is an input or a folder"),
-        (["--csv", str(ROOT / "weights" / "student.pth")], "is an input or a folder"),
+        (["--csv", "data"], "is an input, another result or a folder"),
+        (["--csv", str(ROOT / "weights" / "student.pth")], "is an input, another result or a folder"),
         (["--csv", "data/val/001/sharp.png/x.csv"], "is not a folder"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_teacher_that_was_taught_before_the_interruption_is_not_taught_again(c
     monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
     monkeypatch.setattr(train, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "StudentCNN", interrupt_now)
+        patch.setattr(train, "share_gauge", lambda *_: interrupt_now())
         with pytest.raises(KeyboardInterrupt):
             train.main()
     train.main()  # the student of the interrupted run
