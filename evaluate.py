@@ -135,11 +135,10 @@ def score_level(
         masked = usual_unsharp(blurry)
         scores["input"].append(score(blurry, sharp))
         scores["unsharp"].append(score(masked, sharp))
-        for radius in RADII:
+        for radius in RADII if math.isfinite(scores["input"][-1].psnr) else ():  # else any change is for the worse
             detail = blurry - blur(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
-                if math.isfinite(scores["input"][-1].psnr):  # else any change is for the worse
-                    grid[radius, amount].append(float(psnr(as_saved(blurry + amount * detail)[None], sharp[None])))
+                grid[radius, amount].append(float(psnr(as_saved(blurry + amount * detail)[None], sharp[None])))
         for i, (name, network) in enumerate(networks.items()):
             sharpened = run(network, blurry, device)
             scores[name].append(score(sharpened, sharp))
