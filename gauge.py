@@ -6,6 +6,7 @@ the photo nearest to the sharp one (``BlurGauge``), and steers the layers of the
 """
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -72,10 +73,11 @@ def windows(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
         for length, count in zip((height, width), counts, strict=True)
     )
     photo = photo.movedim(1, -1)  # as pictures are in memory, so that rows are copied whole
-    found = [photo[:, top : top + WINDOW, left : left + WINDOW] for top in tops for left in lefts][:most]
-    found = torch.stack(found, 1)
-    found = found.to(torch.promote_types(found.dtype, torch.float32))
-    return sum(found.unbind(-1)) / (found.shape[-1] * peak)  # mean(-1) takes four times longer
+    rows = torch.cat([photo[:, top : top + WINDOW] for top in tops], 1)
+    found = torch.stack([rows[:, :, left : left + WINDOW] for left in lefts], 1)
+    colours = found.to(torch.promote_types(found.dtype, torch.float32)).unbind(-1)
+    mean = reduce(torch.add, colours) / (len(colours) * peak)  # mean(-1) takes four times longer
+    return mean.view(len(photo), -1, WINDOW, WINDOW)
 
 
 def spectrum(squares: Tensor) -> Tensor:

@@ -91,6 +91,8 @@ def main() -> None:
                 f"{options.out / part} is empty, since what was drawn for it cannot be used (see above): "
                 "move some folders of the other part there by hand"
             )
+    if problems:
+        raise SystemExit(1)  # as sharpen.py ends: all that could be done is
 
 
 def is_visible(path: Path) -> bool:

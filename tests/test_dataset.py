@@ -8,6 +8,7 @@ from conftest import dummy_photo, write_pair
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import dataset
 from blurred import BlurredPhotos
 from dataset import (
     PairedImageDataset,
@@ -146,6 +147,27 @@ def test_a_student_told_the_blur_found_once_answers_as_one_told_the_spectrum(pai
         one, other = student(spectra[0], spectra[2]), student(blurs[0], blurs[2])
     assert (one - spectra[0]).abs().max() > 0.1, "the student changes the photo"
     torch.testing.assert_close(one, other)
+
+
+def test_blurs_are_found_once_for_each_gauge(pairs, monkeypatch):
+    asked, find = [], StudentCNN.find_blur
+    monkeypatch.setattr(StudentCNN, "find_blur", lambda *arguments: asked.append(1) or find(*arguments))
+    student, cpu = StudentCNN(), torch.device("cpu")
+    for change, expected in (0, 3), (0, 3), (1, 6):  # three photos
+        torch.nn.init.constant_(student.gauge.tail.bias, change)
+        PairedImageDataset(pairs / "train", 32).find_blurs_once(student, cpu)
+        assert len(asked) == expected
+    assert len(list((pairs / "train" / ".cache").glob("*.blurs"))) == 1
+
+
+def test_photos_are_described_once_until_the_code_that_does_it_changes(pairs, monkeypatch):
+    asked, describe = [], dataset.describe
+    monkeypatch.setattr(dataset, "describe", lambda photo: asked.append(1) or describe(photo))
+    for code, expected in ("a", 3), ("a", 3), ("b", 6):  # three photos
+        monkeypatch.setattr(dataset.inspect, "getsource", lambda _, code=code: code)
+        PairedImageDataset(pairs / "train", 32)
+        assert len(asked) == expected
+    assert len(list((pairs / "train" / ".cache").glob("*.descriptions"))) == 1
 
 
 def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path):

@@ -248,6 +248,13 @@ def test_links_that_lead_nowhere_are_not_passed_over(tmp_path):
     assert find_photos(tmp_path) == [tmp_path / "a.png"]
 
 
+def test_a_pipe_under_the_name_of_a_photo_is_passed_over(tmp_path):
+    Image.fromarray(dummy_photo(8, 8, 0)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "b.png").symlink_to(tmp_path / "pipe")  # reading it would wait for ever
+    assert find_photos(tmp_path) == [tmp_path / "a.png"]
+
+
 @pytest.fixture
 def sharpened(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

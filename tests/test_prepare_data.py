@@ -12,15 +12,22 @@ from photos import read_photo
 
 @pytest.fixture
 def prepare(tmp_path, monkeypatch, capsys):
-    """Runs ``python prepare_data.py ARGUMENTS`` in ``tmp_path``; returns what it printed, or its error."""
+    """Runs ``python prepare_data.py ARGUMENTS`` in ``tmp_path``; returns what it printed, or its error.
+
+    Its exit code goes to ``prepare.code``.
+    """
 
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("sys.argv", ["prepare_data.py", *(str(a) for a in arguments)])
+        run.code = 0
         try:
             prepare_data.main()
         except prepare_data.UserError as error:
+            run.code = 1
             return f"error: {error}"
+        except SystemExit as end:
+            run.code = end.code
         return capsys.readouterr().out
 
     return run
@@ -49,6 +56,7 @@ def test_photos_become_pairs_that_the_data_set_takes(prepare, tmp_path):
         save(tmp_path / "photos" / "holiday" / f"beach {k}.png", seed=k)
     out = prepare("photos", "photos")
     assert "9 pairs made in data/train, 1 in data/val, 0 of that name" in out and "left out" not in out
+    assert prepare.code == 0
     assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 9
     for folder in (tmp_path / "data").glob("*/h*"):
         source = tmp_path / "photos" / "holiday" / f"{folder.name.removeprefix('holiday_').replace('_', ' ')}.png"
@@ -133,7 +141,7 @@ def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
     cut = (tmp_path / "photos" / "3.png").read_bytes()
     (tmp_path / "photos" / "cut.png").write_bytes(cut[: len(cut) // 2])
     out = prepare("photos", "photos")
-    assert "4 left out" in out
+    assert "4 left out" in out and prepare.code == 1
     for said in (
         "tiny.png is 136x20, smaller",
         "0.png would become 0, which photos/0.jpg is",

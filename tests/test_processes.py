@@ -10,6 +10,7 @@ import pytest
 import torch
 import two_processes
 
+import checks
 import processes
 import train
 from models import StudentCNN
@@ -53,6 +54,19 @@ def test_a_bad_file_on_one_rank_ends_both_with_its_sentence(pairs):
     assert result.stderr.count("error: ") == 1, result.stderr
     assert "bad/002/blurry.png cannot be read as a picture" in result.stderr
     assert 'Traceback (most recent call last):\n  File "' + str(SCRIPT) not in result.stderr
+
+
+class HalfUsed(StudentCNN):
+    def __init__(self):
+        super().__init__(**two_processes.STUDENT)
+        self.spare = torch.nn.Linear(2, 2)
+
+
+def test_weights_that_no_photo_reaches_are_said_before_two_processes_wait_for_them(monkeypatch):
+    monkeypatch.setattr("models.HalfUsed", HalfUsed, raising=False)
+    monkeypatch.setattr(checks, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="HalfUsed does not use spare.weight, spare.bias, which torchrun does not allow"):
+        checks.check_network(HalfUsed())
 
 
 def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_train import FailsAtStep5, constants, interrupt, run  # noqa: F401  (fixtures)
 
+import pretrain
 import train
 from models import StudentCNN, TeacherCNN, load_model, save_model
 from utils import UserError
@@ -143,6 +144,16 @@ def test_a_teacher_or_photos_changed_in_between_are_noticed(interrupted):
     (interrupted / "data" / "train" / "001" / "sharp.png").touch()
     with pytest.raises(UserError, match="the photos was .*, is "):
         train.main()
+
+
+def test_a_gauge_that_was_taught_otherwise_is_named(constants, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    monkeypatch.setattr(pretrain, "PSNRAndSSIMLoss", lambda: FailsAtStep5(interrupt))
+    with pytest.raises(SystemExit):
+        pretrain.main()
+    monkeypatch.setattr(pretrain, "GAUGE_PASSES", 2)
+    with pytest.raises(UserError, match="GAUGE_PASSES was 1, is 2.*RESUME = False.*or put the old values back"):
+        pretrain.main()
 
 
 def test_with_the_old_values_an_interrupted_main_goes_on(interrupted, capsys):

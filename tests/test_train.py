@@ -87,6 +87,21 @@ def test_main_teaches_a_teacher_first_where_there_are_no_weights(constants, monk
         assert [row["epoch"] for row in rows] == ["1", "2"]
 
 
+def test_a_teacher_learns_at_its_own_rate_and_the_student_at_the_other(constants, monkeypatch):
+    rates, fit = {}, train.fit
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "TEACHER_LEARNING_RATE", 3e-4)
+    monkeypatch.setattr(train, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+
+    def noted(name, *arguments, **machine):
+        rates[name] = arguments[-1]["LEARNING_RATE"]
+        return fit(name, *arguments, **machine)
+
+    monkeypatch.setattr(train, "fit", noted)
+    train.main()
+    assert rates == {"teacher": 3e-4, "student": train.LEARNING_RATE}
+
+
 @pytest.mark.parametrize("from_photos", [False, True])
 def test_pretraining_on_pairs_or_on_photos_leaves_a_teacher(constants, monkeypatch, from_photos):
     monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
