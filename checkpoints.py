@@ -1,11 +1,18 @@
-"""A training that was interrupted goes on exactly where it was."""
+"""A training that was interrupted goes on exactly where it was, and what is kept for it belongs to it."""
 
+import contextlib
+import hashlib
+import inspect
 import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from processes import rank
+import gauge
+import layers
+from degradations import blur, mirrored
+from processes import rank, say
 from utils import UserError, read_torch_file, write_torch_file
 
 
@@ -36,9 +43,9 @@ def unfinished(path: Path) -> bool:
     return path.is_file() and not _read(path)["finished"]
 
 
-def drop_finished(path: Path) -> None:
-    """Remove the checkpoint of a training that came to its end."""
-    if rank() == 0 and path.is_file() and not unfinished(path):
+def drop(path: Path, resume: bool) -> None:
+    """Remove the checkpoint ``path``; with ``resume`` only if its training came to its end."""
+    if rank() == 0 and path.is_file() and not (resume and unfinished(path)):
         path.unlink(missing_ok=True)
 
 
@@ -49,13 +56,7 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
         UserError: if the training was interrupted under other ``settings``, or with another network.
     """
     content = _read(path)
-    old = content["settings"]
-    changed = [f"{k} was {old.get(k)}, is {settings.get(k)}" for k in old | settings if old.get(k) != settings.get(k)]
-    if changed:
-        raise UserError(
-            f"{path} holds a training that was interrupted under other settings ({'; '.join(changed)}): "
-            "set RESUME = False to drop it and start anew, or put the old values back to go on with it"
-        )
+    _check_settings(path, content["settings"], content["settings"] | settings)
     try:
         for name, part in parts.items():
             part.load_state_dict(content["states"][name])
@@ -70,6 +71,15 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
     return content["progress"]
 
 
+def _check_settings(path: Path, old: dict, settings: dict) -> None:
+    changed = [f"{name} was {old.get(name)}, is {value}" for name, value in settings.items() if old.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{path} holds a training that was interrupted under other settings ({'; '.join(changed)}): "
+            "set RESUME = False to drop it and start anew, or put the old values back to go on with it"
+        )
+
+
 def _read(path: Path) -> dict:
     try:
         content = read_torch_file(path)
@@ -79,11 +89,18 @@ def _read(path: Path) -> dict:
     return content
 
 
-def teacher_is_ready(teacher_file: Path, outputs: Path) -> bool:
-    """Whether an interrupted run of train.py had taught its own teacher already and was at the student."""
+def teacher_is_ready(teacher_file: Path, outputs: Path, settings: dict) -> bool:
+    """Whether an interrupted run of train.py had taught its own teacher already and was at the student.
+
+    Raises:
+        UserError: if that was under other ``settings``.
+    """
     teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
     taught = teacher_file.is_file() and teacher_run.is_file() and not unfinished(teacher_run)
-    return taught and (unfinished(student_run) or not student_run.is_file())
+    ready = taught and (unfinished(student_run) or not student_run.is_file())
+    if ready:
+        _check_settings(teacher_run, _read(teacher_run)["settings"], settings)
+    return ready
 
 
 def claim(outputs: Path):
@@ -102,10 +119,28 @@ def claim(outputs: Path):
     lock = open(outputs / ".lock", "w")  # noqa: SIM115
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         lock.close()
-        raise UserError(f"another training is at work in {outputs}: wait for it, or set OUTPUTS to another folder") from None
+        raise UserError(
+            f"another training is at work in {outputs}: wait for it, or let this one write elsewhere "
+            "(OUTPUTS, BEST_STUDENT or TEACHER)"
+        ) from None
+    except OSError as error:  # a file system without locks
+        say(f"{outputs} cannot be locked ({error.strerror}): start no other training there")
     return lock
+
+
+def fingerprint(network: nn.Module) -> str:
+    """20 characters that change with any weight of ``network``, with its shape, and with the code that runs it."""
+    digest = hashlib.sha256(type(network).__name__.encode())
+    kinds = {type(part) for part in network.modules() if not type(part).__module__.startswith("torch.")}
+    for code in [*sorted(kinds, key=lambda kind: kind.__qualname__), gauge, layers, blur, mirrored]:
+        with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
+            digest.update(inspect.getsource(code).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:20]
 
 
 class Stopwatch:

@@ -69,8 +69,10 @@ def check_constants(constants: dict) -> None:
         elif name == "DISTILL_WEIGHT":
             if not (number and 0 <= value <= 1):
                 raise UserError(f"{name} = {value!r} is not a number from 0 to 1: set it to one")
-        elif type(value) is not int or not least <= value < (2**62 if name == "SEED" else 2**31):
-            raise UserError(f"{name} = {value!r} is not a whole number of at least {least}: set it to one")
+        else:
+            most = 2**62 if name == "SEED" else 2**31
+            if type(value) is not int or not least <= value <= most:
+                raise UserError(f"{name} = {value!r} is not a whole number from {least} to {most}: set it to one")
 
 
 def check_path(name: str, value) -> None:
@@ -104,7 +106,7 @@ def check_targets(outputs: str | Path, networks: dict[str, str], given: dict[str
 
 def check_network(network: nn.Module) -> None:
     """Raise ``UserError`` if ``network`` does not give a photo of the size it got, or could not be loaded again."""
-    name, photo = type(network).__name__, torch.zeros(1, 3, 64, 64)
+    name, photo = type(network).__name__, torch.zeros(1, 3, 61, 67)
     if getattr(models, name, None) is not type(network):
         raise UserError(f"{name} is not a class in models.py, where load_model looks for it: move it there")
     try:
@@ -116,8 +118,10 @@ def check_network(network: nn.Module) -> None:
     except Exception as error:  # whatever may be wrong with a network of one's own
         reason = one_line(str(error))[:300]
         raise UserError(f"{name} fails with a photo of {tuple(photo.shape)} ({reason}): mend it") from None
+    if not isinstance(result, torch.Tensor):
+        raise UserError(f"{name} gives a {type(result).__name__}, not a photo: return one tensor")
     if result.shape != photo.shape:
-        raise UserError(f"{name} makes {tuple(result.shape)} of a photo of {tuple(photo.shape)}: pad its convolutions")
+        raise UserError(f"{name} makes {tuple(result.shape)} of a photo of {tuple(photo.shape)}: pad the photo in it")
     if world_size() > 1:
         result.sum().backward()
         unused = [part for part, value in network.named_parameters() if value.requires_grad and value.grad is None]

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import gauge
+from checkpoints import fingerprint
 from degradations import Mixture, random_degradation
 from gauge import describe, turned_spectrum
-from models import fingerprint, run_tiled
+from models import run_tiled
 from patches import as_batch, cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
 from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
 from processes import rank, say, share_of_batch
@@ -78,8 +79,7 @@ class PairedImageDataset(Dataset):
     def __getitem__(self, k: int) -> tuple[Tensor, ...]:
         if self.patch_size:
             return tuple(part[0] for part in self.batch([k]))
-        index = range(len(self))[k]  # IndexError past the end, which is what ends a for loop
-        return to_tensor(self.blurry[index]), to_tensor(self.target[index])
+        return self.whole(range(len(self))[k])  # IndexError past the end, which is what ends a for loop
 
     def whole(self, index: int, draw: int = 0) -> tuple[Tensor, Tensor]:
         """Photo ``index``, blurry and sharp, (3, H, W) each; there is one version of it, whatever ``draw`` is."""
@@ -301,12 +301,13 @@ def make_demo_data(root: Path | str) -> None:
     """
     root = Path(root)
     note = root / "DEMO.txt"
-    if note.is_file() and note.read_bytes() == DEMO_NOTE.encode() and (root / "train").is_dir() and (root / "val").is_dir():
+    if note.is_file() and note.read_text() == DEMO_NOTE and (root / "train").is_dir() and (root / "val").is_dir():
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} holds files that are not demo data: move them away, or name another folder")
     partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
         for part, photos in DEMO_PHOTOS.items():
             tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
             for k, sharp in enumerate(tiles, start=1):

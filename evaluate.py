@@ -70,7 +70,7 @@ def main() -> None:
     for name in [name for name, file in files.items() if file is None]:
         print(f"there is no {name} ({' or '.join(map(str, NETWORKS[name]))}): it is left out")
     for file in dict.fromkeys(options.weights):
-        name = str(file.with_suffix(""))
+        name = str(file).removesuffix(file.suffix)
         files[str(file) if name in ("input", "unsharp", "best unsharp") or files.get(name) else name] = file
     networks = {name: load_model(file).to(device).requires_grad_(False) for name, file in files.items() if file}
     for network in networks.values():
@@ -84,6 +84,7 @@ def main() -> None:
     costs = {name: costs_of(network, device) for name, network in networks.items()}
     names = {level: [folder.name for folder in folders] for level, folders in levels.items()}
     text = "\n\n".join(([level_table(results)] if len(results) > 1 else []) + [summary_table(results, names, costs)])
+    print("\n".join(f"{name} is {file}" for name, file in files.items() if file), end="\n\n")
     print(f"{text}\n\n{losses(results, names)}")
     if options.markdown:
         write_whole(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))

@@ -4,6 +4,7 @@ How far a filter brings a photo follows from two spectra and what they share, so
 once, a step of this training costs as much as one patch of another.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dataset import without_traceback
 from gauge import WINDOW, BlurGauge, logarithms, power, spectrum, turned_spectrum, windows
 from patches import generator_of
 from processes import first_rank_first, say
@@ -55,6 +57,8 @@ def teach_gauge(
             run_steps(gauge, data, passes, batch_size, learning_rate, seed, device)
             with torch.no_grad():
                 gain = filter_gain(response_of(gauge.cpu()(description_in(apart))[0]), apart).mean()
+            if not math.isfinite(gain):
+                raise UserError("the gauge did not learn, its filters are not finite: lower GAUGE_LEARNING_RATE")
             say(f"the gauge's filters alone bring {gain:+.2f} dB in brightness on the validation photos")
             known = {"settings": settings, "weights": gauge.state_dict()}
             write_torch_file(file, known)
@@ -96,8 +100,13 @@ def take_spectra(photos: Dataset, draws: int, workers: int) -> Tensor:
     Two channels are what ``gauge.describe`` says of the blurry photo; the others are the mean power of blurry, of sharp, and
     the real part of what both share.
     """
-    loader = DataLoader(Spectra(photos, draws), batch_size=None, num_workers=workers)
-    return torch.stack(list(tqdm(loader, "spectra of whole photos", unit="photo", leave=False, disable=None)))
+    spectra = Spectra(photos, draws)
+    found = torch.empty(len(spectra), 5, WINDOW, WINDOW // 2 + 1)
+    loader = without_traceback(iter(DataLoader(spectra, batch_size=None, num_workers=workers)))
+    bar = tqdm(loader, "spectra of whole photos", total=len(spectra), unit="photo", leave=False, disable=None)
+    for k, each in enumerate(bar):
+        found[k] = each  # copied: what a worker process sends holds an open file as long as it is kept
+    return found
 
 
 def description_in(spectra: Tensor) -> Tensor:

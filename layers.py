@@ -37,9 +37,9 @@ class Steering(nn.Module):
         return [(1 + scale, shift) for scale, shift in (part.chunk(2, 1) for part in found.chunk(self.blocks, 1))]
 
 
-def adjust(x: Tensor, gauge: tuple[Tensor, Tensor]) -> Tensor:
+def adjust(x: Tensor, steering: tuple[Tensor, Tensor]) -> Tensor:
     """Each channel of (N, channels, H, W) times its scale plus its shift, (N, channels, 1, 1) each."""
-    scale, shift = gauge
+    scale, shift = steering
     return x * scale.to(x.dtype) + shift.to(x.dtype)
 
 

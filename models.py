@@ -6,9 +6,6 @@ a quarter of the resolution, where a 3x3 convolution costs a sixteenth and sees 
 layers start so that an untrained network gives back the photo as it is.
 """
 
-import contextlib
-import hashlib
-import inspect
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,10 +151,17 @@ class StudentCNN(nn.Module):
 
 
 def share_gauge(teacher: nn.Module, student: nn.Module) -> bool:
-    """Give ``student`` the trained gauge of ``teacher``, to be used as it is; returns whether both have one."""
+    """Give ``student`` the trained gauge of ``teacher``, to be used as it is; returns whether both have one.
+
+    Raises:
+        UserError: if they are of different sizes.
+    """
     both = all(isinstance(getattr(network, "gauge", None), BlurGauge) for network in (teacher, student))
     if both:
-        student.gauge.load_state_dict(teacher.gauge.state_dict())
+        try:
+            student.gauge.load_state_dict(teacher.gauge.state_dict())
+        except RuntimeError:
+            raise UserError("the student's gauge is not of the size of the teacher's: make both with BlurGauge()") from None
         student.gauge.requires_grad_(False)
     return both
 
@@ -189,61 +193,36 @@ class FastStudent(nn.Module):
         result = torch.empty_like(picture)
         # In bands: larger pieces of memory go back to the system, which gives others and fills them with zeros first
         for around, inside, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.reach):
-            result[place] = self.sharpen(picture[around], layers, 255 * strength)[inside]
+            result[place] = self.sharpen(picture[around], layers, strength)[inside]
         return result
 
-    def sharpen(self, picture: Tensor, layers: tuple, scale: float) -> Tensor:
+    def sharpen(self, picture: Tensor, layers: tuple, strength: float) -> Tensor:
         to_squares, the_filter, *deep, last = layers
+        height, width, _ = picture.shape
         squares, margin = F.conv2d(picture_with_margin(picture), *to_squares, stride=4), FILTER_REACH // 4
-        filtered = F.conv2d(squares, *the_filter)
-        x = filtered.to(self.dtype)
+        change = F.conv2d(squares, *the_filter)
+        x = (squares[..., margin:-margin, margin:-margin] + change).to(self.dtype)
         for layer in deep:
             x = F.conv2d(x, *layer, padding=1).relu_()
-        x = F.conv2d(x, *last, padding=1)
-        squares = squares[..., margin:-margin, margin:-margin]
-        result = torch.empty_like(picture)
-        for top in range(0, x.shape[2], 32):  # some rows at a time, which the processor's cache holds
-            some, pixels = (..., slice(top, top + 32), slice(None)), slice(4 * top, 4 * (top + 32))
-            change = torch.add(x[some], filtered[some] - squares[some], alpha=scale)
-            result[pixels] = changed(picture[pixels], change.clamp_(-255, 255).round_())
-        return result
+        change = torch.add(F.conv2d(x, *last, padding=1), change, alpha=strength).clamp_(-255, 255).round_()
+        # Pixel-shuffle, a row of four pixels as one number
+        rows, columns = x.shape[2:]
+        change = change[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
+        change = change.view(rows, columns, 4).transpose(1, 2).reshape(-1).view(torch.int16)
+        change = change.view(4 * rows, 4 * columns)[:height, :width]
+        # Of one type each: adding bytes to it, or going straight to them, takes several times longer
+        return torch.stack([change] * 3, -1).add_(picture.to(torch.int16)).clamp_(0, 255)
 
     def fold(self, description: Tensor, strength: float) -> tuple:
-        """(weight, bias) of each layer for a picture of that description, whose values are 0 to 255."""
+        """(weight, bias) of each layer for a picture of that description; between the layers white is 255 too."""
         kernel, mix = self.student.plan(self.student.find_blur(description))
-        kernel = nn.init.dirac_(torch.empty_like(kernel[:1, None]))[0] + kernel  # what it gives is added to the photo
-        to_squares = torch.eye(16).view(16, 1, 4, 4).to(kernel) * BRIGHTNESS.to(kernel).view(1, 3, 1, 1) / 255
+        to_squares = torch.eye(16).view(16, 1, 4, 4).to(kernel) * BRIGHTNESS.to(kernel).view(1, 3, 1, 1)
         *deep, (weight, bias) = (tuple(part[0] for part in conv.mixed(mix)) for conv in self.student.convs)
-        deep = [(weight + nn.init.dirac_(torch.empty_like(weight)), bias) for weight, bias in deep]  # x + conv(x)
-        last = weight * (255 * strength), bias * (255 * strength)
+        deep = [(weight + nn.init.dirac_(torch.empty_like(weight)), 255 * bias) for weight, bias in deep]  # x + conv(x)
+        last = strength * weight, 255 * strength * bias
         layers = [(to_squares, None), (in_squares(kernel, self.student.places)[0], None)]
         layers += [(weight.to(self.dtype), bias.to(self.dtype)) for weight, bias in [*deep, last]]
         return tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
-
-
-def changed(picture: Tensor, change: Tensor) -> Tensor:
-    """(H, W, 3) 8-bit numbers plus whole ones from -255 to 255 in squares of 4x4 pixels, (1, 16, H', W')."""
-    height, width, _ = picture.shape
-    rows, columns = change.shape[2:]
-    # Pixel-shuffle, a row of four pixels as one number
-    change = change[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
-    change = change.view(rows, columns, 4).transpose(1, 2).reshape(-1).view(torch.int16)
-    change = change.view(4 * rows, 4 * columns)[:height, :width]
-    # Of one type each: adding bytes to it, or going straight to them, takes several times longer
-    return torch.stack([change] * 3, -1).add_(picture.to(torch.int16)).clamp_(0, 255)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """20 characters that change with the classes, their source, the shape or any weight of ``network``."""
-    digest = hashlib.sha256(type(network).__name__.encode())
-    kinds = {type(part) for part in network.modules() if not type(part).__module__.startswith("torch.")}
-    for code in [*sorted(kinds, key=lambda kind: kind.__qualname__), describe, apply_filter]:
-        with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
-            digest.update(inspect.getsource(code).encode())
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:20]
 
 
 def run_tiled(network: nn.Module, photo: Tensor, tile: int = 1024) -> Tensor:

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from blurred import BlurredPhotos
-from checkpoints import claim, mark_finished
+from checkpoints import claim, fingerprint, mark_finished
 from checks import check_constants, check_network, check_targets
 from dataset import PairedImageDataset, find_or_make_data
 from gauge_training import teach_gauge
-from models import TeacherCNN, fingerprint, load_model
+from models import TeacherCNN, load_model
 from photos import find_photos
 from processes import first_rank_first, say, share_of_batch, start_processes
 from train import as_given, fit, validate
@@ -69,8 +69,9 @@ def main() -> None:
         raise UserError(f"VAL_PHOTOS = {VAL_PHOTOS!r} goes with PHOTOS, which is None: set both or none")
     device = start_processes(DEVICE)
     share_of_batch(BATCH_SIZE)
-    if START_FROM is not None:
-        first_rank_first(lambda: load_model(START_FROM))  # fails now rather than after all photos were decoded
+    seed_everything(SEED)
+    teacher = TeacherCNN() if START_FROM is None else first_rank_first(lambda: load_model(START_FROM))
+    check_network(teacher)
     lock = first_rank_first(lambda: claim(Path(OUTPUTS)))  # noqa: F841  held until the end
     if PHOTOS is None:
         data = first_rank_first(lambda: find_or_make_data(DATA))
@@ -83,9 +84,6 @@ def main() -> None:
         val_set = first_rank_first(lambda: BlurredPhotos(val_photos, cache / "val", seed=SEED))
     say(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
-    seed_everything(SEED)
-    teacher = TeacherCNN() if START_FROM is None else first_rank_first(lambda: load_model(START_FROM))
-    check_network(teacher)
     settings |= gauge_settings  # which tell with what gauge the teacher begins
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
     scores = {"input": validate(nn.Identity(), val_set, device)}

@@ -33,8 +33,8 @@ def start_processes(device_name: str) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # what follows, its generator above all, then means this one
     if is_torchrun() and not dist.is_initialized():
-        # Rank 0 may ask the teacher about a large data set while the others wait
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        # Rank 0 may ask the teacher about a large data set while the others wait; torchrun ends those whose peer has died
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
     return device
 
 

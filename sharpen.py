@@ -1,6 +1,6 @@
 """Sharpens photos with a trained network.
 
-    python sharpen.py photo.jpg holiday/               writes sharpened/photo.jpg and sharpened/holiday's photos
+    python sharpen.py photo.jpg holiday/               writes sharpened/photo.jpg, and holiday's photos beside it
     python sharpen.py soft.png -o better.png
     ffmpeg -i soft.mp4 -f rawvideo -pix_fmt rgb24 - | python sharpen.py --frames 1280x720 |
         ffmpeg -f rawvideo -pix_fmt rgb24 -s 1280x720 -r 30 -i - better.mp4
@@ -23,7 +23,7 @@ from checks import Arguments, check_folder, size_of
 from models import FastStudent, StudentCNN, description_of, load_model, tiles
 from photos import find_photos
 from pictures import FORMATS, read_picture, write_picture
-from utils import UserError, autocast, one_line, pick_device, run_script, write_whole
+from utils import UserError, autocast, is_out_of_memory, one_line, pick_device, run_script, write_whole
 
 WEIGHTS = "best_student_model.pth"  # of train.py; where it is not there, the shipped student
 SHIPPED = Path(__file__).parent / "weights" / "student.pth"
@@ -52,13 +52,14 @@ def main() -> None:
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ([], [])
     if jobs:
         check_folder(jobs[0][1].parent, "-o")
-    device = pick_device(options.device)
-    network = load_model(choose_weights(options.weights))
+    device = pick_device(options.device, "--device")
+    weights = choose_weights(options.weights)
+    network = load_model(weights)
     network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
     if size:
         sharpen_frames(network, *size, options.strength, device)
     else:
-        sharpen_files(network, jobs, problems, options.strength, device)
+        sharpen_files(network, jobs, problems, options.strength, device, weights)
 
 
 def choose_weights(asked: Path | None) -> Path:
@@ -114,7 +115,12 @@ def real(path: Path) -> str:
 
 
 def sharpen_files(
-    network: nn.Module, jobs: list[tuple[Path, Path]], problems: list[str], strength: float, device: torch.device
+    network: nn.Module,
+    jobs: list[tuple[Path, Path]],
+    problems: list[str],
+    strength: float,
+    device: torch.device,
+    weights: Path,
 ) -> None:
     """Sharpen each photo; what cannot be done is said, the rest goes on, and the exit code is then 1."""
     failed, pixels, seconds = 0, 0, 0.0
@@ -127,7 +133,7 @@ def sharpen_files(
             failed += 1
             tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
     speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {device}" if seconds else ""
-    print(f"{len(jobs) - failed} of {len(jobs) + len(problems)} photos sharpened{speed}")
+    print(f"{len(jobs) - failed} of {len(jobs) + len(problems)} photos sharpened with {weights}{speed}")
     if failed or problems:
         raise SystemExit(1)
 
@@ -148,8 +154,10 @@ def sharpen_file(
         return None, picture.pixels[..., 0].size, seconds
     except UserError as error:
         return str(error), 0, 0.0
-    except torch.cuda.OutOfMemoryError:
-        return f"{source} does not fit in the GPU's memory: lower TILE or take --device cpu", 0, 0.0
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return f"{source} does not fit in the memory: lower TILE in sharpen.py, or on a GPU take --device cpu", 0, 0.0
 
 
 @torch.inference_mode()
@@ -195,6 +203,8 @@ def sharpen_frames(network: nn.Module, height: int, width: int, strength: float,
             if got < len(frame):
                 raise UserError(f"the last frame ends after {got} of {len(frame)} bytes: is it {width}x{height}, rgb24?")
             pixels = np.frombuffer(frame, np.uint8).reshape(height, width, 3)
+            if count == 0:  # which says so where the weights give no finite number; FastStudent does not look
+                sharpen_pixels(network, pixels, strength, device)
             if fast:
                 sharp = fast(torch.from_numpy(pixels).to(device), strength=strength).cpu().numpy()
             else:

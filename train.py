@@ -18,7 +18,8 @@ from tqdm import tqdm
 from checkpoints import (
     Stopwatch,
     claim,
-    drop_finished,
+    drop,
+    fingerprint,
     load_progress,
     mark_finished,
     save_progress,
@@ -28,7 +29,7 @@ from checkpoints import (
 from checks import check_compiler, check_constants, check_network, check_targets
 from dataset import PairedImageDataset, batches_of_one_size, find_or_make_data, find_pairs, start_batches
 from gauge_training import teach_gauge
-from models import StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
+from models import StudentCNN, TeacherCNN, load_model, run_tiled, save_model, share_gauge
 from processes import (
     distributed,
     first_rank_first,
@@ -117,30 +118,31 @@ def main() -> None:
     scores = {"input": validate(nn.Identity(), val_set, device)}
     machine = dict(device=device, outputs=outputs, workers=NUM_WORKERS, compiled=COMPILE, resume=RESUME)
     machine |= dict(checkpoint_minutes=CHECKPOINT_MINUTES)
-
-    if TEACHER_WEIGHTS is None and not (RESUME and teacher_is_ready(teacher_file, outputs)):
+    of_teacher = settings | {"LEARNING_RATE": TEACHER_LEARNING_RATE, "the photos": f"{train_set.key} {val_set.key}"}
+    own = TEACHER_WEIGHTS is None
+    taught = own and RESUME and first_rank_first(lambda: teacher_is_ready(teacher_file, outputs, of_teacher))
+    if own and not taught:
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
-        drop_finished(outputs / "last.pth")  # of a student of another teacher
+        drop(outputs / "last.pth", RESUME)  # of a student of another teacher
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
         teach_gauge(teacher, train_set, val_set, outputs / "gauge.pth", seed=SEED, workers=NUM_WORKERS, device=device)
-        loss, of_teacher = PSNRAndSSIMLoss(), settings | dict(LEARNING_RATE=TEACHER_LEARNING_RATE)
-        fit("teacher", teacher, as_given, loss, train_set, val_set, scores, teacher_file, of_teacher, **machine)
+        fit("teacher", teacher, as_given, PSNRAndSSIMLoss(), train_set, val_set, scores, teacher_file, of_teacher, **machine)
         mark_finished(outputs / "last_teacher.pth")
-    elif TEACHER_WEIGHTS is None:
+    elif own:
         say(f"the teacher in {teacher_file} was taught already; RESUME = False teaches another")
-    if TEACHER_WEIGHTS is None:
+    if own:
         teacher = first_rank_first(lambda: load_model(teacher_file))  # its best epoch
     teacher = teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
     scores["teacher"] = validate(teacher, val_set, device)
     check_teacher(scores, teacher_file, data, REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)
-    settings |= dict(DISTILL_WEIGHT=DISTILL_WEIGHT, ASK_TEACHER_ONCE=ASK_TEACHER_ONCE)
-    settings["the teacher"] = fingerprint(teacher)
+    settings |= {"DISTILL_WEIGHT": DISTILL_WEIGHT, "ASK_TEACHER_ONCE": ASK_TEACHER_ONCE, "the teacher": fingerprint(teacher)}
 
     def ask_teacher(blurry: Tensor, sharp: Tensor, description: Tensor) -> Tensor:
         answer = teacher(blurry, description) if hasattr(teacher, "describe") else teacher(blurry)
         return sharp.lerp(answer.float(), DISTILL_WEIGHT)
 
+    shared = DISTILL_WEIGHT > 0 and share_gauge(teacher, student)  # what blur a photo has, both find in the same way
     if ASK_TEACHER_ONCE and DISTILL_WEIGHT > 0:  # its answers take the place of the sharp photos
         first_rank_first(lambda: train_set.ask_once(teacher, device, DISTILL_WEIGHT))
     target_of = as_given if ASK_TEACHER_ONCE or DISTILL_WEIGHT == 0 else ask_teacher
@@ -148,7 +150,6 @@ def main() -> None:
 
     seed_everything(SEED)
     student.to(device)
-    shared = DISTILL_WEIGHT > 0 and share_gauge(teacher, student)  # what blur a photo has, both find in the same way
     if shared and ASK_TEACHER_ONCE and hasattr(student, "find_blur"):
         first_rank_first(lambda: train_set.find_blurs_once(student, device))
     fit("student", student, target_of, loss_fn, train_set, val_set, scores, Path(BEST_STUDENT), settings, **machine)
@@ -159,7 +160,7 @@ def main() -> None:
         print_summary({"student": student, "teacher": teacher}, scores, device)
         draw_comparison(outputs, val_set, {"student": student, "teacher": teacher}, device)
         print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of the epochs are in {OUTPUTS}/")
-        print("python sharpen.py PHOTO sharpens photos with it; python evaluate.py sets it beside an unsharp mask")
+        print(f"python sharpen.py PHOTO --weights {BEST_STUDENT} sharpens photos with it; python evaluate.py scores it")
     mark_finished(outputs / "last.pth")
 
 

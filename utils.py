@@ -23,6 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+OUT_OF_MEMORY = (
+    "error: there is not enough memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, take smaller photos, or close programs"
+)
 PERFECT = 50.0  # dB; identical pictures have an infinite PSNR, which would spoil every mean
 
 
@@ -64,18 +67,25 @@ def run_script(main) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # the shell's code for Ctrl-C
-    except OSError as error:  # of what is printed above all: nobody reads it, or its disk is full
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            sys.exit(OUT_OF_MEMORY)
+        # Else of what is printed above all: nobody reads it, or its disk is full
         if not error.filename:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python would complain once more at its end
         sys.exit(
             f"error: {error.filename or 'the output'} failed ({error.strerror}): free some space or check who may use it"
         )
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        sys.exit("error: there is not enough memory: lower BATCH_SIZE or PATCH_SIZE, take smaller photos, or close programs")
+        sys.exit(OUT_OF_MEMORY)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def one_line(text: str) -> str:
@@ -83,8 +93,8 @@ def one_line(text: str) -> str:
     return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """``"auto"`` is CUDA when there is one, else the CPU; any name that torch knows is taken too."""
+def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
+    """``"auto"`` is CUDA when there is one, else the CPU; any name that torch knows is taken too, given as ``setting``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -92,7 +102,7 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=device).item()
     except Exception as error:  # torch has many ways to say so, an AssertionError and an ImportError among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"DEVICE = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
+        raise UserError(f"{setting} = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
 
 
@@ -167,7 +177,8 @@ def read_torch_file(path: Path | str):
     """The content of a file that ``torch.save`` wrote, on the CPU. No code in it is ever run.
 
     Raises:
-        UserError: if it is missing or cannot be read.
+        UserError: if it is missing or damaged.
+        PermissionError: if it may not be read.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
@@ -177,6 +188,8 @@ def read_torch_file(path: Path | str):
                 raise ValueError
             warnings.simplefilter("ignore")  # torch warns of old kinds of files before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except Exception:  # the unpickler fed damaged bytes may raise anything
         raise UserError(f"{path} cannot be read as weights: it is damaged, or not a file of save_model") from None
 

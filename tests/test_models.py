@@ -5,10 +5,12 @@ import pytest
 import torch
 from conftest import dummy_photo
 
+import degradations
 import gauge
 import layers
+from checkpoints import fingerprint
 from gauge import describe
-from models import FastStudent, StudentCNN, TeacherCNN, fingerprint, load_model, run_tiled, save_model, share_gauge
+from models import FastStudent, StudentCNN, TeacherCNN, load_model, run_tiled, save_model, share_gauge
 from utils import UserError, gmac_per_megapixel
 
 SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(convs=2, variants=3, hidden=8)}
@@ -144,10 +146,10 @@ def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else():
 def test_a_fingerprint_changes_with_the_code_of_any_part(monkeypatch):
     network, source_of = TeacherCNN(**SMALL[TeacherCNN]), inspect.getsource
     before = fingerprint(network)
-    for part in layers.ResidualBlock, gauge.BlurGauge, gauge.describe:
-        monkeypatch.setattr("models.inspect.getsource", lambda code, p=part: source_of(code) + "#" * (code is p))
+    for part in TeacherCNN, layers, gauge, degradations.blur:
+        monkeypatch.setattr("checkpoints.inspect.getsource", lambda code, p=part: source_of(code) + "#" * (code is p))
         assert fingerprint(network) != before
-    monkeypatch.setattr("models.inspect.getsource", source_of)
+    monkeypatch.setattr("checkpoints.inspect.getsource", source_of)
     assert fingerprint(network) == before
 
 

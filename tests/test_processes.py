@@ -57,8 +57,8 @@ def test_a_bad_file_on_one_rank_ends_both_with_its_sentence(pairs):
 
 
 class HalfUsed(StudentCNN):
-    def __init__(self):
-        super().__init__(**two_processes.STUDENT)
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
         self.spare = torch.nn.Linear(2, 2)
 
 
@@ -66,7 +66,7 @@ def test_weights_that_no_photo_reaches_are_said_before_two_processes_wait_for_th
     monkeypatch.setattr("models.HalfUsed", HalfUsed, raising=False)
     monkeypatch.setattr(checks, "world_size", lambda: 2)
     with pytest.raises(UserError, match="HalfUsed does not use spare.weight, spare.bias, which torchrun does not allow"):
-        checks.check_network(HalfUsed())
+        checks.check_network(HalfUsed(**two_processes.STUDENT))
 
 
 def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
