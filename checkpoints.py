@@ -44,8 +44,17 @@ def unfinished(path: Path) -> bool:
 
 
 def drop(path: Path, resume: bool) -> None:
-    """Remove the checkpoint ``path``; with ``resume`` only if its training came to its end."""
-    if rank() == 0 and path.is_file() and not (resume and unfinished(path)):
+    """Remove the checkpoint ``path`` of an earlier student, whose teacher will be gone.
+
+    Raises:
+        UserError: with ``resume``, if its training was interrupted.
+    """
+    if resume and unfinished(path):
+        raise UserError(
+            f"{path} holds a training that was interrupted, of a student of another teacher: set RESUME = False to drop it "
+            "and start anew, or put TEACHER_WEIGHTS back to go on with it"
+        )
+    if rank() == 0:
         path.unlink(missing_ok=True)
 
 

@@ -130,6 +130,20 @@ def check_network(network: nn.Module) -> None:
         network.zero_grad()
 
 
+def check_memory(bytes_each: int, workers: int) -> None:
+    """Raise ``UserError`` if photos blurred on the fly, kept by each of the ``workers``, take more memory than there is."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows, for one
+        return
+    needed = bytes_each * max(1, workers)
+    if needed > there:
+        raise UserError(
+            f"the blurred photos of PHOTOS take {needed / 1e9:.0f} GB of memory, and this machine has {there / 1e9:.0f}: "
+            "lower NUM_WORKERS, take fewer photos, or make pairs of them with prepare_data.py"
+        )
+
+
 def check_compiler(wanted: bool, device: torch.device) -> None:
     """Raise ``UserError`` if a network shall be compiled for ``device`` and torch cannot."""
     if not wanted:

@@ -13,7 +13,7 @@ from torch import nn
 
 from blurred import BlurredPhotos
 from checkpoints import claim, fingerprint, mark_finished
-from checks import check_constants, check_network, check_targets
+from checks import check_constants, check_memory, check_network, check_targets
 from dataset import PairedImageDataset, find_or_make_data
 from gauge_training import teach_gauge
 from models import TeacherCNN, load_model
@@ -23,7 +23,7 @@ from train import as_given, fit, validate
 from utils import PSNRAndSSIMLoss, UserError, run_script, seed_everything
 
 # Files
-PHOTOS = None  # a folder of sharp photos to blur on the fly; None: the pairs in DATA
+PHOTOS = None  # a folder of sharp photos to blur on the fly, 6 bytes of memory per pixel; None: the pairs in DATA
 VAL_PHOTOS = None  # a folder of other sharp photos to validate on; None: every tenth of PHOTOS
 DATA = "data"  # holds train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; used where PHOTOS is None
 START_FROM = None  # weights to go on from; "weights/teacher.pth" adapts the shipped teacher to your photos; None: anew
@@ -82,6 +82,7 @@ def main() -> None:
         cache = Path(OUTPUTS) / ".cache"
         train_set = first_rank_first(lambda: BlurredPhotos(train_photos, cache / "train", PATCH_SIZE, SEED))
         val_set = first_rank_first(lambda: BlurredPhotos(val_photos, cache / "val", seed=SEED))
+        check_memory(train_set.memory, NUM_WORKERS)
     say(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     settings |= gauge_settings  # which tell with what gauge the teacher begins

@@ -123,7 +123,7 @@ def main() -> None:
     taught = own and RESUME and first_rank_first(lambda: teacher_is_ready(teacher_file, outputs, of_teacher))
     if own and not taught:
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
-        drop(outputs / "last.pth", RESUME)  # of a student of another teacher
+        first_rank_first(lambda: drop(outputs / "last.pth", RESUME))
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
         teach_gauge(teacher, train_set, val_set, outputs / "gauge.pth", seed=SEED, workers=NUM_WORKERS, device=device)

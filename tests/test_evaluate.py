@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 import evaluate
 from models import StudentCNN, TeacherCNN, save_model
 from patches import to_pixels, to_tensor
-from utils import Scores, count_parameters, gmac_per_megapixel
+from utils import Scores, UserError, count_parameters, gmac_per_megapixel
 
 
 @pytest.fixture
@@ -164,3 +164,8 @@ def test_a_mistake_is_one_sentence(run, tmp_path):
     write_pair(tmp_path / "mixed" / "level" / "1")
     with pytest.raises(evaluate.UserError, match="holds both pairs and folders of pairs"):
         run("mixed")
+
+
+def test_a_folder_in_place_of_weights_is_one_sentence(run, pairs):
+    with pytest.raises(UserError, match=r"\. is not a file: give the path of a .pth file"):
+        run("data/val", ".")

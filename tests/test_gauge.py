@@ -1,3 +1,5 @@
+import os
+import resource
 from copy import deepcopy
 
 import pytest
@@ -12,6 +14,7 @@ from gauge_training import filter_gain, response_of, take_spectra, teach_gauge
 from layers import Steering
 from models import TeacherCNN
 from patches import to_tensor
+from utils import UserError
 
 CPU = torch.device("cpu")
 
@@ -114,6 +117,25 @@ def test_the_gain_of_a_filter_read_from_spectra_is_its_gain_on_the_photo():
     assert gain > 0.3
     assert float(filter_gain(response_of(kernel), spectra)) == pytest.approx(float(gain), abs=0.05)
     assert float(filter_gain(torch.ones(1, 64, 33), spectra)) == pytest.approx(0)
+
+
+def test_spectra_that_workers_take_hold_no_files_open(pairs):
+    photos = PairedImageDataset(pairs / "train", 32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 60, hard))
+    try:
+        found = take_spectra(photos, 50, workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found.shape == (150, 5, 64, 33) and torch.equal(found[:3], take_spectra(photos, 1, workers=0))
+
+
+def test_a_gauge_that_diverges_is_said_and_not_kept(pairs, tmp_path):
+    train_set = PairedImageDataset(pairs / "train", 32)
+    setting = dict(seed=0, workers=0, device=CPU, passes=4, batch_size=3, learning_rate=1e30)
+    with pytest.raises(UserError, match="the gauge did not learn, its filters are not finite: lower GAUGE_LEARNING_RATE"):
+        teach_gauge(TeacherCNN(4, 8, 1, 1), train_set, train_set, tmp_path / "gauge.pth", **setting)
+    assert not (tmp_path / "gauge.pth").exists()
 
 
 def test_a_gauge_learns_to_sharpen_and_is_found_again(tmp_path, pairs, capsys):

@@ -1,11 +1,9 @@
-"""Mistakes and faults, each with its one sentence before the work, or an end that leaves nothing half done."""
+"""Mistakes of the user, each with its one sentence before the work."""
 
 import io
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,14 @@ from conftest import dummy_photo
 from PIL import Image
 from test_train import constants  # noqa: F401
 
+import checks
 import evaluate
 import pretrain
 import sharpen
 import train
-from checkpoints import claim
 from checks import Arguments, check_folder, whole_number
-from dataset import PairedImageDataset, without_traceback
+from dataset import PairedImageDataset
+from gauge import BlurGauge
 from models import StudentCNN, save_model
 from photos import find_photos
 from utils import UserError, pick_device
@@ -90,6 +89,11 @@ class Unpadded(torch.nn.Module):
         return self.conv(photo[:, :2] if self.fails else photo)
 
 
+class Pair(Unpadded):
+    def forward(self, photo):
+        return photo, photo
+
+
 class Forgetful(Unpadded):
     def __init__(self, width):
         super().__init__()
@@ -102,16 +106,37 @@ class Forgetful(Unpadded):
         (lambda: Elsewhere(3, 3, 1), "Elsewhere is not a class in models.py, where load_model looks for it: move it there"),
         (lambda: Unpadded(), "Unpadded makes (1, 3, 59, 65) of a photo of (1, 3, 61, 67): pad the photo in it"),
         (lambda: Unpadded(fails=True), "Unpadded fails with a photo of (1, 3, 61, 67) (Given groups=1"),
+        (lambda: Pair(), "Pair gives a tuple, not a photo: return one tensor"),
         (lambda: Forgetful(4), "Forgetful cannot be made again"),
     ],
 )
 def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(constants, monkeypatch, make, sentence):  # noqa: F811
-    for kind in Unpadded, Forgetful:
+    for kind in Unpadded, Pair, Forgetful:
         monkeypatch.setattr(f"models.{kind.__name__}", kind, raising=False)
     monkeypatch.setattr(train, "StudentCNN", make)
     with pytest.raises(UserError) as caught:
         train.main()
     assert sentence in str(caught.value) and not (constants / "outputs").exists()
+
+
+def test_a_teacher_of_ones_own_is_tried_before_any_photo_is_decoded(constants, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("models.Pair", Pair, raising=False)
+    monkeypatch.setattr(pretrain, "TeacherCNN", Pair)
+    with pytest.raises(UserError, match="Pair gives a tuple"):
+        pretrain.main()
+    assert not list(constants.glob("data/*/.cache"))
+
+
+def test_gauges_of_two_sizes_are_told_before_the_teacher_is_asked(constants, monkeypatch):  # noqa: F811
+    def other():
+        student = StudentCNN()
+        student.gauge = BlurGauge(8, 16)
+        return student
+
+    monkeypatch.setattr(train, "StudentCNN", other)
+    monkeypatch.setattr(PairedImageDataset, "ask_once", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(UserError, match="the student's gauge is not of the size of the teacher's"):
+        train.main()
 
 
 def test_where_torch_cannot_compile_that_is_one_sentence(constants, monkeypatch):  # noqa: F811
@@ -131,63 +156,6 @@ def test_with_stderr_closed_the_work_is_done_all_the_same(sharpened, tmp_path):
     command = 'exec "$0" "$1" a.png -o closed 2>&-'
     result = subprocess.run(["sh", "-c", command, sys.executable, ROOT / "sharpen.py"], cwd=tmp_path, capture_output=True)
     assert result.returncode == 0 and (tmp_path / "closed" / "a.png").is_file()
-
-
-def test_two_trainings_do_not_share_a_folder(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from checkpoints import claim\n"
-    code += f"lock = claim(Path({str(tmp_path)!r})); print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another training is at work in"):
-            claim(tmp_path)
-        other.communicate("")
-    claim(tmp_path).close()
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_training_that_is_stopped_leaves_no_half_file(pairs, tmp_path, number, code):
-    settings = "NUM_EPOCHS=10**6, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=4, TEACHER_WEIGHTS=None, DEVICE='cpu'"
-    script = f"""
-import signal, sys; sys.path.insert(0, {str(ROOT)!r})
-import train, utils, models
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
-vars(train).update(dict({settings}))
-train.TeacherCNN = lambda: models.TeacherCNN(4, 8, 1, 1)
-train.teach_gauge = lambda *_, **__: None
-utils.run_script(train.main)
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as training:
-        while "teacher 2/" not in (line := training.stdout.readline()):
-            assert line, training.stderr.read()
-        time.sleep(0.1)
-        training.send_signal(number)
-        _, errors = training.communicate(timeout=30)
-    assert training.returncode == code and "Traceback" not in errors
-    left = [path for path in tmp_path.rglob("*partial*")]
-    assert not left or number == signal.SIGKILL  # which nothing can clean up after
-    torch.load(tmp_path / "outputs" / "last_teacher.pth", weights_only=True)
-
-
-def test_a_data_worker_that_dies_is_one_sentence(pairs):
-    batches = without_traceback(iter(torch.utils.data.DataLoader(Dies(), batch_size=None, num_workers=1)))
-    with pytest.raises(UserError, match=r"a process that cuts patches has ended.*run again to go on, with NUM_WORKERS = 0"):
-        list(batches)
-
-
-class Dies(torch.utils.data.Dataset):
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, _):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_photos_are_decoded_into_a_temporary_folder_where_the_data_cannot_be_written(pairs):
-    (pairs / "train" / ".cache").write_text("in the way")
-    train_set = PairedImageDataset(pairs / "train", 32)
-    assert train_set[0][0].shape == (3, 32, 32)
 
 
 def test_one_folder_is_not_both_parts(pairs):
@@ -311,11 +279,15 @@ def test_no_frames_at_all_are_a_failure(sharpened, monkeypatch):
     assert "no frame came in" in sharpened("--frames", "8x8")
 
 
-def test_weights_that_overflow_write_no_picture(sharpened, tmp_path):
+def test_weights_that_overflow_write_no_picture(sharpened, tmp_path, monkeypatch):
     student = StudentCNN(convs=1, variants=1, hidden=2)
     torch.nn.init.constant_(student.convs[0].base.weight, 1e38)
     save_model(tmp_path / "huge.pth", student)
     assert "result is not finite" in sharpened("a.png", "--weights", "huge.pth")
+    monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": io.BytesIO(bytes(range(192)))}))
+    monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": io.BytesIO()}))
+    assert "result is not finite" in sharpened("--frames", "8x8", "--weights", "huge.pth")
+    assert not sys.stdout.buffer.getvalue()
     assert not list(tmp_path.rglob("sharpened/*"))
 
 
@@ -328,3 +300,25 @@ def test_a_photo_too_small_to_tell_its_blur_is_not_ruined(size, name, monkeypatc
     photo = np.clip(128 + rows[:, None, None] + columns[:, None] + np.zeros(3), 0, 255).astype(np.uint8)
     change = sharpen.sharpen_pixels(network, photo, 1.0, torch.device("cpu")).astype(float) - photo
     assert np.sqrt(np.square(change).mean()) < 6
+
+
+def test_more_photos_than_fit_in_memory_are_told_before_the_training(constants, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(pretrain, "PHOTOS", "data/train")
+    monkeypatch.setattr(pretrain, "NUM_WORKERS", 8)
+    monkeypatch.setattr(checks.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}[name])
+    with pytest.raises(UserError, match="take 0 GB of memory, and this machine has 0: lower NUM_WORKERS"):
+        pretrain.main()
+
+
+def test_a_photo_that_does_not_fit_in_memory_is_said_and_the_rest_goes_on(sharpened, tmp_path, monkeypatch):
+    Image.fromarray(dummy_photo(50, 60, 0)).save("large.png")
+    work = sharpen.sharpen_pixels
+
+    def short_of_memory(network, pixels, *others):
+        if pixels.shape[0] == 50:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return work(network, pixels, *others)
+
+    monkeypatch.setattr(sharpen, "sharpen_pixels", short_of_memory)
+    assert "large.png does not fit in the memory: lower TILE" in sharpened("large.png", "a.png")
+    assert [path.name for path in (tmp_path / "sharpened").iterdir()] == ["a.png"]

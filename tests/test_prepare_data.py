@@ -12,10 +12,7 @@ from photos import read_photo
 
 @pytest.fixture
 def prepare(tmp_path, monkeypatch, capsys):
-    """Runs ``python prepare_data.py ARGUMENTS`` in ``tmp_path``; returns what it printed, or its error.
-
-    Its exit code goes to ``prepare.code``.
-    """
+    """Runs ``python prepare_data.py ARGUMENTS``; returns what it printed, or its error. The exit code goes to ``.code``."""
 
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
@@ -55,8 +52,7 @@ def test_photos_become_pairs_that_the_data_set_takes(prepare, tmp_path):
     for k in range(10):
         save(tmp_path / "photos" / "holiday" / f"beach {k}.png", seed=k)
     out = prepare("photos", "photos")
-    assert "9 pairs made in data/train, 1 in data/val, 0 of that name" in out and "left out" not in out
-    assert prepare.code == 0
+    assert "9 pairs made in data/train, 1 in data/val, 0 of that name" in out and "left out" not in out and not prepare.code
     assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 9
     for folder in (tmp_path / "data").glob("*/h*"):
         source = tmp_path / "photos" / "holiday" / f"{folder.name.removeprefix('holiday_').replace('_', ' ')}.png"
@@ -142,12 +138,8 @@ def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
     (tmp_path / "photos" / "cut.png").write_bytes(cut[: len(cut) // 2])
     out = prepare("photos", "photos")
     assert "4 left out" in out and prepare.code == 1
-    for said in (
-        "tiny.png is 136x20, smaller",
-        "0.png would become 0, which photos/0.jpg is",
-        "text.png cannot",
-        "cut.png cannot",
-    ):
+    twin = "0.png would become 0, which photos/0.jpg is"
+    for said in "tiny.png is 136x20, smaller", twin, "text.png cannot", "cut.png cannot":
         assert said in out, said
     assert len(names(tmp_path / "data/train")) + len(names(tmp_path / "data/val")) == 4
 

@@ -29,6 +29,8 @@ def test_two_processes_match_one(pairs, monkeypatch):
     result = torchrun(pairs)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("student 1/2") == 1, "rank 0 alone prints"
+    assert result.stdout.count("teacher 1/1") == result.stdout.count("student 1/1") == 2, "main() runs whole, twice"
+    assert result.stdout.count("The best student is in best_student_model.pth") == 2
     first, second = (torch.load(pairs / f"rank{r}.pth", weights_only=True) for r in range(2))
     monkeypatch.setattr(train, "autocast", train.autocast)  # put back what the script changes
     two_processes.training(pairs, "train")  # one process, this one

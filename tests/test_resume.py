@@ -86,6 +86,36 @@ def test_a_teacher_that_was_taught_before_the_interruption_is_not_taught_again(c
     assert capsys.readouterr().out.count("teacher 1/2") == 1
 
 
+def test_a_teacher_taught_under_other_settings_is_not_taken_silently(constants, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "share_gauge", lambda *_: interrupt_now())
+        with pytest.raises(KeyboardInterrupt):
+            train.main()
+    monkeypatch.setattr(train, "TEACHER_LEARNING_RATE", 5e-4)
+    with pytest.raises(UserError, match=r"last_teacher.pth .*LEARNING_RATE was 0.0004, is 0.0005.*RESUME = False"):
+        train.main()
+
+
+def test_an_interrupted_student_of_another_teacher_is_told_before_one_is_taught(interrupted, monkeypatch):
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "teach_gauge", lambda *_: pytest.fail("a teacher is taught"))
+    with pytest.raises(UserError, match=r"last.pth holds .*of a student of another teacher: .*put TEACHER_WEIGHTS back"):
+        train.main()
+
+
+def test_without_going_on_a_damaged_checkpoint_does_not_matter(constants, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "RESUME", False)
+    monkeypatch.setattr(train, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    (constants / "outputs").mkdir()
+    for name in "last.pth", "last_teacher.pth", "gauge.pth":
+        (constants / "outputs" / name).write_bytes(b"")
+    train.main()
+    assert load_model("best_student_model.pth")
+
+
 def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
     (interrupted / "best_student_model.pth").unlink()
     with pytest.raises(UserError, match=r"best_student_model.pth is gone, .*put it back or set RESUME = False"):

@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import dummy_photo
 from PIL import Image
@@ -55,7 +56,8 @@ def sharpened_whole(pixels, made=None):
 def test_a_photo_becomes_what_the_network_makes_of_it(run, tmp_path):
     save(tmp_path / "a.png")
     code, printed, errors = run("a.png")
-    assert (code, errors) == (0, "") and "1 of 1 photos sharpened" in printed and "ms per megapixel on cpu" in printed
+    assert (code, errors) == (0, "") and "ms per megapixel on cpu" in printed
+    assert "1 of 1 photos sharpened with best_student_model.pth" in printed
     result = read_picture(tmp_path / "sharpened" / "a.png").pixels
     before = dummy_photo(40, 52, seed=0)
     assert np.abs(result.astype(int) - sharpened_whole(before)).max() <= 1, "bfloat16 may round the other way"
@@ -166,6 +168,16 @@ def test_grey_transparency_and_16_bits_are_kept(run, tmp_path):
     assert grey.pixels.shape == (40, 52, 1) and deep.pixels.dtype == np.uint16 and deep.pixels.shape == (40, 52, 1)
     assert np.array_equal(clear.pixels, plain.pixels) and np.array_equal(clear.alpha[..., 0], alpha)
     assert np.abs(deep.pixels / 257 - grey.pixels).max() <= 0.51, "the same, but finer"
+
+
+def test_16_bits_in_colour_are_sharpened_as_8_bits_are_but_finer(run, tmp_path):
+    rgb = dummy_photo(200, 230, seed=2)
+    tifffile.imwrite(tmp_path / "deep.tif", rgb.astype(np.uint16) * 257, photometric="rgb")
+    Image.fromarray(rgb).save(tmp_path / "plain.tif")
+    assert run("deep.tif", "plain.tif")[0] == 0
+    deep, plain = (read_picture(tmp_path / "sharpened" / f"{name}.tif").pixels for name in ("deep", "plain"))
+    assert deep.dtype == np.uint16 and deep.shape == (200, 230, 3) and np.abs(deep / 257 - plain).max() <= 0.51
+    assert np.abs(plain.astype(int) - rgb).max() > 10
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 500), (5, 2)])

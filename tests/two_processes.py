@@ -4,6 +4,7 @@ torchrun --nproc-per-node=2 tests/two_processes.py FOLDER [bad]
 """
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -51,9 +52,20 @@ def training(folder: Path, train_folder: str) -> None:
     torch.save(result, folder / f"rank{rank()}.pth")
 
 
+def whole(folder: Path) -> None:
+    """All of train.py's main(): a teacher first, then a student."""
+    os.chdir(folder)
+    settings = dict(NUM_EPOCHS=1, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=2, TEACHER_WEIGHTS=None, DEVICE="cpu")
+    vars(train).update(settings | dict(DATA=".", OUTPUTS="whole", REQUIRE_GOOD_TEACHER=False))
+    train.TeacherCNN = lambda: TeacherCNN(4, 8, 1, 1)
+    train.StudentCNN = lambda: StudentCNN(**STUDENT)
+    for _ in range(2):  # a finished training is followed by a new one on every rank
+        train.main()
+
+
 if __name__ == "__main__":
     # "bad": only rank 1 sees the folder with the bad file, as if the machines held different data
     torch.set_num_threads(1)
     start_processes("cpu")
     bad = sys.argv[2:] == ["bad"] and rank() == 1
-    run_script(lambda: training(Path(sys.argv[1]), "bad" if bad else "train"))
+    run_script(lambda: (training(Path(sys.argv[1]), "bad" if bad else "train"), whole(Path(sys.argv[1]))))
