@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import time
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import nn
@@ -12,8 +13,9 @@ from torch import nn
 import gauge
 import layers
 from degradations import blur, mirrored
-from processes import rank, say
-from utils import UserError, read_torch_file, write_torch_file
+from files import lock, read_torch_file, write_torch_file
+from processes import rank
+from utils import UserError
 
 
 def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> None:
@@ -112,31 +114,23 @@ def teacher_is_ready(teacher_file: Path, outputs: Path, settings: dict) -> bool:
     return ready
 
 
-def claim(outputs: Path):
+def claim(outputs: Path) -> IO | None:
     """Keep other trainings out of ``outputs`` until this process ends; the open file that does it, to be held.
 
     Raises:
         UserError: if another one is at work there.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
     if rank() != 0:
         return None
     outputs.mkdir(parents=True, exist_ok=True)
-    lock = open(outputs / ".lock", "w")  # noqa: SIM115
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        lock.close()
+    file = open(outputs / ".lock", "w")  # noqa: SIM115
+    if not lock(file):
+        file.close()
         raise UserError(
             f"another training is at work in {outputs}: wait for it, or let this one write elsewhere "
             "(OUTPUTS, BEST_STUDENT or TEACHER)"
-        ) from None
-    except OSError as error:  # a file system without locks
-        say(f"{outputs} cannot be locked ({error.strerror}): start no other training there")
-    return lock
+        )
+    return file
 
 
 def fingerprint(network: nn.Module) -> str:

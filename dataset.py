@@ -1,6 +1,8 @@
 """Pairs on disk -> training patches and validation photos; demo data."""
 
+import bisect
 import inspect
+import itertools
 import os
 import shutil
 import zlib
@@ -18,12 +20,13 @@ from tqdm import tqdm
 import gauge
 from checkpoints import fingerprint
 from degradations import Mixture, random_degradation
+from files import growing_file, read_torch_file, write_torch_file, write_whole
 from gauge import describe, turned_spectrum
 from models import run_tiled
 from patches import as_batch, cut, draw_photo, generator_of, random_window, to_pixels, to_tensor
 from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
 from processes import rank, say, share_of_batch
-from utils import UserError, autocast, autocast_dtype, read_torch_file, write_torch_file, write_whole
+from utils import UserError, autocast, autocast_dtype
 
 
 class PairedImageDataset(Dataset):
@@ -134,13 +137,18 @@ class PairedImageDataset(Dataset):
         if not answers.is_complete():
             of_others = (p for p in self.cache.glob(f"{self.key}-*.answers") if not p.name.startswith(name))
             remove_files(of_others)
-            write_whole(file, lambda partial: self._ask_all(teacher, device, weight, partial))
+            self._ask_all(teacher, device, weight, file)
         self.target = answers
 
     @torch.no_grad()
     def _ask_all(self, teacher: nn.Module, device: torch.device, weight: float, file: Path) -> None:
-        bar = tqdm(range(len(self)), "asking the teacher once", unit="photo", leave=False, disable=None)
-        with open(file, "wb") as out:
+        """Write all answers to ``file``; after an interruption from the first that is not whole."""
+        ends = [0, *itertools.accumulate(3 * height * width for height, width in self.shapes)]  # bytes
+        with growing_file(file) as out:
+            done = bisect.bisect_right(ends, out.seek(0, os.SEEK_END)) - 1
+            out.truncate(ends[done])
+            todo = range(done, len(self))
+            bar = tqdm(todo, "asking the teacher once", len(self), initial=done, unit="photo", leave=False, disable=None)
             for index in bar:
                 blurry = to_tensor(self.blurry[index])[None].to(device, memory_format=torch.channels_last)
                 with autocast(device):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from checks import Arguments, check_folder
 from dataset import find_or_make_data, find_pairs
 from degradations import blur, gaussian_kernel
+from files import write_whole
 from models import load_model
 from patches import to_pixels, to_tensor
 from photos import read_photo
@@ -40,7 +41,6 @@ from utils import (
     psnr,
     run_script,
     ssim,
-    write_whole,
 )
 
 DATA = "data"  # whose val/ is scored unless another folder is named; without pairs, the demo data

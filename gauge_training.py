@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset import without_traceback
+from files import read_torch_file, write_torch_file
 from gauge import WINDOW, BlurGauge, logarithms, power, spectrum, turned_spectrum, windows
 from patches import generator_of
 from processes import first_rank_first, say
-from utils import UserError, read_torch_file, write_torch_file
+from utils import UserError
 
 FLOOR = 1e-5  # mean squared error added to each photo's own, 50 dB: one that is sharp already must not outweigh all others
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from files import read_torch_file, write_torch_file
 from gauge import KERNEL_REACH, BlurGauge, apply_filter, describe
 from layers import (
     BRIGHTNESS,
@@ -31,7 +32,7 @@ from layers import (
     with_margin,
     zeroed,
 )
-from utils import UserError, autocast_dtype, read_torch_file, write_torch_file
+from utils import UserError, autocast_dtype
 
 
 class TeacherCNN(nn.Module):

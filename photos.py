@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
+from files import write_whole
 from processes import say
-from utils import UserError, one_line, write_whole
+from utils import UserError, one_line
 
 # Whatever a name says, nothing else is tried: fewer decoders for damaged or hostile bytes, and none that runs a program
 DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from files import write_whole
 from photos import open_picture, why
-from utils import UserError, write_whole
+from utils import UserError
 
 FORMATS = {
     ".png": "PNG",

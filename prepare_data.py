@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from checks import Arguments, check_folder
 from degradations import Mixture, random_degradation, shrink, uniform
+from files import write_whole
 from layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from patches import generator_of, to_pixels, to_tensor
 from photos import read_photo
-from utils import UserError, one_line, run_script, write_whole
+from utils import UserError, one_line, run_script
 
 OUT = "data"  # where train/ and val/ are
 VAL_SHARE = 0.1  # of the photos or sequences, at least one unless it is 0; data sets with a test part keep theirs

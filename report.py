@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from files import write_whole
 from models import run_tiled
 from patches import to_pixels
-from utils import Scores, as_saved, autocast, count_parameters, ms_per_megapixel, psnr, ssim, write_whole
+from utils import Scores, as_saved, autocast, count_parameters, ms_per_megapixel, psnr, ssim
 
 COLOURS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
 ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4

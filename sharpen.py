@@ -20,10 +20,11 @@ from torch import nn
 from tqdm import tqdm
 
 from checks import Arguments, check_folder, size_of
+from files import write_whole
 from models import FastStudent, StudentCNN, description_of, load_model, tiles
 from photos import find_photos
 from pictures import FORMATS, read_picture, write_picture
-from utils import UserError, autocast, is_out_of_memory, one_line, pick_device, run_script, write_whole
+from utils import UserError, autocast, is_out_of_memory, one_line, pick_device, run_script
 
 WEIGHTS = "best_student_model.pth"  # of train.py; where it is not there, the shipped student
 SHIPPED = Path(__file__).parent / "weights" / "student.pth"

@@ -3,17 +3,13 @@
 Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
 """
 
-import contextlib
 import errno
-import glob
 import logging
 import os
 import signal
 import sys
 import time
 import warnings
-import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -134,64 +130,6 @@ def autocast(device: torch.device) -> torch.autocast:
 def seed_everything(seed: int) -> None:
     """Seed torch on every device; the weights of a network made after it follow from ``seed``."""
     torch.manual_seed(seed)
-
-
-def write_whole(path: Path | str, write) -> None:
-    """Call ``write(partial_path)`` and move its file to ``path``: the old file or the new, never half.
-
-    Raises:
-        UserError: if the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    path = Path(path)
-    stem = os.fsencode(path.stem)[:200].decode(errors="ignore")  # bytes; most systems take names of 255
-    partial = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(stem)}.*.partial{path.suffix}"):
-            with contextlib.suppress(OSError):  # another process may have finished with it just now
-                if time.time() - left.stat().st_mtime > 86400:  # seconds; of a process that was killed
-                    left.unlink(missing_ok=True)
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        advice = "free some space" if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its folder"
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): {advice}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def write_torch_file(path: Path | str, content) -> None:
-    """``torch.save(content, path)``, whole or not at all; errors as ``write_whole``."""
-
-    def write(partial: Path) -> None:
-        try:
-            torch.save(content, partial)
-        except RuntimeError:  # which is how torch reports a full disk
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-
-    write_whole(path, write)
-
-
-def read_torch_file(path: Path | str):
-    """The content of a file that ``torch.save`` wrote, on the CPU. No code in it is ever run.
-
-    Raises:
-        UserError: if it is missing or damaged.
-        PermissionError: if it may not be read.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not a file: give the path of a .pth file")
-    try:
-        with warnings.catch_warnings(), zipfile.ZipFile(path) as parts:
-            if parts.testzip():  # torch does not look at the check sums
-                raise ValueError
-            warnings.simplefilter("ignore")  # torch warns of old kinds of files before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception:  # the unpickler fed damaged bytes may raise anything
-        raise UserError(f"{path} cannot be read as weights: it is damaged, or not a file of save_model") from None
 
 
 def as_saved(image: Tensor) -> Tensor:

@@ -20,9 +20,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from checks import Arguments, check_folder, whole_number
 from degradations import Mixture, random_degradation
+from files import write_whole
 from patches import generator_of, to_pixels, to_tensor
 from photos import find_photos, read_photo
-from utils import UserError, run_script, write_whole
+from utils import UserError, run_script
 
 RANGES = {
     "gaussian": "sigma",

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from checks import Arguments, check_folder
+from files import write_whole
 from models import load_model
 from photos import find_photos, read_photo
 from processes import start_processes
 from sharpen import sharpen_pixels
-from utils import UserError, gmac_per_megapixel, run_script, write_whole
+from utils import UserError, gmac_per_megapixel, run_script
 
 PUBLISHED = {"bicubic": (33.66, None), "SRCNN": (36.66, 57.2), "VDSR": (37.53, 664.7)}  # dB, GMAC per megapixel
 BORDER = 2  # pixels

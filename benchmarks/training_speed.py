@@ -30,10 +30,11 @@ import train
 from checks import Arguments, size_of, whole_number
 from dataset import PairedImageDataset
 from degradations import random_degradation
+from files import write_whole
 from models import StudentCNN, TeacherCNN, load_model, share_gauge
 from patches import to_pixels, to_tensor
 from processes import room_on, start_processes
-from utils import autocast, run_script, write_whole
+from utils import autocast, run_script
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 

@@ -18,7 +18,7 @@ from dataset import (
 )
 from degradations import Mixture
 from models import StudentCNN, TeacherCNN
-from patches import draw_photo, to_tensor
+from patches import draw_photo, to_pixels, to_tensor
 from photos import find_photos
 from utils import UserError, as_saved
 
@@ -132,6 +132,32 @@ def test_a_teacher_is_asked_once_and_again_when_it_or_the_photos_change(pairs, m
     PairedImageDataset(pairs / "train", 32).ask_once(teacher_of(2), cpu)
     assert len(asked) == 9
     assert len(list((pairs / "train" / ".cache").glob("*.answers"))) == 1
+
+
+def test_a_teacher_that_was_interrupted_is_asked_about_the_rest_only(pairs, monkeypatch):
+    teacher, cpu, asked = TeacherCNN(4, 8, 1, 1).eval(), torch.device("cpu"), []
+    torch.nn.init.normal_(teacher.tail.weight, std=0.05)
+
+    def counting(teacher, blurry):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(blurry.shape)
+        return teacher(blurry)
+
+    train_set = PairedImageDataset(pairs / "train", 32)
+    with monkeypatch.context() as patch:
+        patch.setattr("dataset.run_tiled", counting)
+        with pytest.raises(KeyboardInterrupt):
+            train_set.ask_once(teacher, cpu)
+    (partial,) = (pairs / "train" / ".cache").glob(".*.answers.partial")
+    with open(partial, "ab") as file:
+        file.write(b"half of an answer")
+    monkeypatch.setattr("dataset.run_tiled", lambda teacher, blurry: asked.append(blurry.shape) or teacher(blurry))
+    train_set.ask_once(teacher, cpu)
+    assert len(asked) == 3 and not list((pairs / "train" / ".cache").glob(".*.partial"))
+    for index in range(3):
+        expected = to_pixels(teacher(to_tensor(train_set.blurry[index])[None])[0].detach())
+        assert np.array_equal(train_set.target[index], expected)
 
 
 def test_a_student_told_the_blur_found_once_answers_as_one_told_the_spectrum(pairs):

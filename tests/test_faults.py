@@ -88,7 +88,7 @@ def test_a_folder_without_locks_is_used_all_the_same(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     claim(tmp_path).close()
-    assert "cannot be locked (No locks available): start no other training there" in capsys.readouterr().out
+    assert ".lock cannot be locked (No locks available): start nothing else that writes there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     (tmp_path / "last.pth").touch()
-    monkeypatch.setattr("utils.zipfile.ZipFile", forbidden)  # root may read everything
+    monkeypatch.setattr("files.zipfile.ZipFile", forbidden)  # root may read everything
     with pytest.raises(PermissionError):
         unfinished(tmp_path / "last.pth")

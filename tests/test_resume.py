@@ -205,7 +205,7 @@ def test_a_full_disk_is_a_sentence_and_the_earlier_checkpoint_survives(interrupt
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("utils.torch.save", full)
+    monkeypatch.setattr("files.torch.save", full)
     with pytest.raises(UserError, match=r"last\.pth cannot be written .*No space left on device.*: free some space"):
         train.main()
     assert (interrupted / "outputs" / "last.pth").read_bytes() == before

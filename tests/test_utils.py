@@ -4,7 +4,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
-from utils import PSNRAndSSIMLoss, UserError, as_saved, autocast_dtype, psnr, ssim, write_whole
+from files import write_whole
+from utils import PSNRAndSSIMLoss, UserError, as_saved, autocast_dtype, psnr, ssim
 
 
 def two_images(height, width, noise=0.1, seed=0):

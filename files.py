@@ -1,0 +1,114 @@
+"""Files that are written whole or not at all, and weights that are read without running any code in them."""
+
+import contextlib
+import errno
+import glob
+import os
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import torch
+
+from utils import UserError
+
+
+def write_whole(path: Path | str, write) -> None:
+    """Call ``write(partial_path)`` and move its file to ``path``: the old file or the new, never half.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    path = Path(path)
+    stem = os.fsencode(path.stem)[:200].decode(errors="ignore")  # bytes; most systems take names of 255
+    partial = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(stem)}.*.partial{path.suffix}"):
+            with contextlib.suppress(OSError):  # another process may have finished with it just now
+                if time.time() - left.stat().st_mtime > 86400:  # seconds; of a process that was killed
+                    left.unlink(missing_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise _not_written(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def growing_file(path: Path) -> Iterator[BinaryIO]:
+    """For a ``with``: a file to append to, which becomes ``path`` at its end; after an interruption the same file again.
+
+    Raises:
+        UserError: if it cannot be written, or another process is at it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "ab") as file:
+            if not lock(file):
+                raise UserError(f"another process is writing {path}: wait until it has finished")
+            yield file
+            file.flush()
+            os.replace(partial, path)
+    except OSError as error:
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    advice = "free some space" if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its folder"
+    return UserError(f"{path} cannot be written ({error.strerror or error}): {advice}")
+
+
+def lock(file: IO) -> bool:
+    """Keep other processes from locking the open ``file`` until it is closed; False if one has done so.
+
+    Where there are no locks (Windows, some network drives) it does nothing.
+    """
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            print(f"{file.name} cannot be locked ({error.strerror}): start nothing else that writes there")
+    return True
+
+
+def write_torch_file(path: Path | str, content) -> None:
+    """``torch.save(content, path)``, whole or not at all; errors as ``write_whole``."""
+
+    def write(partial: Path) -> None:
+        try:
+            torch.save(content, partial)
+        except RuntimeError:  # which is how torch reports a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+    write_whole(path, write)
+
+
+def read_torch_file(path: Path | str):
+    """The content of a file that ``torch.save`` wrote, on the CPU. No code in it is ever run.
+
+    Raises:
+        UserError: if it is missing or damaged.
+        PermissionError: if it may not be read.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file: give the path of a .pth file")
+    try:
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as parts:
+            if parts.testzip():  # torch does not look at the check sums
+                raise ValueError
+            warnings.simplefilter("ignore")  # torch warns of old kinds of files before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception:  # the unpickler fed damaged bytes may raise anything
+        raise UserError(f"{path} cannot be read as weights: it is damaged, or not a file of save_model") from None
