@@ -34,6 +34,7 @@ EPOCHS = 2
 def dropout_student() -> StudentCNN:
     student = StudentCNN(convs=2, variants=2, hidden=8)
     student.make = nn.Sequential(*student.make, nn.Dropout(0.1))
+    student.gauge.requires_grad_(False)  # as train.py does
     return student
 
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    steps = 60 + 50 * arguments.kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
+    steps = 55 + 50 * arguments.kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for k in range(2):

@@ -159,8 +159,13 @@ def test_settings_changed_in_between_are_named_with_the_two_ways_out(interrupted
     with pytest.raises(UserError, match=f"{sentence}.*RESUME = False.*or put the old values back"):
         train.main()
     assert (interrupted / "outputs" / "last.pth").read_bytes() == before
+
+
+def test_with_resume_off_an_interrupted_training_is_dropped_and_a_new_one_starts(interrupted, monkeypatch, capsys):
+    monkeypatch.setattr(train, "LEARNING_RATE", 0.5)
     monkeypatch.setattr(train, "RESUME", False)
     train.main()
+    assert "going on" not in capsys.readouterr().out
 
 
 def test_a_teacher_or_photos_changed_in_between_are_noticed(interrupted):
