@@ -67,7 +67,7 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
         UserError: if the training was interrupted under other ``settings``, or with another network.
     """
     content = _read(path)
-    _check_settings(path, content["settings"], content["settings"] | settings)
+    _check_settings(path, content["settings"], dict.fromkeys(content["settings"]) | settings)
     try:
         for name, part in parts.items():
             part.load_state_dict(content["states"][name])

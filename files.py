@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -27,10 +27,7 @@ def write_whole(path: Path | str, write) -> None:
     partial = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(stem)}.*.partial{path.suffix}"):
-            with contextlib.suppress(OSError):  # another process may have finished with it just now
-                if time.time() - left.stat().st_mtime > 86400:  # seconds; of a process that was killed
-                    left.unlink(missing_ok=True)
+        _remove_old(path.parent.glob(f".{glob.escape(stem)}.*.partial{path.suffix}"))
         write(partial)
         os.replace(partial, path)
     except OSError as error:
@@ -48,15 +45,23 @@ def growing_file(path: Path) -> Iterator[BinaryIO]:
         UserError: if it cannot be written, or another process is at it.
     """
     partial = path.with_name(f".{path.name}.partial")
+    _remove_old(other for other in path.parent.glob(f".*{path.suffix}.partial") if other != partial)
     try:
         with open(partial, "ab") as file:
             if not lock(file):
                 raise UserError(f"another process is writing {path}: wait until it has finished")
             yield file
-            file.flush()
-            os.replace(partial, path)
+        os.replace(partial, path)
     except OSError as error:
         raise _not_written(path, error) from None
+
+
+def _remove_old(files: Iterable[Path]) -> None:
+    """Remove what processes that were killed left behind; younger files may be another one's at work."""
+    for file in files:
+        with contextlib.suppress(OSError):  # another process may have finished with it just now
+            if time.time() - file.stat().st_mtime > 86400:  # seconds
+                file.unlink(missing_ok=True)
 
 
 def _not_written(path: Path, error: OSError) -> UserError:

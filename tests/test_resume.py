@@ -189,6 +189,10 @@ def test_a_gauge_that_was_taught_otherwise_is_named(constants, monkeypatch):  # 
     monkeypatch.setattr(pretrain, "GAUGE_PASSES", 2)
     with pytest.raises(UserError, match="GAUGE_PASSES was 1, is 2.*RESUME = False.*or put the old values back"):
         pretrain.main()
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    monkeypatch.setattr(train, "TeacherCNN", pretrain.TeacherCNN)
+    with pytest.raises(UserError, match="GAUGE_DRAWS was 2, is None"):  # the other script's training
+        train.main()
 
 
 def test_with_the_old_values_an_interrupted_main_goes_on(interrupted, capsys):
