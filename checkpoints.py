@@ -45,19 +45,25 @@ def unfinished(path: Path) -> bool:
     return path.is_file() and not _read(path)["finished"]
 
 
-def drop(path: Path, resume: bool) -> None:
-    """Remove the checkpoint ``path`` of an earlier student, whose teacher will be gone.
+def make_way(outputs: Path, resume: bool, settings: dict) -> None:
+    """Before a teacher is taught: remove what an earlier teacher and its student left in ``outputs``.
 
     Raises:
-        UserError: with ``resume``, if its training was interrupted.
+        UserError: with ``resume``, if the student's training was interrupted, or the teacher's under other ``settings``.
     """
-    if resume and unfinished(path):
+    teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
+    if resume and unfinished(student_run):
         raise UserError(
-            f"{path} holds a training that was interrupted, of a student of another teacher: set RESUME = False to drop it "
-            "and start anew, or put TEACHER_WEIGHTS back to go on with it"
+            f"{student_run} holds a training that was interrupted, of a student of another teacher: set RESUME = False to "
+            "drop it and start anew, or put TEACHER_WEIGHTS back to go on with it"
         )
+    goes_on = resume and unfinished(teacher_run)
+    if goes_on:
+        check_settings(teacher_run, settings)
     if rank() == 0:
-        path.unlink(missing_ok=True)
+        student_run.unlink(missing_ok=True)
+        if not goes_on:
+            teacher_run.unlink(missing_ok=True)
 
 
 def load_progress(path: Path, parts: dict, settings: dict) -> dict:
@@ -67,7 +73,7 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
         UserError: if the training was interrupted under other ``settings``, or with another network.
     """
     content = _read(path)
-    _check_settings(path, content["settings"], dict.fromkeys(content["settings"]) | settings)
+    check_settings(path, dict.fromkeys(content["settings"]) | settings)
     try:
         for name, part in parts.items():
             part.load_state_dict(content["states"][name])
@@ -82,11 +88,13 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
     return content["progress"]
 
 
-def _check_settings(path: Path, old: dict, settings: dict) -> None:
+def check_settings(path: Path, settings: dict) -> None:
+    """Raise ``UserError`` if the training in ``path`` had others."""
+    old = _read(path)["settings"]
     changed = [f"{name} was {old.get(name)}, is {value}" for name, value in settings.items() if old.get(name) != value]
     if changed:
         raise UserError(
-            f"{path} holds a training that was interrupted under other settings ({'; '.join(changed)}): "
+            f"{path} holds a training under other settings ({'; '.join(changed)}): "
             "set RESUME = False to drop it and start anew, or put the old values back to go on with it"
         )
 
@@ -104,14 +112,19 @@ def teacher_is_ready(teacher_file: Path, outputs: Path, settings: dict) -> bool:
     """Whether an interrupted run of train.py had taught its own teacher already and was at the student.
 
     Raises:
-        UserError: if that was under other ``settings``.
+        UserError: if that was under other ``settings``, or the teacher there is one of pretrain.py.
     """
     teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
     taught = teacher_file.is_file() and teacher_run.is_file() and not unfinished(teacher_run)
-    ready = taught and (unfinished(student_run) or not student_run.is_file())
-    if ready:
-        _check_settings(teacher_run, _read(teacher_run)["settings"], settings)
-    return ready
+    if taught and "START_FROM" in _read(teacher_run)["settings"]:
+        raise UserError(
+            f"{teacher_file} was taught by pretrain.py, and another teacher would take its place: name it in "
+            "TEACHER_WEIGHTS, or set RESUME = False"
+        )
+    if not taught or (student_run.is_file() and not unfinished(student_run)):
+        return False
+    check_settings(teacher_run, settings)
+    return True
 
 
 def claim(outputs: Path) -> IO | None:
@@ -127,8 +140,8 @@ def claim(outputs: Path) -> IO | None:
     if not lock(file):
         file.close()
         raise UserError(
-            f"another training is at work in {outputs}: wait for it, or let this one write elsewhere "
-            "(OUTPUTS, BEST_STUDENT or TEACHER)"
+            f"another training is at work in {outputs}: wait for it, or set OUTPUTS to another folder, "
+            "and BEST_STUDENT or TEACHER to another file"
         )
     return file
 

@@ -136,7 +136,7 @@ def check_memory(bytes_each: int, workers: int) -> None:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows, for one
         return
-    needed = bytes_each * max(1, workers)
+    needed = bytes_each * max(1, workers) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun
     if needed > there:
         raise UserError(
             f"the blurred photos of PHOTOS take {needed / 1e9:.0f} GB of memory, and this machine has {there / 1e9:.0f}: "

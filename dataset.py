@@ -309,7 +309,8 @@ def make_demo_data(root: Path | str) -> None:
     """
     root = Path(root)
     note = root / "DEMO.txt"
-    if note.is_file() and note.read_text() == DEMO_NOTE and (root / "train").is_dir() and (root / "val").is_dir():
+    is_ours = note.is_file() and note.read_text(errors="replace") == DEMO_NOTE
+    if is_ours and (root / "train").is_dir() and (root / "val").is_dir():
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} holds files that are not demo data: move them away, or name another folder")

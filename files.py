@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import os
+import socket
 import time
 import warnings
 import zipfile
@@ -39,21 +40,39 @@ def write_whole(path: Path | str, write) -> None:
 
 @contextlib.contextmanager
 def growing_file(path: Path) -> Iterator[BinaryIO]:
-    """For a ``with``: a file to append to, which becomes ``path`` at its end; after an interruption the same file again.
+    """For a ``with``: a file to append to, which becomes ``path`` at its end.
+
+    It starts with what a process of this machine wrote to it that was stopped; two at once write one each.
 
     Raises:
-        UserError: if it cannot be written, or another process is at it.
+        UserError: if it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    _remove_old(other for other in path.parent.glob(f".*{path.suffix}.partial") if other != partial)
+    name = f".{path.name}.{socket.gethostname()}"
+    partial = path.with_name(f"{name}.{os.getpid()}.partial")
     try:
+        for left in path.parent.glob(f"{glob.escape(name)}.*.partial"):
+            if not _is_running(left.name.split(".")[-2]):
+                with contextlib.suppress(FileNotFoundError):  # another process has taken it
+                    os.replace(left, partial)
+        _remove_old(other for other in path.parent.glob(f".*{path.suffix}.*.partial") if other != partial)
         with open(partial, "ab") as file:
-            if not lock(file):
-                raise UserError(f"another process is writing {path}: wait until it has finished")
             yield file
         os.replace(partial, path)
     except OSError as error:
         raise _not_written(path, error) from None
+
+
+def _is_running(process: str) -> bool:
+    """Whether that process works on this machine; the one that asks does not, it is only starting to."""
+    if os.name == "nt" or not process.isdecimal():  # on Windows the question would end it
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return int(process) != os.getpid()
 
 
 def _remove_old(files: Iterable[Path]) -> None:

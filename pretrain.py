@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blurred import BlurredPhotos
-from checkpoints import claim, fingerprint, mark_finished
+from checkpoints import check_settings, claim, fingerprint, mark_finished, unfinished
 from checks import check_constants, check_memory, check_network, check_targets
 from dataset import PairedImageDataset, find_or_make_data
 from gauge_training import teach_gauge
@@ -87,6 +87,9 @@ def main() -> None:
 
     settings |= gauge_settings  # which tell with what gauge the teacher begins
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
+    unfinished_file = Path(OUTPUTS) / "last_teacher.pth"
+    if RESUME and unfinished(unfinished_file):
+        check_settings(unfinished_file, settings)  # now rather than after the gauge was taught otherwise
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM is not None:
         scores["start"] = validate(teacher.to(device), val_set, device)

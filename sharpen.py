@@ -204,7 +204,7 @@ def sharpen_frames(network: nn.Module, height: int, width: int, strength: float,
             if got < len(frame):
                 raise UserError(f"the last frame ends after {got} of {len(frame)} bytes: is it {width}x{height}, rgb24?")
             pixels = np.frombuffer(frame, np.uint8).reshape(height, width, 3)
-            if count == 0:  # which says so where the weights give no finite number; FastStudent does not look
+            if fast and count == 0:  # which says so where the weights give no finite number; FastStudent does not look
                 sharpen_pixels(network, pixels, strength, device)
             if fast:
                 sharp = fast(torch.from_numpy(pixels).to(device), strength=strength).cpu().numpy()

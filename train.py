@@ -18,9 +18,9 @@ from tqdm import tqdm
 from checkpoints import (
     Stopwatch,
     claim,
-    drop,
     fingerprint,
     load_progress,
+    make_way,
     mark_finished,
     save_progress,
     teacher_is_ready,
@@ -123,7 +123,7 @@ def main() -> None:
     taught = own and RESUME and first_rank_first(lambda: teacher_is_ready(teacher_file, outputs, of_teacher))
     if own and not taught:
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")
-        first_rank_first(lambda: drop(outputs / "last.pth", RESUME))
+        first_rank_first(lambda: make_way(outputs, RESUME, of_teacher))
         seed_everything(SEED)
         teacher = TeacherCNN().to(device)
         teach_gauge(teacher, train_set, val_set, outputs / "gauge.pth", seed=SEED, workers=NUM_WORKERS, device=device)
@@ -160,7 +160,7 @@ def main() -> None:
         print_summary({"student": student, "teacher": teacher}, scores, device)
         draw_comparison(outputs, val_set, {"student": student, "teacher": teacher}, device)
         print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of the epochs are in {OUTPUTS}/")
-        print(f"python sharpen.py PHOTO --weights {BEST_STUDENT} sharpens photos with it; python evaluate.py scores it")
+        print(f"Next: python sharpen.py PHOTO --weights {BEST_STUDENT}, python evaluate.py {data / 'val'} {BEST_STUDENT}")
     mark_finished(outputs / "last.pth")
 
 

@@ -1,4 +1,4 @@
-"""Small tools that every script shares: errors, devices, seeds, safe writing, PSNR, SSIM.
+"""Small tools that every script shares: errors, devices, seeds, PSNR, SSIM.
 
 Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
 """

@@ -105,6 +105,17 @@ def test_an_interrupted_student_of_another_teacher_is_told_before_one_is_taught(
         train.main()
 
 
+def test_a_teacher_of_pretraining_is_not_overwritten_unasked(constants, monkeypatch):  # noqa: F811
+    for script in pretrain, train:
+        monkeypatch.setattr(script, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    pretrain.main()
+    before = (constants / "outputs" / "teacher.pth").read_bytes()
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
+    with pytest.raises(UserError, match="teacher.pth was taught by pretrain.py, .*: name it in TEACHER_WEIGHTS"):
+        train.main()
+    assert (constants / "outputs" / "teacher.pth").read_bytes() == before
+
+
 def test_without_going_on_a_damaged_checkpoint_does_not_matter(constants, monkeypatch):  # noqa: F811
     monkeypatch.setattr(train, "TEACHER_WEIGHTS", None)
     monkeypatch.setattr(train, "RESUME", False)

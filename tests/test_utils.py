@@ -1,10 +1,15 @@
+import os
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
-from files import write_whole
+from files import growing_file, write_whole
 from utils import PSNRAndSSIMLoss, UserError, as_saved, autocast_dtype, psnr, ssim
 
 
@@ -97,6 +102,27 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     with pytest.raises(UserError, match="file.txt cannot be written .*No space left"):
         write_whole(path, fails_halfway)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_stopped_process_wrote_is_gone_on_with_and_a_running_one_is_left_alone(tmp_path):
+    stopped = subprocess.Popen([sys.executable, "-c", ""])
+    stopped.wait()
+    running = os.getppid()
+    for process, text in (stopped.pid, "one "), (running, "other"):
+        (tmp_path / f".a.txt.{socket.gethostname()}.{process}.partial").write_text(text)
+    with pytest.raises(KeyboardInterrupt), growing_file(tmp_path / "a.txt") as file:
+        file.write(b"two ")
+        raise KeyboardInterrupt
+    with growing_file(tmp_path / "a.txt") as file:  # this process again
+        file.write(b"three")
+    assert (tmp_path / "a.txt").read_text() == "one two three"
+    assert [path.read_text() for path in tmp_path.glob(".*")] == ["other"]
+
+
+def test_a_file_that_cannot_grow_is_one_sentence(tmp_path):
+    sentence = r"a\.txt cannot be written .*No space left.*: free some space"
+    with pytest.raises(UserError, match=sentence), growing_file(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device")
 
 
 def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path):
