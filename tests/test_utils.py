@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
 from files import growing_file, write_whole
-from utils import PSNRAndSSIMLoss, UserError, as_saved, autocast_dtype, psnr, ssim
+from utils import PSNRAndSSIMLoss, UserError, as_saved, autocast_dtype, ms_per_megapixel, psnr, ssim
 
 
 def two_images(height, width, noise=0.1, seed=0):
@@ -102,6 +102,10 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     with pytest.raises(UserError, match="file.txt cannot be written .*No space left"):
         write_whole(path, fails_halfway)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_time_for_a_megapixel_is_a_number_above_0():
+    assert 0 < ms_per_megapixel(torch.nn.Conv2d(3, 3, 3), torch.device("cpu"), size=16) < np.inf
 
 
 def test_what_a_stopped_process_wrote_is_gone_on_with_and_a_running_one_is_left_alone(tmp_path):
