@@ -44,7 +44,7 @@ train.teach_gauge = lambda *_, **__: None
 utils.run_script(train.main)
 """
     trainings = {}
-    for number in signal.SIGTERM, signal.SIGINT, signal.SIGKILL:  # side by side, which saves time
+    for number in signal.SIGTERM, signal.SIGINT:  # side by side, which saves time; for SIGKILL see kill_and_resume.py
         folder = tmp_path / number.name
         shutil.copytree(pairs, folder / "data")
         command = [sys.executable, "-c", script]
@@ -56,9 +56,8 @@ utils.run_script(train.main)
             time.sleep(0.1)
             training.send_signal(number)
             _, errors = training.communicate(timeout=30)
-        assert training.returncode == (-9 if number == signal.SIGKILL else 130) and "Traceback" not in errors
-        left = list((tmp_path / number.name).rglob("*partial*"))
-        assert not left or number == signal.SIGKILL  # which nothing can clean up after
+        assert training.returncode == 130 and "Traceback" not in errors
+        assert not list((tmp_path / number.name).rglob("*partial*"))
         torch.load(tmp_path / number.name / "outputs" / "last_teacher.pth", weights_only=True)
 
 
