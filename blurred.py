@@ -46,7 +46,7 @@ class BlurredPhotos(Dataset):
         self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
         self.photos = DecodedPhotos(list(paths), Path(cache))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
-        self.memory = sum(6 * height * width for height, width in self.photos.shapes)  # bytes, of each process
+        self.bytes_in_memory = sum(6 * height * width for height, width in self.photos.shapes)  # of each process
         self.blurred: dict[int, tuple] = {}  # photo -> the version that patches are being cut from
         small = [
             too_small(path, shape, patch_size)

@@ -73,7 +73,7 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
         UserError: if the training was interrupted under other ``settings``, or with another network.
     """
     content = _read(path)
-    check_settings(path, dict.fromkeys(content["settings"]) | settings)
+    _compare(path, content["settings"], dict.fromkeys(content["settings"]) | settings)  # one that is gone has changed too
     try:
         for name, part in parts.items():
             part.load_state_dict(content["states"][name])
@@ -89,8 +89,11 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
 
 
 def check_settings(path: Path, settings: dict) -> None:
-    """Raise ``UserError`` if the training in ``path`` had others."""
-    old = _read(path)["settings"]
+    """Raise ``UserError`` if the training in the checkpoint ``path`` had other values for these ``settings``."""
+    _compare(path, _read(path)["settings"], settings)
+
+
+def _compare(path: Path, old: dict, settings: dict) -> None:
     changed = [f"{name} was {old.get(name)}, is {value}" for name, value in settings.items() if old.get(name) != value]
     if changed:
         raise UserError(
@@ -116,14 +119,15 @@ def teacher_is_ready(teacher_file: Path, outputs: Path, settings: dict) -> bool:
     """
     teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
     taught = teacher_file.is_file() and teacher_run.is_file() and not unfinished(teacher_run)
-    if taught and "START_FROM" in _read(teacher_run)["settings"]:
+    old = _read(teacher_run)["settings"] if taught else {}
+    if "START_FROM" in old:
         raise UserError(
             f"{teacher_file} was taught by pretrain.py, and another teacher would take its place: name it in "
             "TEACHER_WEIGHTS, or set RESUME = False"
         )
     if not taught or (student_run.is_file() and not unfinished(student_run)):
         return False
-    check_settings(teacher_run, settings)
+    _compare(teacher_run, old, settings)
     return True
 
 

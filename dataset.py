@@ -295,7 +295,8 @@ def find_or_make_data(root: Path | str) -> Path:
     if stray:
         raise UserError(f"{stray} is not where it is looked for: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
     make_demo_data(root / "demo")
-    say(f"{root} holds no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'}")
+    say(f"{root} holds no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'};")
+    say("prepare_data.py makes pairs of your own photos, and weights/student.pth has learned from many more than these")
     return root / "demo"
 
 

@@ -82,7 +82,7 @@ def main() -> None:
         cache = Path(OUTPUTS) / ".cache"
         train_set = first_rank_first(lambda: BlurredPhotos(train_photos, cache / "train", PATCH_SIZE, SEED))
         val_set = first_rank_first(lambda: BlurredPhotos(val_photos, cache / "val", seed=SEED))
-        check_memory(train_set.memory, NUM_WORKERS)
+        check_memory(train_set.bytes_in_memory, NUM_WORKERS)
     say(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     settings |= gauge_settings  # which tell with what gauge the teacher begins

@@ -119,7 +119,7 @@ def main() -> None:
     machine = dict(device=device, outputs=outputs, workers=NUM_WORKERS, compiled=COMPILE, resume=RESUME)
     machine |= dict(checkpoint_minutes=CHECKPOINT_MINUTES)
     of_teacher = settings | {"LEARNING_RATE": TEACHER_LEARNING_RATE, "the photos": f"{train_set.key} {val_set.key}"}
-    own = TEACHER_WEIGHTS is None
+    own = TEACHER_WEIGHTS is None  # then a teacher is taught here first
     taught = own and RESUME and first_rank_first(lambda: teacher_is_ready(teacher_file, outputs, of_teacher))
     if own and not taught:
         say(f"TEACHER_WEIGHTS is None: first a teacher learns from the sharp photos; it goes to {teacher_file}")

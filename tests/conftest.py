@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts lie flat be
 from degradations import blur, gaussian_kernel
 from patches import to_pixels, to_tensor
 
+# For tests of what runs on a GPU too
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA"))]
+
 
 def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:
     """(height, width, 3) uint8: random rectangles, so that there are edges to sharpen."""

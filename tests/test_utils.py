@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICES
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
@@ -152,11 +153,15 @@ def test_absent_cuda_is_one_sentence(monkeypatch):
         utils.pick_device("cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares CUDA with the CPU")
-def test_metrics_on_cuda_equal_those_on_the_cpu():
+@pytest.mark.parametrize("device", DEVICES)
+def test_metrics_on_every_device_equal_those_of_scikit_image(device):
     x, y = two_images(40, 50)
-    for metric in psnr, ssim:
-        torch.testing.assert_close(metric(x.cuda(), y.cuda()).cpu(), metric(x, y), atol=1e-4, rtol=0)
+    options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)
+    pairs = [(a.numpy(), b.numpy()) for a, b in zip(x, y, strict=True)]
+    expected = torch.tensor([structural_similarity(a, b, **options) for a, b in pairs])
+    torch.testing.assert_close(ssim(x.to(device), y.to(device)).cpu(), expected.float(), atol=1e-4, rtol=0)
+    expected = torch.tensor([peak_signal_noise_ratio(b, a, data_range=1) for a, b in pairs])
+    torch.testing.assert_close(psnr(x.to(device), y.to(device)).cpu(), expected.float(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
