@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from files import write_whole
 from models import run_tiled
 from patches import to_pixels
+from photos import remove_files
 from utils import Scores, as_saved, autocast, count_parameters, ms_per_megapixel, psnr, ssim
 
 COLOURS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
@@ -120,6 +121,7 @@ def draw_comparison(
     Args:
         val_set: (blurry, sharp) photos, each (3, H, W) in [0, 1].
     """
+    remove_files(folder.glob("comparison_*.png"))  # of an earlier training, on other photos perhaps
     looked_at = range(min(len(val_set), 100))
     by_blur = sorted(looked_at, key=lambda i: float(psnr(val_set[i][0][None], val_set[i][1][None])))
     blurrier = by_blur[: max(1, (len(by_blur) + 1) // 2)]

@@ -63,6 +63,8 @@ def constants(pairs, tmp_path, monkeypatch):
 
 
 def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
+    (constants / "outputs").mkdir()
+    (constants / "outputs" / "comparison_3.png").write_text("of an earlier training on more photos")
     train.main()
     student = load_model("best_student_model.pth")
     with open("outputs/student_epochs.csv") as file:
@@ -70,6 +72,7 @@ def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert student.facts["val"]["ssim"] == pytest.approx(max(float(row["student_ssim"]) for row in rows))
     assert {float(row["input_ssim"]) for row in rows} == {float(rows[0]["input_ssim"])}
+    assert not (constants / "outputs" / "comparison_3.png").exists()
     for name in "student_curves.png", "comparison_1.png":
         picture = Image.open(constants / "outputs" / name)
         assert min(picture.size) > 100 and len(picture.getcolors(1 << 24)) > 10
