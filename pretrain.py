@@ -82,14 +82,16 @@ def main() -> None:
         cache = Path(OUTPUTS) / ".cache"
         train_set = first_rank_first(lambda: BlurredPhotos(train_photos, cache / "train", PATCH_SIZE, SEED))
         val_set = first_rank_first(lambda: BlurredPhotos(val_photos, cache / "val", seed=SEED))
-        check_memory(train_set.bytes_in_memory, NUM_WORKERS)
+        first_rank_first(lambda: check_memory(train_set.bytes_in_memory, NUM_WORKERS))
     say(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     settings |= gauge_settings  # which tell with what gauge the teacher begins
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
     unfinished_file = Path(OUTPUTS) / "last_teacher.pth"
     if RESUME and unfinished(unfinished_file):
-        check_settings(unfinished_file, settings)  # now rather than after the gauge was taught otherwise
+        first_rank_first(
+            lambda: check_settings(unfinished_file, settings)
+        )  # now rather than after the gauge was taught otherwise
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM is not None:
         scores["start"] = validate(teacher.to(device), val_set, device)
