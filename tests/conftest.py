@@ -1,6 +1,10 @@
-"""Dummy photos and pairs, made in a temporary folder."""
+"""Dummy photos and pairs, made in a temporary folder, and processes beside the tests."""
 
+import multiprocessing
+import os
 import sys
+from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,8 @@ from patches import to_pixels, to_tensor
 
 # For tests of what runs on a GPU too
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA"))]
+
+FORKS = multiprocessing.get_context("forkserver")
 
 
 def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:
@@ -41,6 +47,40 @@ def pairs(tmp_path) -> Path:
         for k in range(count):
             write_pair(tmp_path / "data" / part / f"{k + 1:03d}", 40 + 3 * k, 48 - 5 * k, seed=10 * len(part) + k)
     return tmp_path / "data"
+
+
+def pytest_sessionstart() -> None:
+    """Set going what ``start`` forks its processes from, which imports torch while other tests are at work."""
+    FORKS.set_forkserver_preload(["train", "torch._dynamo"])  # which torch imports for every optimizer, in two seconds
+    forkserver.ensure_running()
+
+
+@pytest.fixture
+def start():
+    """Calls ``work`` of a module in a process of its own, forked from one that has imported torch once for all of them.
+
+    What it prints goes to ``log``. What is still at work when the test ends is killed.
+    """
+    processes = []
+
+    def start(work: Callable, *arguments, log: Path) -> multiprocessing.Process:
+        process = FORKS.Process(target=_as_if_alone, args=(multiprocessing.get_start_method(), log, work, *arguments))
+        process.start()
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def _as_if_alone(start_method: str, log: Path, work: Callable, *arguments) -> None:
+    multiprocessing.set_start_method(start_method, force=True)  # of its own workers
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    work(*arguments)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which an optimizer would import, in two seconds, in each of the children
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from conftest import write_pair
@@ -75,19 +76,22 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
-    steps = 55 + 50 * arguments.kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
+    kill_and_resume(**vars(parser.parse_args()))
+
+
+def kill_and_resume(kills: int, workers: int, seed: int) -> None:
+    rng, wanted = random.Random(seed), kills
+    steps = 5 + 50 * kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for k in range(2):
             write_pair(folder / "pairs" / f"{k}", seed=k)
         start = time.monotonic()
-        assert os.waitpid(in_a_process(folder, "alone", arguments.workers, steps), 0)[1] == 0, "the training itself failed"
+        assert os.waitpid(in_a_process(folder, "alone", workers, steps), 0)[1] == 0, "the training itself failed"
         usual = time.monotonic() - start
         kills, patience = 0, 0.3
-        while kills < arguments.kills:
-            child = in_a_process(folder, "killed", arguments.workers, steps)
+        while kills < wanted:
+            child = in_a_process(folder, "killed", workers, steps)
             last_file, seen = folder / "killed" / "last.pth", set()
             before = last_file.stat().st_mtime_ns if last_file.exists() else None
             deadline = time.monotonic() + 60
@@ -106,7 +110,7 @@ def main() -> None:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
-        assert os.waitpid(in_a_process(folder, "killed", arguments.workers, steps), 0)[1] == 0, "the last run failed"
+        assert os.waitpid(in_a_process(folder, "killed", workers, steps), 0)[1] == 0, "the last run failed"
         went_on = (folder / "killed.log").read_text()
         went_on = sum(int(step) > 0 for step in re.findall(r"interrupted after step (\d+)", went_on))
         one, other = (torch.load(folder / f"{name}.pth", weights_only=True) for name in ("alone", "killed"))

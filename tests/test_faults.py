@@ -5,58 +5,62 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import FORKS
 
+import train
 from checkpoints import claim, unfinished
 from dataset import PairedImageDataset, without_traceback
+from models import TeacherCNN
 from utils import UserError, run_script
 
-ROOT = Path(__file__).parent.parent
+
+def hold(folder, held, let_go):
+    lock = claim(folder)
+    held.set()
+    let_go.wait(30)
+    lock.close()
 
 
-def test_two_trainings_do_not_share_a_folder(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from checkpoints import claim\n"
-    code += f"lock = claim(Path({str(tmp_path)!r})); print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another training is at work in"):
-            claim(tmp_path)
-        other.communicate("")
+def test_two_trainings_do_not_share_a_folder(tmp_path, start):
+    held, let_go = FORKS.Event(), FORKS.Event()
+    other = start(hold, tmp_path, held, let_go, log=tmp_path / "log")
+    assert held.wait(30)
+    with pytest.raises(UserError, match="another training is at work in"):
+        claim(tmp_path)
+    let_go.set()
+    other.join(30)
     claim(tmp_path).close()
 
 
-def test_a_training_that_is_stopped_leaves_no_half_file(pairs, tmp_path):
-    settings = "NUM_EPOCHS=10**6, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=4, TEACHER_WEIGHTS=None, DEVICE='cpu'"
-    script = f"""
-import signal, sys; sys.path.insert(0, {str(ROOT)!r})
-import torch, train, utils, models
-torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
-vars(train).update(dict({settings}))
-train.TeacherCNN = lambda: models.TeacherCNN(4, 8, 1, 1)
-train.teach_gauge = lambda *_, **__: None
-utils.run_script(train.main)
-"""
+def endless_training(folder):
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
+    settings = dict(NUM_EPOCHS=10**6, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=4, TEACHER_WEIGHTS=None, DEVICE="cpu")
+    vars(train).update(settings)
+    train.TeacherCNN = lambda: TeacherCNN(4, 8, 1, 1)
+    train.teach_gauge = lambda *_, **__: None
+    run_script(train.main)
+
+
+def test_a_training_that_is_stopped_leaves_no_half_file(pairs, tmp_path, start):
     trainings = {}
     for number in signal.SIGTERM, signal.SIGINT:  # side by side, which saves time; for SIGKILL see kill_and_resume.py
         folder = tmp_path / number.name
         shutil.copytree(pairs, folder / "data")
-        command = [sys.executable, "-c", script]
-        trainings[number] = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        trainings[number] = start(endless_training, folder, log=folder / "log")
     for number, training in trainings.items():
-        with training:
-            while "teacher 2/" not in (line := training.stdout.readline()):
-                assert line, training.stderr.read()
-            time.sleep(0.1)
-            training.send_signal(number)
-            _, errors = training.communicate(timeout=30)
-        assert training.returncode == 130 and "Traceback" not in errors
+        log = tmp_path / number.name / "log"
+        while not log.is_file() or "teacher 2/" not in log.read_text():
+            assert training.is_alive(), log.read_text()
+            time.sleep(0.05)
+        os.kill(training.pid, number)
+        training.join(30)
+        assert training.exitcode == 130 and "Traceback" not in log.read_text()
         assert not list((tmp_path / number.name).rglob("*partial*"))
         torch.load(tmp_path / number.name / "outputs" / "last_teacher.pth", weights_only=True)
 

@@ -1,11 +1,8 @@
 """A training that is interrupted and one that is not give the same student."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from kill_and_resume import kill_and_resume
 from test_train import FailsAtStep5, constants, interrupt, run  # noqa: F401  (fixtures)
 
 import pretrain
@@ -14,14 +11,12 @@ from models import StudentCNN, TeacherCNN, load_model, save_model
 from utils import UserError
 
 
-def test_killed_at_random_moments_a_training_ends_with_the_same_bits_with_0_and_with_2_workers():
-    script = Path(__file__).parent / "kill_and_resume.py"
-    commands = [[sys.executable, script, "--kills", "1", "--workers", str(n), "--seed", str(n)] for n in (0, 2)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
-    for run_with in both:  # side by side, which saves half of the time
-        printed, errors = run_with.communicate(timeout=120)
-        assert run_with.returncode == 0, printed + errors
-        assert "weights the same" in printed
+def test_killed_at_random_moments_a_training_ends_with_the_same_bits_with_0_and_with_2_workers(tmp_path, start):
+    logs = [tmp_path / f"{workers}.log" for workers in (0, 2)]
+    both = [start(kill_and_resume, 1, workers, workers, log=log) for workers, log in zip((0, 2), logs, strict=True)]
+    for run_with, log in zip(both, logs, strict=True):  # side by side, which saves time
+        run_with.join(120)
+        assert run_with.exitcode == 0 and "weights the same" in log.read_text(), log.read_text()
 
 
 def interrupt_now():

@@ -1,6 +1,6 @@
 """What each process of a torchrun does in test_processes.py.
 
-torchrun --nproc-per-node=2 tests/two_processes.py FOLDER [bad]
+torchrun --nproc-per-node=2 tests/two_processes.py FOLDER
 """
 
 import contextlib
@@ -65,9 +65,13 @@ def whole(folder: Path) -> None:
         train.main()
 
 
-if __name__ == "__main__":
+def main(folder: Path, *bad: str) -> None:
     # "bad": only rank 1 sees the folder with the bad file, as if the machines held different data
     torch.set_num_threads(1)
     start_processes("cpu")
-    bad = sys.argv[2:] == ["bad"] and rank() == 1
-    run_script(lambda: (training(Path(sys.argv[1]), "bad" if bad else "train"), whole(Path(sys.argv[1]))))
+    train_folder = "bad" if bad and rank() == 1 else "train"
+    run_script(lambda: (training(folder, train_folder), whole(folder)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
