@@ -29,7 +29,8 @@ def describe(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
     pixels, columns the horizontal ones from 0 to 32; the other half would be the mirror image.
 
     Args:
-        most: windows that are taken at the most; they are spread evenly over the photo.
+        most: windows that are taken at the most, spread evenly over the photo; half as many of a large one, where
+            they do not overlap and tell as much.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
@@ -67,6 +68,7 @@ def windows(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
         photo = photo[..., rows, :][..., columns]
         height, width = photo.shape[-2:]
     counts = [math.ceil((length - WINDOW) / (WINDOW // 2)) + 1 for length in (height, width)]
+    most = most if math.prod(counts) <= 2 * most else max(1, most // 2)
     share = min(1.0, (most / math.prod(counts)) ** 0.5)
     tops, lefts = (
         torch.linspace(0, length - WINDOW, min(most, max(1, int(count * share)))).long().tolist()

@@ -89,7 +89,7 @@ def conv_each(x: Tensor, weights: Tensor, biases: Tensor | None = None, padding:
     return found.view(count, -1, *found.shape[2:])
 
 
-FILTER_REACH = 8  # pixels to each side that the student's filter sees; a multiple of 4, since it works on squares of 4x4
+FILTER_REACH = 4  # pixels to each side that the student's filter sees: a 3x3 convolution of squares of 4x4 pixels
 BRIGHTNESS = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue, as in JPEG
 
 
@@ -124,7 +124,7 @@ def picture_with_margin(picture: Tensor) -> Tensor:
 
 
 def in_squares(kernel: Tensor, places: Tensor) -> Tensor:
-    """Kernels of 17x17 pixels, (N, 17, 17), as convolutions of squares of 4x4 pixels: (N, 16, 16, 5, 5).
+    """Kernels of 9x9 pixels, (N, 9, 9), as convolutions of squares of 4x4 pixels: (N, 16, 16, 3, 3).
 
     Args:
         places: what ``places_in_kernel`` gives.
@@ -135,7 +135,7 @@ def in_squares(kernel: Tensor, places: Tensor) -> Tensor:
 def places_in_kernel() -> Tensor:
     size, reach = 2 * FILTER_REACH + 1, FILTER_REACH // 4
     one, other, square = torch.arange(4)[:, None, None], torch.arange(4)[:, None], torch.arange(-reach, reach + 1)
-    place = 4 * square + other - one + FILTER_REACH  # (4, 4, 5): from pixel `other` of a square to pixel `one`
+    place = 4 * square + other - one + FILTER_REACH  # (4, 4, 3): from pixel `other` of a square to pixel `one`
     y, x = place[:, None, :, None, :, None], place[None, :, None, :, None, :]
     inside = (y >= 0) & (y < size) & (x >= 0) & (x < size)
     return torch.where(inside, y * size + x, size**2).view(16, 16, 2 * reach + 1, 2 * reach + 1)

@@ -86,7 +86,7 @@ class TeacherCNN(nn.Module):
 class StudentCNN(nn.Module):
     """Small network for real time: a filter made for each photo, then a few convolutions, on brightness alone.
 
-    From what ``BlurGauge`` finds in the whole photo follows one linear filter for it, 17x17 pixels, and how much of each of
+    From what ``BlurGauge`` finds in the whole photo follows one linear filter for it, 9x9 pixels, and how much of each of
     some variants is added to the weights of the convolutions. That costs nothing for each pixel: kernels made for one
     blur do what many general ones cannot. All of it works on squares of 4x4 pixels, whose 16 values are the channels:
     nothing is lost, a 3x3 convolution sees 12x12 pixels, and none costs less. Colours change as their brightness does.
@@ -94,23 +94,24 @@ class StudentCNN(nn.Module):
     Args:
         convs: 3x3 convolutions, all but the last with a skip that ``FastStudent`` makes a part of the weights.
         variants: of each convolution's weights.
-        hidden: width of the layer from which the filter is made.
+        hidden: width of the layer from which both are made.
     Shapes: (N, 3, H, W) in [0, 1] -> same or a little outside. A tile of a photo needs the description of all of it: what
-        ``describe`` says, (N, 2, 64, 33), or what ``find_blur`` made of that, (N, 353).
+        ``describe`` says, (N, 2, 64, 33), or what ``find_blur`` made of that, (N, 145).
     Sources: filters made by a network, arXiv:1605.09673; weights mixed for each input, arXiv:1904.04971, section 3; skips
         inside the weights as in RepVGG, arXiv:2101.03697, section 3.3.
     """
 
     describe = staticmethod(describe)
 
-    def __init__(self, convs: int = 3, variants: int = 12, hidden: int = 128):
+    def __init__(self, convs: int = 3, variants: int = 16, hidden: int = 128):
         super().__init__()
         self.arguments = dict(convs=convs, variants=variants, hidden=hidden)
         self.reach = FILTER_REACH + 4 * convs + 3  # pixels
         self.gauge = BlurGauge()
-        size, seen = 2 * FILTER_REACH + 1, 64 + 81  # the gauge's numbers and the middle of its filter
-        self.mix = nn.Linear(seen, variants)
-        self.make = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), zeroed(nn.Linear(hidden, size**2 + 1)))
+        size = 2 * FILTER_REACH + 1
+        self.see = nn.Sequential(nn.Linear(64 + size**2, hidden), nn.ReLU())
+        self.mix = nn.Linear(hidden, variants)
+        self.make = zeroed(nn.Linear(hidden, 1 + size**2))
         self.register_buffer("places", places_in_kernel(), persistent=False)
         hann = torch.hann_window(size + 2)[1:-1]
         self.window = nn.Parameter(0.5 * hann[:, None] * hann)  # a filter that ends abruptly would ring
@@ -133,21 +134,21 @@ class StudentCNN(nn.Module):
         return photo + F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
 
     def find_blur(self, description: Tensor) -> Tensor:
-        """What the gauge says of photos: its 64 numbers and the middle of its filter, (N, 64 + 17 * 17)."""
+        """What the gauge says of photos: its 64 numbers and the middle of its filter, (N, 64 + 9 * 9)."""
         kernel, code = self.gauge(description)
         middle = slice(KERNEL_REACH - FILTER_REACH, KERNEL_REACH + FILTER_REACH + 1)
         return torch.cat([code, kernel[:, 0, middle, middle].flatten(1)], 1)
 
     def plan(self, blur: Tensor) -> tuple[Tensor, Tensor]:
-        """For photos of such a blur, the filter that is added, (N, 17, 17), and the share of the variants."""
+        """For photos of such a blur, the filter that is added, (N, 9, 9), and the share of the variants."""
         size = 2 * FILTER_REACH + 1
-        code, found = blur[:, : -(size**2)], blur[:, -(size**2) :].view(-1, size, size)
-        inner = found[:, FILTER_REACH - 4 : FILTER_REACH + 5, FILTER_REACH - 4 : FILTER_REACH + 5]
+        code, found = blur[:, : -(size**2)], blur[:, -(size**2) :]
         with torch.autocast(blur.device.type, enabled=False):
-            seen = torch.cat([code, inner.flatten(1).asinh()], 1)  # strong filters hold large numbers
-            trust, own = self.make(seen).split([1, self.window.numel()], 1)
-            change = found - nn.init.dirac_(torch.empty_like(found[:1, None]))[0]
-            kernel = own.view_as(found) + self.window * (1 + trust[..., None]) * change
+            seen = self.see(torch.cat([code, found.asinh()], 1))  # strong filters hold large numbers
+            trust, own = self.make(seen).split([1, size**2], 1)
+            change, own = found.view(-1, size, size).clone(), own.view(-1, size, size)
+            change[:, FILTER_REACH, FILTER_REACH] -= 1
+            kernel = own + self.window * (1 + trust[..., None]) * change
             return kernel - kernel.mean((1, 2), keepdim=True), self.mix(seen).tanh()
 
 
@@ -184,6 +185,7 @@ class FastStudent(nn.Module):
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
+        self.to_squares = (torch.eye(16).view(16, 1, 4, 4) * BRIGHTNESS.view(1, 3, 1, 1)).to(device)
         torch.empty(31_000_000, dtype=torch.uint8)  # the C library keeps pieces as large as one that it once got back
 
     @torch.inference_mode()
@@ -211,18 +213,21 @@ class FastStudent(nn.Module):
         change = change[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
         change = change.view(rows, columns, 4).transpose(1, 2).reshape(-1).view(torch.int16)
         change = change.view(4 * rows, 4 * columns)[:height, :width]
+        coloured = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
+        for colour in coloured.unbind(-1):  # torch.stack works on one core here
+            colour.copy_(change)
         # Of one type each: adding bytes to it, or going straight to them, takes several times longer
-        return torch.stack([change] * 3, -1).add_(picture.to(torch.int16)).clamp_(0, 255)
+        return coloured.add_(picture.to(torch.int16)).clamp_(0, 255)
 
     def fold(self, description: Tensor, strength: float) -> tuple:
         """(weight, bias) of each layer for a picture of that description; between the layers white is 255 too."""
         kernel, mix = self.student.plan(self.student.find_blur(description))
-        to_squares = torch.eye(16).view(16, 1, 4, 4).to(kernel) * BRIGHTNESS.to(kernel).view(1, 3, 1, 1)
         *deep, (weight, bias) = (tuple(part[0] for part in conv.mixed(mix)) for conv in self.student.convs)
-        deep = [(weight + nn.init.dirac_(torch.empty_like(weight)), 255 * bias) for weight, bias in deep]  # x + conv(x)
-        last = strength * weight, 255 * strength * bias
-        layers = [(to_squares, None), (in_squares(kernel, self.student.places)[0], None)]
-        layers += [(weight.to(self.dtype), bias.to(self.dtype)) for weight, bias in [*deep, last]]
+        for skipped, _ in deep:
+            skipped[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
+        deep = [(weight, 255 * bias) for weight, bias in [*deep, (strength * weight, strength * bias)]]
+        layers = [(self.to_squares, None), (in_squares(kernel, self.student.places)[0], None)]
+        layers += [(weight.to(self.dtype), bias.to(self.dtype)) for weight, bias in deep]
         return tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
 
 

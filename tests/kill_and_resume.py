@@ -34,7 +34,7 @@ EPOCHS = 2
 
 def dropout_student() -> StudentCNN:
     student = StudentCNN(convs=2, variants=2, hidden=8)
-    student.make = nn.Sequential(*student.make, nn.Dropout(0.1))
+    student.see = nn.Sequential(*student.see, nn.Dropout(0.1))
     student.gauge.requires_grad_(False)  # as train.py does
     return student
 

@@ -66,6 +66,11 @@ def test_photos_of_any_size_are_described_from_a_bounded_number_of_windows(size)
     assert windows(photo).shape[1] <= 144 and torch.isfinite(describe(photo)).all()
 
 
+def test_windows_that_do_not_overlap_are_half_as_many():
+    small, large = (windows(torch.rand(1, 1, *size)) for size in ((321, 481), (1080, 1920)))
+    assert 72 < small.shape[1] <= 144 and 54 < large.shape[1] <= 72
+
+
 @pytest.mark.parametrize("turn", range(8))
 def test_the_spectrum_of_a_turned_photo_is_the_turned_spectrum(turn):
     photo = torch.rand(3, 64, 64)

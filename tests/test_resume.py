@@ -130,7 +130,7 @@ def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
 def test_another_network_under_the_same_name_is_one_sentence(interrupted, monkeypatch):
     def other():
         student = StudentCNN()
-        student.mix = torch.nn.Linear(145, 12, bias=False)
+        student.mix = torch.nn.Linear(128, 16, bias=False)
         return student
 
     monkeypatch.setattr(train, "StudentCNN", other)
