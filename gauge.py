@@ -68,11 +68,14 @@ def windows(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
         photo = photo[..., rows, :][..., columns]
         height, width = photo.shape[-2:]
     counts = [math.ceil((length - WINDOW) / (WINDOW // 2)) + 1 for length in (height, width)]
-    most = most if math.prod(counts) <= 2 * most else max(1, most // 2)
+    if math.prod(counts) > 2 * most:  # then they lie side by side, and each tells about twice as much
+        most = max(1, most // 2)
     share = min(1.0, (most / math.prod(counts)) ** 0.5)
+    short = math.ceil(min(counts) * share)  # first along the shorter side, where one more or less is a lot
+    numbers = sorted((short, min(max(counts), most // short)), reverse=counts[0] > counts[1])
     tops, lefts = (
-        torch.linspace(0, length - WINDOW, min(most, max(1, int(count * share)))).long().tolist()
-        for length, count in zip((height, width), counts, strict=True)
+        torch.linspace(0, length - WINDOW, number).long().tolist()
+        for length, number in zip((height, width), numbers, strict=True)
     )
     photo = photo.movedim(1, -1)  # as pictures are in memory, so that rows are copied whole
     rows = torch.cat([photo[:, top : top + WINDOW] for top in tops], 1)

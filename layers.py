@@ -89,7 +89,7 @@ def conv_each(x: Tensor, weights: Tensor, biases: Tensor | None = None, padding:
     return found.view(count, -1, *found.shape[2:])
 
 
-FILTER_REACH = 4  # pixels to each side that the student's filter sees: a 3x3 convolution of squares of 4x4 pixels
+FILTER_REACH = 4  # pixels to each side that the student's filter sees; a multiple of 4, since it works on squares of 4x4
 BRIGHTNESS = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue, as in JPEG
 
 

@@ -94,7 +94,7 @@ class StudentCNN(nn.Module):
     Args:
         convs: 3x3 convolutions, all but the last with a skip that ``FastStudent`` makes a part of the weights.
         variants: of each convolution's weights.
-        hidden: width of the layer from which both are made.
+        hidden: width of the layer that makes the filter and the shares of the variants.
     Shapes: (N, 3, H, W) in [0, 1] -> same or a little outside. A tile of a photo needs the description of all of it: what
         ``describe`` says, (N, 2, 64, 33), or what ``find_blur`` made of that, (N, 145).
     Sources: filters made by a network, arXiv:1605.09673; weights mixed for each input, arXiv:1904.04971, section 3; skips
@@ -146,9 +146,9 @@ class StudentCNN(nn.Module):
         with torch.autocast(blur.device.type, enabled=False):
             seen = self.see(torch.cat([code, found.asinh()], 1))  # strong filters hold large numbers
             trust, own = self.make(seen).split([1, size**2], 1)
-            change, own = found.view(-1, size, size).clone(), own.view(-1, size, size)
-            change[:, FILTER_REACH, FILTER_REACH] -= 1
-            kernel = own + self.window * (1 + trust[..., None]) * change
+            change = found.view(-1, size, size).clone()
+            change[:, FILTER_REACH, FILTER_REACH] -= 1  # without the photo itself, to which it is added
+            kernel = own.view_as(change) + self.window * (1 + trust[..., None]) * change
             return kernel - kernel.mean((1, 2), keepdim=True), self.mix(seen).tanh()
 
 
@@ -185,7 +185,8 @@ class FastStudent(nn.Module):
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
-        self.to_squares = (torch.eye(16).view(16, 1, 4, 4) * BRIGHTNESS.view(1, 3, 1, 1)).to(device)
+        to_squares = (torch.eye(16).view(16, 1, 4, 4) * BRIGHTNESS.view(1, 3, 1, 1)).to(device)
+        self.register_buffer("to_squares", to_squares.contiguous(memory_format=torch.channels_last), persistent=False)
         torch.empty(31_000_000, dtype=torch.uint8)  # the C library keeps pieces as large as one that it once got back
 
     @torch.inference_mode()
@@ -200,9 +201,9 @@ class FastStudent(nn.Module):
         return result
 
     def sharpen(self, picture: Tensor, layers: tuple, strength: float) -> Tensor:
-        to_squares, the_filter, *deep, last = layers
+        the_filter, *deep, last = layers
         height, width, _ = picture.shape
-        squares, margin = F.conv2d(picture_with_margin(picture), *to_squares, stride=4), FILTER_REACH // 4
+        squares, margin = F.conv2d(picture_with_margin(picture), self.to_squares, stride=4), FILTER_REACH // 4
         change = F.conv2d(squares, *the_filter)
         x = (squares[..., margin:-margin, margin:-margin] + change).to(self.dtype)
         for layer in deep:
@@ -226,7 +227,7 @@ class FastStudent(nn.Module):
         for skipped, _ in deep:
             skipped[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
         deep = [(weight, 255 * bias) for weight, bias in [*deep, (strength * weight, strength * bias)]]
-        layers = [(self.to_squares, None), (in_squares(kernel, self.student.places)[0], None)]
+        layers = [(in_squares(kernel, self.student.places)[0], None)]
         layers += [(weight.to(self.dtype), bias.to(self.dtype)) for weight, bias in deep]
         return tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
 

@@ -42,7 +42,7 @@ class WithoutFilter(StudentCNN):
 
 
 class OwnFilter(StudentCNN):
-    """The filter is made from the gauge's numbers; what the gauge's own filter looks like is not used."""
+    """The filter is made from what the gauge says; the gauge's own filter is not added to it."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class InColour(nn.Module):
 
 
 class TwoScales(nn.Module):
-    """16 channels at half resolution, ``convs`` convolutions of 32 at a quarter: the student of before."""
+    """16 channels at half resolution, ``convs`` convolutions of 32 at a quarter: an earlier student."""
 
     describe = staticmethod(describe)
 

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from patches import to_pixels, to_tensor
 
 # For tests of what runs on a GPU too
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA"))]
-
-FORKS = multiprocessing.get_context("forkserver")
 
 
 def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:
@@ -49,30 +46,36 @@ def pairs(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def pytest_sessionstart() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Set going what ``start`` forks its processes from, which imports torch while other tests are at work."""
-    FORKS.set_forkserver_preload(["train", "torch._dynamo"])  # which torch imports for every optimizer, in two seconds
-    forkserver.ensure_running()
+    if any("start" in item.fixturenames for item in session.items):
+        from multiprocessing import forkserver  # which Windows has not
+
+        # The second is what torch imports for every optimizer, in two seconds; train is found from the repository's root
+        forkserver.set_forkserver_preload(["train", "torch._dynamo"])
+        forkserver.ensure_running()
 
 
 @pytest.fixture
 def start():
     """Calls ``work`` of a module in a process of its own, forked from one that has imported torch once for all of them.
 
-    What it prints goes to ``log``. What is still at work when the test ends is killed.
+    What it prints goes to ``log``. If it is still at work when the test ends, it is killed. Linux and macOS only.
     """
-    processes = []
+    forks, processes = multiprocessing.get_context("forkserver"), []
 
     def start(work: Callable, *arguments, log: Path) -> multiprocessing.Process:
-        process = FORKS.Process(target=_as_if_alone, args=(multiprocessing.get_start_method(), log, work, *arguments))
+        log.touch()
+        process = forks.Process(target=_as_if_alone, args=(multiprocessing.get_start_method(), log, work, *arguments))
         process.start()
         processes.append(process)
         return process
 
     yield start
     for process in processes:
-        process.kill()
-        process.join()
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _as_if_alone(start_method: str, log: Path, work: Callable, *arguments) -> None:

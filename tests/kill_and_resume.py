@@ -80,7 +80,8 @@ def main() -> None:
 
 
 def kill_and_resume(kills: int, workers: int, seed: int) -> None:
-    rng, wanted = random.Random(seed), kills
+    """Raises AssertionError if a training that was killed ``kills`` times differs from one that was left alone."""
+    rng = random.Random(seed)
     steps = 5 + 50 * kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -89,8 +90,8 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
         start = time.monotonic()
         assert os.waitpid(in_a_process(folder, "alone", workers, steps), 0)[1] == 0, "the training itself failed"
         usual = time.monotonic() - start
-        kills, patience = 0, 0.3
-        while kills < wanted:
+        killed, patience = 0, 0.3
+        while killed < kills:
             child = in_a_process(folder, "killed", workers, steps)
             last_file, seen = folder / "killed" / "last.pth", set()
             before = last_file.stat().st_mtime_ns if last_file.exists() else None
@@ -105,11 +106,11 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
                 assert status == 0, "a run failed before it was killed"
                 shutil.rmtree(folder / "killed")
                 (folder / "killed.log").unlink()
-                kills, patience = 0, patience / 2
+                killed, patience = 0, patience / 2
                 continue
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            kills += 1
+            killed += 1
         assert os.waitpid(in_a_process(folder, "killed", workers, steps), 0)[1] == 0, "the last run failed"
         went_on = (folder / "killed.log").read_text()
         went_on = sum(int(step) > 0 for step in re.findall(r"interrupted after step (\d+)", went_on))
@@ -123,8 +124,8 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
             with open(folder / name / "student_epochs.csv") as file:
                 tables.append([row | {"seconds": ""} for row in csv.DictReader(file)])
         same = same and one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-        print(f"{kills} kills, went on from a checkpoint {went_on} times, weights {'the same' if same else 'DIFFER'}")
-        assert same and kills and went_on == kills and tables[0] == tables[1] and len(tables[0]) == EPOCHS
+        print(f"{killed} kills, went on from a checkpoint {went_on} times, weights {'the same' if same else 'DIFFER'}")
+        assert same and killed and went_on == killed and tables[0] == tables[1] and len(tables[0]) == EPOCHS
 
 
 if __name__ == "__main__":

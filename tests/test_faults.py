@@ -9,7 +9,6 @@ import time
 
 import pytest
 import torch
-from conftest import FORKS
 
 import train
 from checkpoints import claim, unfinished
@@ -18,21 +17,26 @@ from models import TeacherCNN
 from utils import UserError, run_script
 
 
-def hold(folder, held, let_go):
-    lock = claim(folder)
-    held.set()
-    let_go.wait(30)
-    lock.close()
+def hold(folder):
+    lock = claim(folder)  # noqa: F841  held until it is killed
+    print("held", flush=True)
+    time.sleep(60)
+
+
+def wait_for(text, process, log):
+    deadline = time.monotonic() + 60
+    while text not in log.read_text():
+        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path, start):
-    held, let_go = FORKS.Event(), FORKS.Event()
-    other = start(hold, tmp_path, held, let_go, log=tmp_path / "log")
-    assert held.wait(30)
+    other = start(hold, tmp_path, log=tmp_path / "log")
+    wait_for("held", other, tmp_path / "log")
     with pytest.raises(UserError, match="another training is at work in"):
         claim(tmp_path)
-    let_go.set()
-    other.join(30)
+    other.kill()
+    other.join()
     claim(tmp_path).close()
 
 
@@ -55,9 +59,7 @@ def test_a_training_that_is_stopped_leaves_no_half_file(pairs, tmp_path, start):
         trainings[number] = start(endless_training, folder, log=folder / "log")
     for number, training in trainings.items():
         log = tmp_path / number.name / "log"
-        while not log.is_file() or "teacher 2/" not in log.read_text():
-            assert training.is_alive(), log.read_text()
-            time.sleep(0.05)
+        wait_for("teacher 2/", training, log)
         os.kill(training.pid, number)
         training.join(30)
         assert training.exitcode == 130 and "Traceback" not in log.read_text()

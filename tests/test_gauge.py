@@ -68,7 +68,16 @@ def test_photos_of_any_size_are_described_from_a_bounded_number_of_windows(size)
 
 def test_windows_that_do_not_overlap_are_half_as_many():
     small, large = (windows(torch.rand(1, 1, *size)) for size in ((321, 481), (1080, 1920)))
-    assert 72 < small.shape[1] <= 144 and 54 < large.shape[1] <= 72
+    assert 72 < small.shape[1] <= 144 and 60 < large.shape[1] <= 72
+
+
+@pytest.mark.parametrize("size", [(128, 3136), (3136, 128), (160, 2368), (512, 513), (4000, 3000)])
+def test_windows_are_of_all_parts_of_a_photo(size):
+    photo = torch.zeros(1, 1, *size)
+    photo[..., size[0] // 2 :, :] += 1
+    photo[..., size[1] // 2 :] += 2
+    found = windows(photo)
+    assert found.shape[1] > 60 and float(found.mean()) == pytest.approx(float(photo.mean()), abs=0.05)
 
 
 @pytest.mark.parametrize("turn", range(8))

@@ -1,4 +1,4 @@
-"""Two processes, started by torchrun on the CPU, train and validate as one does."""
+"""Two processes, started as torchrun does on the CPU, train and validate as one does."""
 
 import os
 import shutil
@@ -45,9 +45,9 @@ def test_two_processes_match_one(pairs, monkeypatch):
 
 
 def of_two(rank, port, folder):
-    """What torchrun does for a process, but for the five seconds that it takes."""
+    """Set what torchrun sets for a process, without the five seconds that it takes."""
     os.environ.update(RANK=f"{rank}", LOCAL_RANK=f"{rank}", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=f"{port}")
-    two_processes.main(folder, "bad")
+    two_processes.main(folder, bad=True)
 
 
 def test_a_bad_file_on_one_rank_ends_both_with_its_sentence(pairs, start):

@@ -113,4 +113,4 @@ def test_a_short_seeded_training_gains_what_it_always_did(pairs, tmp_path):
 
     (first, weights), (second, same) = gain("a"), gain("b")
     assert first == second and all(torch.equal(weights[key], same[key]) for key in weights)
-    assert 0.3 < first < 0.65, "dB; it was 0.46 when this was written"
+    assert 0.36 < first < 0.5, "dB; it was 0.43 when this was written, and 0.41 to 0.43 with other seeds"

@@ -12,9 +12,11 @@ from utils import UserError
 
 
 def test_killed_at_random_moments_a_training_ends_with_the_same_bits_with_0_and_with_2_workers(tmp_path, start):
-    logs = [tmp_path / f"{workers}.log" for workers in (0, 2)]
-    both = [start(kill_and_resume, 1, workers, workers, log=log) for workers, log in zip((0, 2), logs, strict=True)]
-    for run_with, log in zip(both, logs, strict=True):  # side by side, which saves time
+    both = {}
+    for workers in 0, 2:  # side by side, which saves time
+        log = tmp_path / f"{workers}.log"
+        both[log] = start(kill_and_resume, 1, workers, workers, log=log)
+    for log, run_with in both.items():
         run_with.join(120)
         assert run_with.exitcode == 0 and "weights the same" in log.read_text(), log.read_text()
 

@@ -65,8 +65,8 @@ def whole(folder: Path) -> None:
         train.main()
 
 
-def main(folder: Path, *bad: str) -> None:
-    # "bad": only rank 1 sees the folder with the bad file, as if the machines held different data
+def main(folder: Path, bad: bool = False) -> None:
+    # bad: only rank 1 sees the folder with the bad file, as if the machines held different data
     torch.set_num_threads(1)
     start_processes("cpu")
     train_folder = "bad" if bad and rank() == 1 else "train"
