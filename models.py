@@ -109,9 +109,9 @@ class StudentCNN(nn.Module):
         self.reach = FILTER_REACH + 4 * convs + 3  # pixels
         self.gauge = BlurGauge()
         size = 2 * FILTER_REACH + 1
-        self.see = nn.Sequential(nn.Linear(64 + size**2, hidden), nn.ReLU())
-        self.mix = nn.Linear(hidden, variants)
-        self.make = zeroed(nn.Linear(hidden, 1 + size**2))
+        self.see = nn.Sequential(nn.Linear(64 + size**2, hidden), nn.ReLU())  # what the gauge found
+        self.mix = nn.Linear(hidden, variants)  # the shares of the variants
+        self.make = zeroed(nn.Linear(hidden, 1 + size**2))  # the filter, after how far the gauge's is trusted
         self.register_buffer("places", places_in_kernel(), persistent=False)
         hann = torch.hann_window(size + 2)[1:-1]
         self.window = nn.Parameter(0.5 * hann[:, None] * hann)  # a filter that ends abruptly would ring

@@ -89,9 +89,8 @@ def main() -> None:
     settings["START_FROM"] = START_FROM and f"{START_FROM} {fingerprint(teacher)}"
     unfinished_file = Path(OUTPUTS) / "last_teacher.pth"
     if RESUME and unfinished(unfinished_file):
-        first_rank_first(
-            lambda: check_settings(unfinished_file, settings)
-        )  # now rather than after the gauge was taught otherwise
+        # Now rather than after the gauge was taught otherwise
+        first_rank_first(lambda: check_settings(unfinished_file, settings))
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM is not None:
         scores["start"] = validate(teacher.to(device), val_set, device)
