@@ -8,55 +8,76 @@ for each level with the answer in hand. Scores are of 8-bit pictures; a mean ove
 """
 
 import argparse
+
 import csv
+
 import math
+
 import os
+
 from pathlib import Path
 
 import numpy as np
+
 import torch
+
 from PIL import Image, ImageFilter
+
 from torch import Tensor, nn
+
 from tqdm import tqdm
 
-from checks import Arguments, check_folder
+from checks import CliParser, check_folder
+
 from dataset import find_or_make_data, find_pairs
-from degradations import blur, gaussian_kernel
-from files import write_whole
+
+from degradations import convolve, gaussian_kernel
+
+from files import atomic_write
+
 from models import load_model
+
 from patches import to_pixels, to_tensor
+
 from photos import read_photo
+
 from pictures import FORMATS
+
 from report import side_by_side
+
 from sharpen import sharpen_pixels
+
 from utils import (
     Scores,
     UserError,
-    as_saved,
+    quantize_8bit,
     count_parameters,
     gmac_per_megapixel,
     ms_per_megapixel,
     one_line,
     pick_device,
     psnr,
-    run_script,
+    run_cli,
     ssim,
 )
 
 DATA = "data"  # whose val/ is scored unless another folder is named; without pairs, the demo data
+
 NETWORKS = {  # the first file that is there
     "student": ("best_student_model.pth", Path(__file__).parent / "weights" / "student.pth"),
     "teacher": (Path(__file__).parent / "weights" / "teacher.pth",),
 }
+
 DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
+
 USUAL = ImageFilter.UnsharpMask(radius=2, percent=150, threshold=3)  # Pillow's own
+
 RADII, AMOUNTS = (0.5, 0.8, 1.2, 1.8, 2.5, 3.5), (0.3, 0.6, 1.0, 1.5, 2.2, 3.2, 4.5)  # the grid: pixels, times the detail
 
 Results = dict[str, dict[str, list[Scores]]]  # level -> sharpener -> a score for each photo
 
-
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("pairs", nargs="?", type=Path, help=f"folder of pairs, or of levels ({DATA}/val)")
     parser.add_argument("weights", nargs="*", type=Path, help="more networks, beside the student and the teacher")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
@@ -87,15 +108,14 @@ def main() -> None:
     print("\n".join(f"{name} is {file}" for name, file in files.items() if file), end="\n\n")
     print(f"{text}\n\n{losses(results, names)}")
     if options.markdown:
-        write_whole(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))
+        atomic_write(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))
     if options.csv:
         write_csv(options.csv, results, names)
     if options.picture:
         tall = Image.new("RGB", (max(p.width for p in pictures), sum(p.height + 12 for p in pictures)), "white")
         for i, picture in enumerate(pictures):
             tall.paste(picture, (0, sum(p.height + 12 for p in pictures[:i])))
-        write_whole(options.picture, tall.save)
-
+        atomic_write(options.picture, tall.save)
 
 def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
     """Raise ``UserError`` if a result could not be written after the work, or would take the place of an input."""
@@ -112,7 +132,6 @@ def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
             raise UserError(f"{name} {file} does not end in one of {', '.join(suffixes)}")
         check_folder(file.parent, name)
 
-
 def find_levels(pairs: Path) -> dict[str, list[Path]]:
     """Name of each level -> its folders of pairs; a folder that holds pairs itself is one level."""
     if not pairs.is_dir():
@@ -122,7 +141,6 @@ def find_levels(pairs: Path) -> dict[str, list[Path]]:
     if levels and any(pairs.glob("*/blurry.png")):
         raise UserError(f"{pairs} holds both pairs and folders of pairs: name one of its folders")
     return {path.name: find_pairs(path) for path in levels or [pairs]}
-
 
 def score_level(
     level: str, folders: list[Path], networks: dict[str, nn.Module], device: torch.device
@@ -137,9 +155,9 @@ def score_level(
         scores["input"].append(score(blurry, sharp))
         scores["unsharp"].append(score(masked, sharp))
         for radius in RADII if math.isfinite(scores["input"][-1].psnr) else ():  # else any change is for the worse
-            detail = blurry - blur(blurry, gaussian_kernel(radius))
+            detail = blurry - convolve(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
-                grid[radius, amount].append(float(psnr(as_saved(blurry + amount * detail)[None], sharp[None])))
+                grid[radius, amount].append(float(psnr(quantize_8bit(blurry + amount * detail)[None], sharp[None])))
         for i, (name, network) in enumerate(networks.items()):
             sharpened = run(network, blurry, device)
             scores[name].append(score(sharpened, sharp))
@@ -152,32 +170,26 @@ def score_level(
         scores["best unsharp"].append(score(unsharp(blurry, *best), sharp))
     return scores, draw(level, shown, best, networks, device)
 
-
 def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
     blurry, sharp = (to_tensor(read_photo(folder / f"{name}.png")) for name in ("blurry", "sharp"))
     if blurry.shape != sharp.shape:
         raise UserError(f"{folder}: blurry.png and sharp.png differ in size: both must show the same pixels")
     return blurry, sharp
 
-
 def usual_unsharp(photo: Tensor) -> Tensor:
     """(3, H, W) -> same, by Pillow."""
     return to_tensor(np.array(Image.fromarray(to_pixels(photo)).filter(USUAL)))
 
-
 def unsharp(photo: Tensor, radius: float, amount: float) -> Tensor:
     """(3, H, W) plus ``amount`` times what a Gaussian blur of sigma ``radius`` takes from it, in 8 bits."""
-    return as_saved(photo + amount * (photo - blur(photo, gaussian_kernel(radius))))
-
+    return quantize_8bit(photo + amount * (photo - convolve(photo, gaussian_kernel(radius))))
 
 def run(network: nn.Module, photo: Tensor, device: torch.device) -> Tensor:
     """What sharpen.py would save: (3, H, W) -> same."""
     return to_tensor(sharpen_pixels(network, to_pixels(photo), 1.0, device))
 
-
 def score(image: Tensor, sharp: Tensor) -> Scores:
     return Scores(float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None])))
-
 
 def draw(level: str, folder: Path, best: tuple[float, float], networks: dict[str, nn.Module], device: torch.device):
     blurry, sharp = read_pair(folder)
@@ -185,12 +197,10 @@ def draw(level: str, folder: Path, best: tuple[float, float], networks: dict[str
     columns |= {name: run(network, blurry, device) for name, network in networks.items()}
     return side_by_side({**columns, "sharp": sharp}, sharp, zoom_on=tuple(list(columns.values())[1:3]) if networks else None)
 
-
 def costs_of(network: nn.Module, device: torch.device) -> tuple[str, str, str]:
     """Parameters, GMAC per megapixel, and ms per megapixel here."""
     time = ms_per_megapixel(network, device)
     return f"{count_parameters(network):,}", f"{gmac_per_megapixel(network):.1f}", f"{time:.0f}"
-
 
 # Tables
 
@@ -200,16 +210,13 @@ def means(results: Results, name: str) -> Scores:
     blurry = [scores for scores in results.values() if not is_perfect(scores)]
     return Scores(*np.mean([level_mean(scores, name) for scores in blurry or results.values()], axis=0).tolist())
 
-
 def is_perfect(scores: dict[str, list[Scores]]) -> bool:
     return all(math.isinf(s.psnr) for s in scores["input"])
-
 
 def level_mean(scores: dict[str, list[Scores]], name: str) -> Scores:
     """Of the photos that are not perfect already, whose PSNR is infinite; where all are perfect, of all."""
     counted = [s for s, blurry in zip(scores[name], scores["input"], strict=True) if math.isfinite(blurry.psnr)]
     return Scores(*np.mean(counted or scores[name], axis=0).tolist())
-
 
 def level_table(results: Results) -> str:
     """PSNR / SSIM of each sharpener at each level."""
@@ -218,7 +225,6 @@ def level_table(results: Results) -> str:
     for level, scores in results.items():
         rows.append([level, *(f"{p:.2f} / {s:.4f}" for p, s in (level_mean(scores, name) for name in names))])
     return as_markdown(rows)
-
 
 def summary_table(results: Results, names: dict[str, list[str]], costs: dict[str, tuple[str, str, str]]) -> str:
     """The mean of each sharpener, its gain over the input, the share of the teacher's gain, and its cost."""
@@ -242,7 +248,6 @@ def summary_table(results: Results, names: dict[str, list[str]], costs: dict[str
         rows.append(row + [""] * (len(rows[0]) - len(row)))
     return as_markdown(rows)
 
-
 def gains(results: Results, names: dict[str, list[str]], name: str) -> dict[str, float]:
     """Photo -> gain in dB of a sharpener, without photos that are perfect already."""
     each = {}
@@ -251,7 +256,6 @@ def gains(results: Results, names: dict[str, list[str]], name: str) -> dict[str,
             if math.isfinite(blurry.psnr):
                 each[f"{level}/{photo}" if len(results) > 1 else photo] = sharpened.psnr - blurry.psnr
     return each
-
 
 def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> str:
     """Which photos the networks made worse, the worst first."""
@@ -263,13 +267,11 @@ def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> st
             lines.append(f"{name} made worse: " + ", ".join(f"{one_line(p)} ({g:+.2f} dB)" for g, p in worse[:shown]) + more)
     return "\n".join(lines) or "no network made a photo worse"
 
-
 def as_markdown(rows: list[list[str]]) -> str:
     rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]  # names of folders may hold them
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
 
 def write_csv(path: Path, results: Results, names: dict[str, list[str]]) -> None:
     """A row for each level, photo and sharpener."""
@@ -282,8 +284,7 @@ def write_csv(path: Path, results: Results, names: dict[str, list[str]]) -> None
                 for name, each in scores.items():
                     writer.writerows([level, photo, name, *s] for photo, s in zip(names[level], each, strict=True))
 
-    write_whole(path, write)
-
+    atomic_write(path, write)
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

@@ -12,47 +12,72 @@ photo and frames of one sequence are all in train/ or all in val/.
 """
 
 import argparse
+
 import contextlib
+
 import dataclasses
+
 import functools
+
 import os
+
 import shutil
+
 import time
+
 import zlib
+
 from collections.abc import Iterable
+
 from concurrent.futures import ThreadPoolExecutor
+
 from itertools import groupby
+
 from pathlib import Path
 
 import numpy as np
+
 from PIL import Image
+
 from tqdm import tqdm
 
-from checks import Arguments, check_folder
+from checks import CliParser, check_folder
+
 from degradations import Mixture, random_degradation, shrink, uniform
-from files import write_whole
+
+from files import atomic_write
+
 from layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
+
 from patches import generator_of, to_pixels, to_tensor
+
 from photos import read_photo
-from utils import UserError, one_line, run_script
+
+from utils import UserError, one_line, run_cli
 
 OUT = "data"  # where train/ and val/ are
+
 VAL_SHARE = 0.1  # of the photos or sequences, at least one unless it is 0; data sets with a test part keep theirs
+
 SEED = 0  # of the split and the blur
+
 SMALLEST = 128  # pixels; smaller photos are left out: PATCH_SIZE of train.py would not fit
 
 # Only for sharp photos
 MIXTURE = Mixture()  # the blurs and their strengths, see degradations.py
+
 COPIES = 1  # pairs made of each photo, each with a blur of its own; every second one is shrunk, which makes it crisper
+
 MARGIN = 16  # pixels around a tile that are blurred with it and cut off again, as its real surroundings
+
 TILE = 1024  # pixels; larger photos are cut into tiles of about this, each with a blur of its own
+
 LONGEST = None  # pixels; a photo with a longer side is shrunk to it first, which makes a soft photo sharp
 
 SOURCE = "source.txt"  # beside each pair: what it was made of
 
-
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     plans = {"pairs": plan_pairs, "gopro": plan_gopro, "reds": plan_reds, "hide": plan_hide, "realblur": plan_realblur}
     parser.add_argument("kind", choices=["photos", *plans], help="what there is")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where it is: one, for pairs two")
@@ -75,7 +100,7 @@ def main() -> None:
     problems: list[str] = []
     mixture, longest = MIXTURE, options.longest
     if options.kind == "photos":
-        mixture = dataclasses.replace(mixture, blurs={kind: mixture.blurs[kind] for kind in options.blur or mixture.blurs})
+        mixture = dataclasses.replace(mixture, blurs={kind: mixture.blurs[kind] for kind in options.convolve or mixture.blurs})
         copies, tile = options.copies or COPIES, options.tile or TILE
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
     else:
@@ -95,16 +120,14 @@ def main() -> None:
     if problems:
         raise SystemExit(1)  # as sharpen.py ends: all that could be done is
 
-
 def is_visible(path: Path) -> bool:
     return not path.name.startswith(".")
-
 
 def check_options(options: argparse.Namespace) -> None:
     wanted = 2 if options.kind == "pairs" else 1
     if len(options.folders) != wanted:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
-    if options.kind != "photos" and (options.blur or options.copies or options.tile or options.longest):
+    if options.kind != "photos" and (options.convolve or options.copies or options.tile or options.longest):
         raise UserError(f"--blur, --copies, --tile and --longest are for sharp photos: {options.kind} stay as they are")
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
@@ -114,7 +137,6 @@ def check_options(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value} must be {least} or more")
     for part in ("train", "val"):
         check_folder(options.out / part, "--out")
-
 
 # The split
 
@@ -131,7 +153,6 @@ def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
             one, other = (p.blurry or p.sharp for p in (pair, twin))
             problems.append(f"{one} would become {pair.name}, which {other} is: rename one of them")
     return list(kept.values())
-
 
 def split(planned: list[Pair], out: Path, share: float, seed: int, problems: list[str]) -> dict[str, list[Pair]]:
     """The pairs of "train" and of "val": where the data set says, where the group is already, or else by chance."""
@@ -160,7 +181,6 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
                 f"other part already, move some of its folders by hand{why}"
             )
     return parts
-
 
 # Making them
 
@@ -197,7 +217,6 @@ def make_all(
                     bar.update(len(of_one))
     return made, there
 
-
 def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None, seed: int) -> list[str]:
     """Make the pairs of one source in ``folder``; returns a sentence for each that cannot be."""
     problems = []
@@ -226,19 +245,16 @@ def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None,
             write_pair(folder / pair.name, pair, blurry, sharp)
     return problems
 
-
 def source_of(pair: Pair) -> str:
     """What tells photos of the same name apart, for a file beside the pair."""
     files = [file for file in (pair.blurry, pair.sharp) if file]
     return "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
-
 
 def made_of_another(folder: Path, pair: Pair) -> bool:
     try:
         return (folder / SOURCE).read_text(encoding="utf-8", errors="surrogateescape") != source_of(pair)
     except OSError:
         return False  # made by hand
-
 
 def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(blurry, sharp) of a tile of ``photo``, (H, W, 3) uint8 each, blurred together with its surroundings."""
@@ -255,7 +271,6 @@ def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tup
     blurry = random_degradation(around, generator, mixture)
     rows, columns = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
     return to_pixels(blurry[:, rows, columns]), photo[top:bottom, left:right]
-
 
 def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray) -> None:
     """Write both pictures, whole or not at all; PNG files of the same pixels are copied as they are."""
@@ -276,11 +291,9 @@ def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray) 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
-
 def is_plain_png(path: Path) -> bool:
     with Image.open(path) as picture:
         return picture.format == "PNG" and picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
-
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a run that was killed left half done more than an hour ago."""
@@ -289,7 +302,6 @@ def remove_leftovers(folder: Path) -> None:
             if time.time() - path.stat().st_mtime > 3600:  # seconds; a younger one may be another run's
                 shutil.rmtree(path, ignore_errors=True)
 
-
 def report(out: Path, made: dict[str, int], there: int, problems: list[str], shown: int = 20) -> None:
     in_each = f"{made['train']} pairs made in {out / 'train'}, {made['val']} in {out / 'val'}"
     print(f"{in_each}, {there} of that name were there already")
@@ -297,12 +309,11 @@ def report(out: Path, made: dict[str, int], there: int, problems: list[str], sho
         print(f"{len(problems)} left out:", *map(one_line, problems[:shown]), sep="\n  ")
         if len(problems) > shown:
             file = out / "left_out.txt"
-            write_whole(
+            atomic_write(
                 file,
                 lambda partial: partial.write_text("\n".join(map(one_line, problems)) + "\n", "utf-8", "backslashreplace"),
             )
             print(f"  ... and {len(problems) - shown} more; all are in {file}")
 
-
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

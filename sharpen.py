@@ -9,34 +9,49 @@ Sizes, formats, 16 bits, transparency, EXIF and colour profiles are kept, and no
 """
 
 import os
+
 import shutil
+
 import sys
+
 import time
+
 from pathlib import Path
 
 import numpy as np
+
 import torch
+
 from torch import nn
+
 from tqdm import tqdm
 
-from checks import Arguments, check_folder, size_of
-from files import write_whole
-from models import FastStudent, StudentCNN, description_of, load_model, tiles
+from checks import CliParser, check_folder, size_of
+
+from files import atomic_write
+
+from models import FusedStudent, StudentCNN, spectrum_of, load_model, tiles
+
 from photos import find_photos
+
 from pictures import FORMATS, read_picture, write_picture
-from utils import UserError, autocast, is_out_of_memory, one_line, pick_device, run_script
+
+from utils import UserError, autocast, is_out_of_memory, one_line, pick_device, run_cli
 
 WEIGHTS = "best_student_model.pth"  # of train.py; where it is not there, the shipped student
+
 SHIPPED = Path(__file__).parent / "weights" / "student.pth"
+
 OUT = "sharpened"  # folder
+
 STRENGTH = 1.0  # 0 is the input, 1 what the network makes of it; more exaggerates
+
 MOST = 2.0  # the highest strength that is taken
-TILE = 1024  # pixels; larger photos go through the network in tiles, so that memory does not grow with them
+
 DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
 
-
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, and folders of photos")
     parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one photo a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
@@ -62,13 +77,11 @@ def main() -> None:
     else:
         sharpen_files(network, jobs, problems, options.strength, device, weights)
 
-
 def choose_weights(asked: Path | None) -> Path:
     for path in (asked,) if asked else (Path(WEIGHTS), SHIPPED):
         if path.is_file() or path == asked:
             return path
     raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
-
 
 def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
     """(photo, result) for each photo to be sharpened, and a sentence for each that cannot be."""
@@ -109,11 +122,9 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tupl
             usable.append((photo, result))
     return usable, problems
 
-
 def real(path: Path) -> str:
     """Where ``path`` leads; unlike ``Path.resolve`` it takes links that lead nowhere or in a circle."""
     return os.path.realpath(path)
-
 
 def sharpen_files(
     network: nn.Module,
@@ -138,7 +149,6 @@ def sharpen_files(
     if failed or problems:
         raise SystemExit(1)
 
-
 def sharpen_file(
     network: nn.Module, source: Path, result: Path, strength: float, device: torch.device
 ) -> tuple[str | None, int, float]:
@@ -146,7 +156,7 @@ def sharpen_file(
     try:
         picture = read_picture(source)
         if strength == 0 and source.suffix.lower() == result.suffix.lower():
-            write_whole(result, lambda partial: shutil.copyfile(source, partial))
+            atomic_write(result, lambda partial: shutil.copyfile(source, partial))
             return None, 0, 0.0
         start = time.perf_counter()
         picture.pixels = sharpen_pixels(network, picture.pixels, strength, device)
@@ -160,40 +170,9 @@ def sharpen_file(
             raise
         return f"{source} does not fit in the memory: lower TILE in sharpen.py, or on a GPU take --device cpu", 0, 0.0
 
-
-@torch.inference_mode()
-def sharpen_pixels(
-    network: nn.Module, pixels: np.ndarray, strength: float, device: torch.device, tile: int = TILE
-) -> np.ndarray:
-    """``pixels`` plus ``strength`` times what ``network`` changes of them, tile by tile.
-
-    Args:
-        pixels: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16; H and W of any size.
-    Returns:
-        the same shape and type.
-    """
-    peak = np.iinfo(pixels.dtype).max
-    result = np.empty_like(pixels)
-    height, width, channels = pixels.shape
-    # A network that does not say how far it looks sees the photo whole
-    reach, tile = (network.reach, tile) if hasattr(network, "reach") else (0, max(height, width))
-    described = description_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
-    for around, inside, place in tiles(height, width, (tile, tile), reach):
-        part = torch.from_numpy(pixels[around].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
-        part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with autocast(device):
-            change = network(part, *described).float() - part
-        if not torch.isfinite(change).all():
-            raise UserError("the network's result is not finite: its weights are damaged, take others with --weights")
-        sharp = (part + strength * change)[0][(slice(None), *inside)].permute(1, 2, 0)
-        sharp = sharp.mean(2, keepdim=True) if channels == 1 else sharp
-        result[place] = sharp.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
-    return result
-
-
 def sharpen_frames(network: nn.Module, height: int, width: int, strength: float, device: torch.device) -> None:
     """Sharpen frames of 3 bytes a pixel (rgb24) from standard input to standard output until they end."""
-    fast = FastStudent(network) if type(network) is StudentCNN else None
+    fast = FusedStudent(network) if type(network) is StudentCNN else None
     frame, count, start = bytearray(height * width * 3), 0, time.perf_counter()
     if sys.stdin is None or sys.stdout is None:
         raise UserError("--frames reads from standard input and writes to standard output: one of them is closed")
@@ -226,7 +205,6 @@ def sharpen_frames(network: nn.Module, height: int, width: int, strength: float,
     rate = count / (time.perf_counter() - start)
     print(f"{count} frames sharpened, {rate:.1f} per second on {device}", file=sys.stderr)
 
-
 def read_fully(source, view: memoryview) -> int:
     """Fill ``view`` from ``source``, which may give less at a time; returns the bytes read, fewer only at the end."""
     got = 0
@@ -234,6 +212,5 @@ def read_fully(source, view: memoryview) -> int:
         got += more
     return got
 
-
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

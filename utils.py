@@ -4,26 +4,34 @@ Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says oth
 """
 
 import errno
+
 import logging
+
 import os
+
 import signal
+
 import sys
+
 import time
+
 import warnings
+
 from typing import NamedTuple
 
 import numpy as np
+
 import torch
-import torch.distributed as dist
+
+import torch.wrap_distributed as dist
+
 import torch.nn.functional as F
+
 from torch import Tensor
+
 from torch.utils.flop_counter import FlopCounterMode
 
-OUT_OF_MEMORY = (
-    "error: there is not enough memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, take smaller photos, or close programs"
-)
 PERFECT = 50.0  # dB; identical pictures have an infinite PSNR, which would spoil every mean
-
 
 class Scores(NamedTuple):
     """Means over some photos."""
@@ -31,63 +39,14 @@ class Scores(NamedTuple):
     psnr: float  # dB
     ssim: float
 
-
 class UserError(Exception):
     """A mistake the user can mend, told in one sentence; scripts print it and exit with code 1."""
 
     shared = False  # True: raised on every rank of a torchrun, so that rank 0 alone need print it
 
-
-def run_script(main) -> None:
-    """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1. SIGTERM ends it as Ctrl-C does."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  where it is closed, bars and sentences go nowhere
-    # What is wrong with a picture is told in a sentence
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    if "RANK" not in os.environ:  # torchrun ends processes by it that wait for others, where Python is not asked
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        main()
-        if hasattr(sys.stdout, "flush"):
-            sys.stdout.flush()
-    except UserError as error:
-        text = str(error)
-        if "Original Traceback" in text:  # a worker's error: the loader puts its whole traceback before the sentence
-            text = text.rsplit("UserError: ", 1)[-1].strip()
-        text = text if "\n  " in text else one_line(text)  # but for the list of all that is wrong with a folder
-        sys.exit(1 if error.shared and os.environ.get("RANK", "0") != "0" else f"error: {text}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)  # the shell's code for Ctrl-C
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            sys.exit(OUT_OF_MEMORY)
-        # Else of what is printed above all: nobody reads it, or its disk is full
-        if not error.filename:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python would complain once more at its end
-        sys.exit(
-            f"error: {error.filename or 'the output'} failed ({error.strerror}): free some space or check who may use it"
-        )
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        sys.exit(OUT_OF_MEMORY)
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-
-
 def one_line(text: str) -> str:
     """``text`` with the ends of lines and bytes that are no text spelt out: a file's name may hold them."""
     return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
-
 
 def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
     """``"auto"`` is CUDA when there is one, else the CPU; any name that torch knows is taken too, given as ``setting``."""
@@ -100,7 +59,6 @@ def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{setting} = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
-
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where ``device`` computes faster in it, else float32.
@@ -120,22 +78,18 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
         native = False
     return torch.bfloat16 if native else torch.float32
 
-
 def autocast(device: torch.device) -> torch.autocast:
     """For a ``with``: networks compute in ``autocast_dtype`` there."""
     dtype = autocast_dtype(device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
-
 def seed_everything(seed: int) -> None:
     """Seed torch on every device; the weights of a network made after it follow from ``seed``."""
     torch.manual_seed(seed)
 
-
-def as_saved(image: Tensor) -> Tensor:
+def quantize_8bit(image: Tensor) -> Tensor:
     """What an 8-bit picture of ``image`` would hold: clamped to [0, 1] and rounded to 256 levels."""
     return (image.float().clamp(0, 1) * 255).round() / 255
-
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, over all its channels; higher is better.
@@ -151,7 +105,6 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     _check_shapes(prediction, target)
     mse = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
     return -10 * mse.log10()
-
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each image, the mean over its channels; 1 is identical.
@@ -183,7 +136,6 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).mean(dim=(1, 2, 3))
 
-
 def _gaussian_mean(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, H - 10, W - 10): weighted mean in an 11x11 Gaussian window, sigma 1.5.
 
@@ -196,13 +148,11 @@ def _gaussian_mean(x: Tensor) -> Tensor:
     x = sum(weight * x[..., i : i + height, :] for i, weight in enumerate(weights))
     return sum(weight * x[..., :, i : i + width] for i, weight in enumerate(weights))
 
-
 def _check_shapes(prediction: Tensor, target: Tensor) -> None:
     if prediction.shape != target.shape or prediction.ndim != 4:
         raise ValueError(
             f"both images must be (N, C, H, W) of one shape, not {tuple(prediction.shape)} and {tuple(target.shape)}"
         )
-
 
 class PSNRAndSSIMLoss(torch.nn.Module):
     """Minus the mean PSNR in dB, and ``ssim_weight`` times what SSIM lacks to 1: what sharpened photos are judged by.
@@ -231,10 +181,8 @@ class PSNRAndSSIMLoss(torch.nn.Module):
         loss = 10 * (mse + self.floor).log10()
         return (loss + self.ssim_weight * (1 - ssim(prediction, target))).mean()
 
-
 def count_parameters(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
 
 @torch.no_grad()
 def gmac_per_megapixel(network: torch.nn.Module) -> float:
@@ -249,7 +197,6 @@ def gmac_per_megapixel(network: torch.nn.Module) -> float:
             network(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
         counts.append(counter.get_total_flops() / 2)
     return (counts[1] - counts[0]) / (256**2 - 128**2) / 1e3
-
 
 @torch.no_grad()
 def ms_per_megapixel(network: torch.nn.Module, device: torch.device, size: int = 512) -> float:

@@ -18,12 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from checks import Arguments, check_folder, whole_number
+from checks import CliParser, check_folder, whole_number
 from degradations import Mixture, random_degradation
-from files import write_whole
+from files import atomic_write
 from patches import generator_of, to_pixels, to_tensor
 from photos import find_photos, read_photo
-from utils import UserError, run_script
+from utils import UserError, run_cli
 
 RANGES = {
     "gaussian": "sigma",
@@ -36,7 +36,7 @@ RANGES = {
 
 
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("folder", type=Path, help="sharp photos")
     parser.add_argument("out", type=Path, help="a folder that is not there yet, or empty")
     parser.add_argument("--photos", type=whole_number(1), default=20, help="how many, evenly from the folder (20)")
@@ -54,7 +54,7 @@ def main() -> None:
             folder = options.out / level / f"{number:03d}-{path.stem}"  # photos of sub-folders may have one name
             for name, image in ("blurry", blurry), ("sharp", sharp):
                 picture = Image.fromarray(to_pixels(image))
-                write_whole(folder / f"{name}.png", functools.partial(picture.save, compress_level=3))
+                atomic_write(folder / f"{name}.png", functools.partial(picture.save, compress_level=3))
     print(f"{len(paths)} photos at {len(levels)} levels are in {options.out}")
 
 
@@ -82,4 +82,4 @@ def make_levels(mixture: Mixture) -> dict[str, Mixture]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from student_designs import teach
 
 import train
-from checks import Arguments, whole_number
+from checks import CliParser, whole_number
 from dataset import PairedImageDataset, find_pairs
-from models import StudentCNN, load_model, share_gauge
-from processes import start_processes
-from utils import Scores, run_script, seed_everything
+from models import StudentCNN, load_model, share_estimator
+from processes import init_distributed
+from utils import Scores, run_cli, seed_everything
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 CASES = ["the teacher's answers", "half of each", "the sharp photos", "a quarter sharp, the rest answers"]
@@ -33,23 +33,23 @@ KNOWN = 4  # every fourth photo has a sharp version in the last two cases
 
 
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", default=WEIGHTS, help="of the teacher")
     parser.add_argument("--steps", type=whole_number(1), default=2000)
     parser.add_argument("--seeds", type=whole_number(1), default=3)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help="some of the cases")
     options = parser.parse_args()
-    device = start_processes("auto")
+    device = init_distributed("auto")
     only = options.only or list(CASES)
     folder, val_set = options.data / "train", PairedImageDataset(options.data / "val")
     teacher = load_model(options.weights).to(device, memory_format=torch.channels_last)
 
-    def mixed(weight: float) -> Callable[[int], Dataset]:
+    def mixed_weights(weight: float) -> Callable[[int], Dataset]:
         def make(seed: int) -> Dataset:
             photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
             if weight:
-                photos.ask_once(teacher, device, weight)
+                photos.cache_teacher_outputs(teacher, device, weight)
             return photos
 
         return make
@@ -57,14 +57,14 @@ def main() -> None:
     def partly_known(seed: int) -> Dataset:
         photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
         sharp = photos.target
-        photos.ask_once(teacher, device)
+        photos.cache_teacher_outputs(teacher, device)
         photos.target = SomeOf(sharp, photos.target, {photos.folders.index(pair) for pair in known_pairs(folder)})
         return photos
 
     with tempfile.TemporaryDirectory() as known:
         for pair in known_pairs(folder):
             (Path(known) / pair.name).symlink_to(pair.resolve())
-        makers = [mixed(1), mixed(0.5), mixed(0), partly_known]
+        makers = [mixed_weights(1), mixed_weights(0.5), mixed_weights(0), partly_known]
         makers.append(lambda seed: PairedImageDataset(Path(known), train.PATCH_SIZE, seed))
         cases = {name: make for name, make in zip(CASES, makers, strict=True) if name in only}
         blurry, best = (train.validate(network, val_set, device) for network in (nn.Identity(), teacher))
@@ -86,7 +86,7 @@ def main() -> None:
 def trained(teacher: nn.Module, photos: Dataset, val_set: Dataset, steps: int, seed: int, device: torch.device) -> Scores:
     seed_everything(seed)
     student = StudentCNN().to(device, memory_format=torch.channels_last)
-    share_gauge(teacher, student)  # in all cases, so that they differ in their targets alone
+    share_estimator(teacher, student)  # in all cases, so that they differ in their targets alone
     teach(student, photos, steps, device)
     return train.validate(student, val_set, device)
 
@@ -109,4 +109,4 @@ class SomeOf:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

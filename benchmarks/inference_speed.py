@@ -21,15 +21,15 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from checks import Arguments, size_of, whole_number
-from models import FastStudent, StudentCNN, TeacherCNN
-from processes import start_processes
+from checks import CliParser, size_of, whole_number
+from models import FusedStudent, StudentCNN, TeacherCNN
+from processes import init_distributed
 from sharpen import sharpen_pixels
-from utils import count_parameters, gmac_per_megapixel, run_script
+from utils import count_parameters, gmac_per_megapixel, run_cli
 
 
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("--size", default="1920x1080", help="WIDTHxHEIGHT of the frame")
     parser.add_argument("--threads", type=whole_number(1, 1024), help="of torch on the CPU; all cores, if not given")
     parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each in each of the laps")
@@ -38,14 +38,14 @@ def main() -> None:
     height, width = size_of("--size", options.size)
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = start_processes("auto")
+    device = init_distributed("auto")
     sizes = [(height, width)] if device.type == "cpu" else [(height, width), (2160, 3840)]
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
     for size in sizes:
         measure(*size, device, options.rounds, options.slow_rounds)
 
 
-LAPS = 3
+PATCHES_PER_VERSION = 3
 SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}
 
 
@@ -56,7 +56,7 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
     nn.init.normal_(student.convs[-1].base.weight, std=0.05)
     for network in student, teacher:
         network.to(memory_format=torch.channels_last)
-    fast, plain = FastStudent(student), FastStudent(student, torch.float32)
+    fast, plain = FusedStudent(student), FusedStudent(student, torch.float32)
     picture, pillow = torch.from_numpy(frame).to(device), Image.fromarray(frame)
     convolutions = ConvolutionsAlone(fast, picture)
     name = f"student, fast ({str(fast.dtype).removeprefix('torch.')})"
@@ -72,7 +72,7 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
     if device.type == "cuda":
         ways["student, fast, 8 frames"] = lambda: [fast(picture) for _ in range(8)]
     seconds = {way: [] for way in ways}
-    for _ in range(LAPS):  # a way's frames follow each other, as a video's do
+    for _ in range(PATCHES_PER_VERSION):  # a way's frames follow each other, as a video's do
         for way, run in ways.items():
             count = slow_rounds if way in SLOW else rounds
             for done in range(-2, count):  # two to warm up
@@ -89,7 +89,7 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
         middle[way], slow = np.median(spent) * 1000, np.percentile(spent, 95) * 1000
         network = networks.get(way.split(",")[0])
         gmac = network and gmac_per_megapixel(network) * height * width / 1e6
-        facts = f"{count_parameters(network):12,d} {gmac:13.1f}" if network else ""
+        metadata = f"{count_parameters(network):12,d} {gmac:13.1f}" if network else ""
         print(f"{way:32s} {middle[way]:8.1f} {slow:16.1f} {facts}")
     others = [way for way in ways if way != name]
     print("fast student / " + ", / ".join(f"{way} {middle[name] / middle[way]:.2f}" for way in others))
@@ -115,7 +115,7 @@ def scipy_unsharp(frame: np.ndarray) -> np.ndarray:
 class ConvolutionsAlone:
     """Those of ``fast`` for ``picture``, without all that is done between them."""
 
-    def __init__(self, fast: FastStudent, picture: Tensor):
+    def __init__(self, fast: FusedStudent, picture: Tensor):
         calls = self.calls = []
 
         def noted(convolution):
@@ -139,4 +139,4 @@ class ConvolutionsAlone:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

@@ -19,13 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from checks import Arguments, check_folder
-from files import write_whole
+from checks import CliParser, check_folder
+from files import atomic_write
 from models import load_model
 from photos import find_photos, read_photo
-from processes import start_processes
+from processes import init_distributed
 from sharpen import sharpen_pixels
-from utils import UserError, gmac_per_megapixel, run_script
+from utils import UserError, gmac_per_megapixel, run_cli
 
 PUBLISHED = {"bicubic": (33.66, None), "SRCNN": (36.66, 57.2), "VDSR": (37.53, 664.7)}  # dB, GMAC per megapixel
 BORDER = 2  # pixels
@@ -33,7 +33,7 @@ VAL_EVERY = 10
 
 
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("job", choices=["score", "pairs"])
     parser.add_argument("photos", type=Path, help="a folder of sharp photos")
     parser.add_argument("files", nargs="*", type=Path, help="weights to score, or the folder for the pairs")
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def score(folder: Path, weights: list[Path]) -> None:
-    device = start_processes("auto")
+    device = init_distributed("auto")
     networks = {str(file): load_model(file).to(device).requires_grad_(False) for file in weights}
     sums = dict.fromkeys(["bicubic", *networks], 0.0)
     paths = find_photos(folder)
@@ -90,8 +90,8 @@ def make_pairs(folder: Path, out: Path) -> None:
     for number, path in enumerate(tqdm(find_photos(folder), "halving and enlarging", unit="photo", disable=None)):
         pair = out / ("train" if number % VAL_EVERY else "val") / f"{number:05d}"
         for name, pixels in zip(("sharp.png", "blurry.png"), halved_and_enlarged(path), strict=True):
-            write_whole(pair / name, functools.partial(Image.fromarray(pixels).save, compress_level=3))
+            atomic_write(pair / name, functools.partial(Image.fromarray(pixels).save, compress_level=3))
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

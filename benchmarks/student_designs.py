@@ -21,14 +21,14 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from checks import Arguments, whole_number
+from checks import CliParser, whole_number
 from dataset import PairedImageDataset
 from evaluate import find_levels
-from gauge import BlurGauge, describe
-from layers import VariedConv, pad_to_multiple, zeroed
-from models import FastStudent, StudentCNN, load_model, share_gauge
-from processes import start_processes
-from utils import count_parameters, gmac_per_megapixel, run_script, seed_everything
+from estimator import BlurEstimator, log_power_spectrum
+from layers import CondConv2d, pad_to_multiple, zero_init
+from models import FusedStudent, StudentCNN, load_model, share_estimator
+from processes import init_distributed
+from utils import count_parameters, gmac_per_megapixel, run_cli, seed_everything
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -36,8 +36,8 @@ WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 class WithoutFilter(StudentCNN):
     """Convolutions with variants alone."""
 
-    def plan(self, blur: Tensor) -> tuple[Tensor, Tensor]:
-        kernel, mix = super().plan(blur)
+    def predict_kernel_and_routing(self, convolve: Tensor) -> tuple[Tensor, Tensor]:
+        kernel, mix = super().predict_kernel_and_routing(convolve)
         return torch.zeros_like(kernel), mix
 
 
@@ -53,18 +53,18 @@ class OwnFilter(StudentCNN):
 class InColour(nn.Module):
     """``convs`` convolutions with variants on squares of 4x4 pixels in colour: 48 channels in and out, ``width`` between."""
 
-    describe = staticmethod(describe)
+    log_power_spectrum = staticmethod(log_power_spectrum)
 
-    def __init__(self, width: int = 32, convs: int = 3, variants: int = 10):
+    def __init__(self, width: int = 32, convs: int = 3, num_experts: int = 10):
         super().__init__()
-        self.gauge, self.mix = BlurGauge(), nn.Linear(64, variants)
+        self.estimator, self.mix = BlurEstimator(), nn.Linear(64, num_experts)
         widths = [48, *[width] * (convs - 1), 48]
         bases = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
-        zeroed(bases[-1])
-        self.convs = nn.ModuleList(VariedConv(base, variants) for base in bases)
+        zero_init(bases[-1])
+        self.convs = nn.ModuleList(CondConv2d(base, num_experts) for base in bases)
 
-    def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
-        mix = self.mix(self.gauge(describe(photo) if description is None else description)[1]).tanh()
+    def forward(self, photo: Tensor, spectrum: Tensor | None = None) -> Tensor:
+        mix = self.mix(self.estimator(log_power_spectrum(photo) if spectrum is None else spectrum)[1]).tanh()
         x = F.pixel_unshuffle(pad_to_multiple(photo, 4), 4)
         for conv in self.convs[:-1]:
             x = F.relu(conv(x, mix))
@@ -74,18 +74,18 @@ class InColour(nn.Module):
 class TwoScales(nn.Module):
     """16 channels at half resolution, ``convs`` convolutions of 32 at a quarter: an earlier student."""
 
-    describe = staticmethod(describe)
+    log_power_spectrum = staticmethod(log_power_spectrum)
 
-    def __init__(self, convs: int = 1, variants: int = 10):
+    def __init__(self, convs: int = 1, num_experts: int = 10):
         super().__init__()
-        self.gauge, self.mix = BlurGauge(), nn.Linear(64, variants)
+        self.estimator, self.mix = BlurEstimator(), nn.Linear(64, num_experts)
         self.head = nn.Conv2d(3, 16, 6, stride=2, padding=2)
         self.down, self.up = nn.Conv2d(16, 32, 2, stride=2), nn.ConvTranspose2d(32, 16, 2, stride=2)
-        self.deep = nn.ModuleList(VariedConv(nn.Conv2d(32, 32, 3, padding=1), variants) for _ in range(convs))
-        self.tail = VariedConv(zeroed(nn.Conv2d(16, 12, 2, padding=1)), variants)
+        self.deep = nn.ModuleList(CondConv2d(nn.Conv2d(32, 32, 3, padding=1), num_experts) for _ in range(convs))
+        self.tail = CondConv2d(zero_init(nn.Conv2d(16, 12, 2, padding=1)), num_experts)
 
-    def forward(self, photo: Tensor, description: Tensor | None = None) -> Tensor:
-        mix = self.mix(self.gauge(describe(photo) if description is None else description)[1]).tanh()
+    def forward(self, photo: Tensor, spectrum: Tensor | None = None) -> Tensor:
+        mix = self.mix(self.estimator(log_power_spectrum(photo) if spectrum is None else spectrum)[1]).tanh()
         x = pad_to_multiple(photo, 4)
         half = F.relu(self.head(x))
         quarter = self.down(half)
@@ -102,8 +102,8 @@ DESIGNS = {
     "filter and 3 convolutions (shipped)": StudentCNN,
     "filter and 4 convolutions": lambda: StudentCNN(convs=4),
     "filter and 6 convolutions": lambda: StudentCNN(convs=6),
-    "shipped, 1 variant": lambda: StudentCNN(variants=1),
-    "shipped, 24 variants": lambda: StudentCNN(variants=24),
+    "shipped, 1 variant": lambda: StudentCNN(num_experts=1),
+    "shipped, 24 variants": lambda: StudentCNN(num_experts=24),
     "shipped, without the filter": WithoutFilter,
     "shipped, filter without the gauge's own": OwnFilter,
     "squares in colour, 32 wide, no filter": InColour,
@@ -113,17 +113,17 @@ DESIGNS = {
 
 
 def main() -> None:
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("pairs", type=Path, nargs="?")
     parser.add_argument("--steps", type=whole_number(1), default=2000)
     parser.add_argument("--only", nargs="+", default=list(DESIGNS), choices=list(DESIGNS), metavar="DESIGN")
     parser.add_argument("--levels", action="store_true", help="the gains on each level too")
     options = parser.parse_args()
-    device = start_processes("auto")
+    device = init_distributed("auto")
     train_set = PairedImageDataset(options.data / "train", train.PATCH_SIZE)
     teacher = load_model(WEIGHTS).to(device)
-    train_set.ask_once(teacher, device)
+    train_set.cache_teacher_outputs(teacher, device)
     pairs = options.pairs or options.data / "val"
     sets = {level: PairedImageDataset(folders[0].parent) for level, folders in find_levels(pairs).items()}
     blurry = {name: train.validate(nn.Identity(), pairs, device) for name, pairs in sets.items()}
@@ -132,7 +132,7 @@ def main() -> None:
     for name in options.only:
         seed_everything(0)
         network = DESIGNS[name]().to(device, memory_format=torch.channels_last)
-        share_gauge(teacher, network)
+        share_estimator(teacher, network)
         teach(network, train_set, options.steps, device)
         scores = {level: train.validate(network, pairs, device) for level, pairs in sets.items()}
         gains = {n: (scores[n].psnr - blurry[n].psnr, scores[n].ssim - blurry[n].ssim) for n in judged}
@@ -163,8 +163,8 @@ def ms_per_frame(network: nn.Module, device: torch.device) -> float:
     """Median over 15 runs on one 1920x1080 frame."""
     picture = torch.randint(0, 256, (1080, 1920, 3), dtype=torch.uint8, device=device)
     photo, seconds = picture.movedim(-1, 0)[None].float() / 255, []
-    described = describe(photo)
-    run = FastStudent(network) if isinstance(network, StudentCNN) else None
+    described = log_power_spectrum(photo)
+    run = FusedStudent(network) if isinstance(network, StudentCNN) else None
     for _ in range(18):
         start = time.perf_counter()
         run(picture) if run else network(photo, described)
@@ -175,4 +175,4 @@ def ms_per_frame(network: nn.Module, device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

@@ -27,21 +27,21 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from checks import Arguments, size_of, whole_number
+from checks import CliParser, size_of, whole_number
 from dataset import PairedImageDataset
 from degradations import random_degradation
-from files import write_whole
-from models import StudentCNN, TeacherCNN, load_model, share_gauge
+from files import atomic_write
+from models import StudentCNN, TeacherCNN, load_model, share_estimator
 from patches import to_pixels, to_tensor
-from processes import room_on, start_processes
-from utils import autocast, run_script
+from processes import free_gpu_memory, init_distributed
+from utils import autocast, run_cli
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
 
 def main() -> None:
     torch.manual_seed(0)
-    parser = Arguments(__doc__)
+    parser = CliParser(__doc__)
     parser.add_argument("--pairs", type=whole_number(1), nargs="+", default=[100], help="numbers of pairs to measure with")
     parser.add_argument("--size", default="480x320", help="WIDTHxHEIGHT of the photos")
     parser.add_argument("--batch", type=whole_number(1), default=train.BATCH_SIZE)
@@ -53,7 +53,7 @@ def main() -> None:
     if min(arguments.pairs) < arguments.batch:
         parser.error("--pairs is fewer than --batch: the plain loop would have no whole batch")
     height, width = size_of("--size", arguments.size)
-    device = start_processes("auto")
+    device = init_distributed("auto")
     with tempfile.TemporaryDirectory() as temporary:
         for count in arguments.pairs:
             folder = (arguments.keep or Path(temporary)) / f"{count}_{arguments.size}"
@@ -70,12 +70,12 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
     start = time.perf_counter()
     train_set = PairedImageDataset(folder, patch_size)
     decoded = time.perf_counter()
-    train_set.ask_once(teacher.to(memory_format=torch.channels_last), device)
+    train_set.cache_teacher_outputs(teacher.to(memory_format=torch.channels_last), device)
     student = StudentCNN().to(device)
-    share_gauge(teacher, student)
-    train_set.find_blurs_once(student, device)
+    share_estimator(teacher, student)
+    train_set.cache_blur_embeddings(student, device)
     filled = time.perf_counter()
-    train_set.load_onto(device, room_on(device))
+    train_set.load_onto(device, free_gpu_memory(device))
     for store in train_set.blurry, train_set.target:  # into the system's memory, as after the first epochs
         for _ in store:
             pass
@@ -116,7 +116,7 @@ class OurLoop:
     ):
         self.device = device
         self.student = StudentCNN().to(device, memory_format=torch.channels_last)
-        share_gauge(teacher, self.student)
+        share_estimator(teacher, self.student)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
         self.batches = train.start_batches(train_set, device, range(10**9), batch_size, 0)
@@ -154,7 +154,7 @@ class PlainPairs(Dataset):
 class PlainLoop:
     def __init__(self, folder: Path, teacher: nn.Module, device: torch.device, batch_size: int, patch_size: int):
         self.teacher, self.device, self.student = teacher, device, StudentCNN().to(device)
-        share_gauge(teacher, self.student)
+        share_estimator(teacher, self.student)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3)
         loader = DataLoader(PlainPairs(folder, patch_size), batch_size, shuffle=True, drop_last=True)
         self.batches = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
@@ -190,7 +190,7 @@ def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, ba
             prediction = student(batch[0], batch[2])
         return nn.functional.mse_loss(prediction.float(), batch[1])
 
-    def cut():
+    def crop_and_augment():
         return [part.to(device) for part in next(loop.batches)]
 
     def update():
@@ -199,7 +199,7 @@ def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, ba
         optimizer.zero_grad()
 
     for _ in range(steps):
-        loss = timed("forward and loss", lambda: forward(timed("cutting patches", cut)))
+        loss = timed("forward and loss", lambda: forward(timed("cutting patches", crop_and_augment)))
         timed("backward", loss.backward)
         timed("clipping and optimizer", update)
     spent["forward and loss"] -= spent["cutting patches"]  # which ran inside it
@@ -226,15 +226,15 @@ def make_pairs(folder: Path, count: int, height: int, width: int) -> None:
         sharp = (sharp + rng.integers(0, 6, sharp.shape)).clip(0, 255).astype(np.uint8)  # the grain of a sensor
         blurry = to_pixels(random_degradation(to_tensor(sharp), torch.Generator().manual_seed(k)))
         pair.mkdir(parents=True, exist_ok=True)
-        write_whole(pair / "sharp.png", lambda partial: Image.fromarray(sharp).save(partial, compress_level=3))
-        write_whole(pair / "blurry.png", lambda partial: Image.fromarray(blurry).save(partial, compress_level=3))
+        atomic_write(pair / "sharp.png", lambda partial: Image.fromarray(sharp).save(partial, compress_level=3))
+        atomic_write(pair / "blurry.png", lambda partial: Image.fromarray(blurry).save(partial, compress_level=3))
 
     def copy(k: int) -> None:
         pair, source = folder / f"{k:05d}", folder / f"{k % 100:05d}"
         pair.mkdir(exist_ok=True)
         for name in ("sharp.png", "blurry.png"):
             if not (pair / name).is_file():
-                write_whole(pair / name, functools.partial(shutil.copyfile, source / name))
+                atomic_write(pair / name, functools.partial(shutil.copyfile, source / name))
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(make, range(min(count, 100))))
@@ -251,4 +251,4 @@ def resident_mb() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

@@ -13,7 +13,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts lie flat beside tests/
 
-from degradations import blur, gaussian_kernel
+from degradations import convolve, gaussian_kernel
 from patches import to_pixels, to_tensor
 
 # For tests of what runs on a GPU too
@@ -34,7 +34,7 @@ def write_pair(folder: Path, height: int = 40, width: int = 48, seed: int = 0) -
     folder.mkdir(parents=True)
     sharp = dummy_photo(height, width, seed)
     Image.fromarray(sharp).save(folder / "sharp.png")
-    Image.fromarray(to_pixels(blur(to_tensor(sharp), gaussian_kernel(1.2)))).save(folder / "blurry.png")
+    Image.fromarray(to_pixels(convolve(to_tensor(sharp), gaussian_kernel(1.2)))).save(folder / "blurry.png")
 
 
 @pytest.fixture

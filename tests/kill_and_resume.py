@@ -33,9 +33,9 @@ EPOCHS = 2
 
 
 def dropout_student() -> StudentCNN:
-    student = StudentCNN(convs=2, variants=2, hidden=8)
+    student = StudentCNN(convs=2, num_experts=2, hidden=8)
     student.see = nn.Sequential(*student.see, nn.Dropout(0.1))
-    student.gauge.requires_grad_(False)  # as train.py does
+    student.estimator.requires_grad_(False)  # as train.py does
     return student
 
 
@@ -72,7 +72,7 @@ def in_a_process(folder: Path, name: str, workers: int, steps: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(spectrum=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)

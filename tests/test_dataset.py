@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import dataset
-from blurred import BlurredPhotos
+from blurred import SyntheticBlurDataset
 from dataset import (
     PairedImageDataset,
     batches_of_one_size,
@@ -18,9 +18,9 @@ from dataset import (
 )
 from degradations import Mixture
 from models import StudentCNN, TeacherCNN
-from patches import draw_photo, to_pixels, to_tensor
+from patches import sample_index, to_pixels, to_tensor
 from photos import find_photos
-from utils import UserError, as_saved
+from utils import UserError, quantize_8bit
 
 
 def test_whole_photos_come_in_order_with_their_own_sizes(pairs):
@@ -91,14 +91,14 @@ def test_a_known_answer_is_the_patch_of_what_the_teacher_makes_of_the_whole_phot
     monkeypatch.setattr("dataset.autocast", lambda device: contextlib.nullcontext())  # the same in float32
     train_set, teacher = PairedImageDataset(pairs / "train", patch_size=32), teacher_of(1)
     without = [train_set[k] for k in range(12)]
-    train_set.ask_once(teacher, torch.device("cpu"))
+    train_set.cache_teacher_outputs(teacher, torch.device("cpu"))
     whole = PairedImageDataset(pairs / "train")
     with torch.no_grad():
-        answers = [as_saved(teacher(blurry[None]))[0] for blurry, _ in whole]
+        answers = [quantize_8bit(teacher(blurry[None]))[0] for blurry, _ in whole]
     for k in range(12):
         blurry, answer, _ = train_set[k]
         assert torch.equal(blurry, without[k][0]) and not torch.equal(answer, without[k][1])
-        photo = answers[draw_photo(k, 3, 0)[0]]
+        photo = answers[sample_index(k, 3, 0)[0]]
         turns = [photo.rot90(t, (1, 2)) for t in range(4)] + [photo.flip(-1).rot90(t, (1, 2)) for t in range(4)]
         windows = [t.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4) for t in turns]
         nearest = min(float((w - answer).abs().amax((2, 3, 4)).min()) for w in windows)
@@ -109,7 +109,7 @@ def test_a_target_can_be_a_mixture_of_the_answer_and_the_sharp_photo(pairs):
     targets = {}
     for weight in 0, 0.25, 1:
         train_set = PairedImageDataset(pairs / "train", patch_size=32)
-        train_set.ask_once(teacher_of(1), torch.device("cpu"), weight)
+        train_set.cache_teacher_outputs(teacher_of(1), torch.device("cpu"), weight)
         targets[weight] = train_set.batch(range(6))[1]
     assert torch.equal(targets[0], PairedImageDataset(pairs / "train", patch_size=32).batch(range(6))[1])
     assert (targets[1] - targets[0]).abs().max() > 0.1
@@ -126,10 +126,10 @@ def test_a_teacher_is_asked_once_and_again_when_it_or_the_photos_change(pairs, m
     monkeypatch.setattr("dataset.run_tiled", counting)
     cpu = torch.device("cpu")
     for teacher, expected in (teacher_of(1), 3), (teacher_of(1), 3), (teacher_of(2), 6):
-        PairedImageDataset(pairs / "train", 32).ask_once(teacher, cpu)
+        PairedImageDataset(pairs / "train", 32).cache_teacher_outputs(teacher, cpu)
         assert len(asked) == expected
     Image.fromarray(dummy_photo(40, 48, seed=77)).save(pairs / "train" / "001" / "blurry.png")
-    PairedImageDataset(pairs / "train", 32).ask_once(teacher_of(2), cpu)
+    PairedImageDataset(pairs / "train", 32).cache_teacher_outputs(teacher_of(2), cpu)
     assert len(asked) == 9
     assert len(list((pairs / "train" / ".cache").glob("*.answers"))) == 1
 
@@ -148,12 +148,12 @@ def test_a_teacher_that_was_interrupted_is_asked_about_the_rest_only(pairs, monk
     with monkeypatch.context() as patch:
         patch.setattr("dataset.run_tiled", counting)
         with pytest.raises(KeyboardInterrupt):
-            train_set.ask_once(teacher, cpu)
+            train_set.cache_teacher_outputs(teacher, cpu)
     (partial,) = (pairs / "train" / ".cache").glob(".*.answers.*.partial")
     with open(partial, "ab") as file:
         file.write(b"half of an answer")
     monkeypatch.setattr("dataset.run_tiled", lambda teacher, blurry: asked.append(blurry.shape) or teacher(blurry))
-    train_set.ask_once(teacher, cpu)
+    train_set.cache_teacher_outputs(teacher, cpu)
     assert len(asked) == 3 and not list((pairs / "train" / ".cache").glob(".*.partial"))
     for index in range(3):
         expected = to_pixels(teacher(to_tensor(train_set.blurry[index])[None])[0].detach())
@@ -163,9 +163,9 @@ def test_a_teacher_that_was_interrupted_is_asked_about_the_rest_only(pairs, monk
 def test_a_student_told_the_blur_found_once_answers_as_one_told_the_spectrum(pairs):
     train_set, student = PairedImageDataset(pairs / "train", patch_size=32), StudentCNN().eval()
     torch.nn.init.normal_(student.make.weight, std=0.05)
-    torch.nn.init.normal_(student.gauge.tail.weight, std=0.05)
+    torch.nn.init.normal_(student.estimator.tail.weight, std=0.05)
     spectra = train_set.batch(range(24))
-    train_set.find_blurs_once(student, torch.device("cpu"))
+    train_set.cache_blur_embeddings(student, torch.device("cpu"))
     blurs = train_set.batch(range(24))
     assert torch.equal(spectra[0], blurs[0]) and torch.equal(spectra[1], blurs[1])
     assert spectra[2].shape == (24, 2, 64, 33) and blurs[2].shape == (24, 64 + 9 * 9)
@@ -176,19 +176,19 @@ def test_a_student_told_the_blur_found_once_answers_as_one_told_the_spectrum(pai
 
 
 def test_blurs_are_found_once_for_each_gauge(pairs, monkeypatch):
-    asked, find = [], StudentCNN.find_blur
+    asked, find = [], StudentCNN.embed_blur
     monkeypatch.setattr(StudentCNN, "find_blur", lambda *arguments: asked.append(1) or find(*arguments))
     student, cpu = StudentCNN(), torch.device("cpu")
     for change, expected in (0, 3), (0, 3), (1, 6):  # three photos
-        torch.nn.init.constant_(student.gauge.tail.bias, change)
-        PairedImageDataset(pairs / "train", 32).find_blurs_once(student, cpu)
+        torch.nn.init.constant_(student.estimator.tail.bias, change)
+        PairedImageDataset(pairs / "train", 32).cache_blur_embeddings(student, cpu)
         assert len(asked) == expected
     assert len(list((pairs / "train" / ".cache").glob("*.blurs"))) == 1
 
 
 def test_photos_are_described_once_until_the_code_that_does_it_changes(pairs, monkeypatch):
-    asked, describe = [], dataset.describe
-    monkeypatch.setattr(dataset, "describe", lambda photo: asked.append(1) or describe(photo))
+    asked, log_power_spectrum = [], dataset.log_power_spectrum
+    monkeypatch.setattr(dataset, "describe", lambda photo: asked.append(1) or log_power_spectrum(photo))
     for code, expected in ("a", 3), ("a", 3), ("b", 6):  # three photos
         monkeypatch.setattr(dataset.inspect, "getsource", lambda _, code=code: code)
         PairedImageDataset(pairs / "train", 32)
@@ -199,7 +199,7 @@ def test_photos_are_described_once_until_the_code_that_does_it_changes(pairs, mo
 def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path):
     ramp = np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    photos = BlurredPhotos([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
+    photos = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
     rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp, _ in (photos[8 * k] for k in range(200))]
     assert all(0.99 < rise < 2.1 for rise in rises), "from the photo itself to half of its size"
     assert 0.4 < sum(rise > 1.01 for rise in rises) / 200 < 0.6
@@ -264,14 +264,14 @@ def test_a_changed_photo_is_noticed(pairs):
 
 def test_photos_blurred_on_the_fly_are_seeded_and_whole_ones_always_alike(pairs, tmp_path):
     paths = find_photos(pairs / "train")
-    sets = [BlurredPhotos(paths, tmp_path / "cache", patch_size=16, seed=seed) for seed in (1, 1, 2)]
+    sets = [SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=16, seed=seed) for seed in (1, 1, 2)]
     items = [[s[k] for k in range(6)] for s in sets]
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(items[0], items[1], strict=True))
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(items[0], items[2], strict=True))
     assert items[0][0][0].shape == (3, 16, 16)
-    whole = BlurredPhotos(paths, tmp_path / "cache")
+    whole = SyntheticBlurDataset(paths, tmp_path / "cache")
     assert all(torch.equal(whole[k][0], whole[k][0]) for k in range(len(whole)))
-    assert [s.shape for _, s in whole] == [s.shape for _, s in BlurredPhotos(paths, tmp_path / "cache")]
+    assert [s.shape for _, s in whole] == [s.shape for _, s in SyntheticBlurDataset(paths, tmp_path / "cache")]
 
 
 def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
@@ -279,14 +279,14 @@ def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
     ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], (120, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     soft = Mixture(identity=0, blurs={"gaussian": 1.0}, sigma=(3.0, 3.01), linear_light=0, then_rescale=0, noise=0, jpeg=0)
-    patches = BlurredPhotos([tmp_path / "ramp.png"], tmp_path / "cache", patch_size=32, mixture=soft)
+    patches = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", patch_size=32, mixture=soft)
     errors = [float((patches[k][0] - patches[k][1]).abs().mean() * 255) for k in range(30)]
     assert np.median(errors) < 0.05, "away from the photo's border a blurred ramp is the ramp"
 
 
 def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):
     with pytest.raises(UserError, match="smaller than the patch of 44: lower PATCH_SIZE"):
-        BlurredPhotos(find_photos(pairs / "train"), tmp_path / "cache", patch_size=44)
+        SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", patch_size=44)
 
 
 def contents(folder):

@@ -50,10 +50,10 @@ def test_kernels_have_the_width_they_are_asked_for():
 def test_gaussian_blur_equals_scipy():
     image = photo()
     expected = gaussian_filter(image.numpy(), (0, 1.5, 1.5), mode="mirror")
-    np.testing.assert_allclose(D.blur(image, D.gaussian_kernel(1.5)).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(D.convolve(image, D.gaussian_kernel(1.5)).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("function", [D.blur, D.blur_in_linear_light])
+@pytest.mark.parametrize("function", [D.convolve, D.convolve_linear_light])
 def test_blur_leaves_an_even_photo_as_it_is_up_to_the_border(function):
     image = torch.full((3, 30, 20), 0.3)
     assert torch.allclose(function(image, D.disk_kernel(4)), image, atol=1e-5)
@@ -63,7 +63,7 @@ def test_blur_in_linear_light_spreads_bright_points_further():
     image = torch.zeros(3, 21, 21)
     image[:, 10, 10] = 1
     kernel = D.gaussian_kernel(1.5)
-    assert (D.blur_in_linear_light(image, kernel)[:, 10, 12] > 2 * D.blur(image, kernel)[:, 10, 12]).all()
+    assert (D.convolve_linear_light(image, kernel)[:, 10, 12] > 2 * D.convolve(image, kernel)[:, 10, 12]).all()
 
 
 def test_srgb_and_linear_light_are_inverse():

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import train
-from checkpoints import claim, unfinished
+from checkpoints import lock_output_dir, unfinished
 from dataset import PairedImageDataset, without_traceback
 from models import TeacherCNN
-from utils import UserError, run_script
+from utils import UserError, run_cli
 
 
 def hold(folder):
-    lock = claim(folder)  # noqa: F841  held until it is killed
+    lock = lock_output_dir(folder)  # noqa: F841  held until it is killed
     print("held", flush=True)
     time.sleep(60)
 
@@ -34,10 +34,10 @@ def test_two_trainings_do_not_share_a_folder(tmp_path, start):
     other = start(hold, tmp_path, log=tmp_path / "log")
     wait_for("held", other, tmp_path / "log")
     with pytest.raises(UserError, match="another training is at work in"):
-        claim(tmp_path)
+        lock_output_dir(tmp_path)
     other.kill()
     other.join()
-    claim(tmp_path).close()
+    lock_output_dir(tmp_path).close()
 
 
 def endless_training(folder):
@@ -47,8 +47,8 @@ def endless_training(folder):
     settings = dict(NUM_EPOCHS=10**6, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=4, TEACHER_WEIGHTS=None, DEVICE="cpu")
     vars(train).update(settings)
     train.TeacherCNN = lambda: TeacherCNN(4, 8, 1, 1)
-    train.teach_gauge = lambda *_, **__: None
-    run_script(train.main)
+    train.train_estimator = lambda *_, **__: None
+    run_cli(train.main)
 
 
 def test_a_training_that_is_stopped_leaves_no_half_file(pairs, tmp_path, start):
@@ -92,7 +92,7 @@ def test_a_folder_without_locks_is_used_all_the_same(tmp_path, monkeypatch, caps
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    claim(tmp_path).close()
+    lock_output_dir(tmp_path).close()
     assert ".lock cannot be locked (No locks available): start nothing else that writes there" in capsys.readouterr().out
 
 
@@ -115,7 +115,7 @@ def test_a_fault_of_the_machine_is_one_sentence(error, sentence):
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        run_script(main)
+        run_cli(main)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import dummy_photo
 
-from blurred import BlurredPhotos
+from blurred import SyntheticBlurDataset
 from dataset import PairedImageDataset
-from degradations import add_noise, blur, gaussian_kernel, line_kernel
-from gauge import BlurGauge, apply_filter, describe, spectrum, turned_spectrum, windows
-from gauge_training import filter_gain, response_of, take_spectra, teach_gauge
-from layers import Steering
+from degradations import add_noise, convolve, gaussian_kernel, line_kernel
+from estimator import BlurEstimator, apply_filter, log_power_spectrum, spectrum, transform_spectrum, windows
+from training.estimator import filter_gain, response_of, take_spectra, train_estimator
+from layers import FiLM
 from models import TeacherCNN
 from patches import to_tensor
 from utils import UserError
@@ -23,17 +23,17 @@ def photo_of(size=256, seed=5):
     return to_tensor(dummy_photo(size, size, seed=seed))
 
 
-def trained(gauge):
-    for parameter in gauge.parameters():
+def trained(estimator):
+    for parameter in estimator.parameters():
         torch.nn.init.normal_(parameter, std=0.03)
-    return gauge
+    return estimator
 
 
 def test_a_description_tells_blur_and_noise():
     sharp = photo_of()
-    versions = [sharp, blur(sharp, gaussian_kernel(0.7)), blur(sharp, gaussian_kernel(2.0))]
+    versions = [sharp, convolve(sharp, gaussian_kernel(0.7)), convolve(sharp, gaussian_kernel(2.0))]
     versions.append(add_noise(versions[2], 3, torch.Generator().manual_seed(0)).clamp(0, 1))
-    found = describe(torch.stack(versions))
+    found = log_power_spectrum(torch.stack(versions))
     assert found.shape == (4, 2, 64, 33)
     highest, middle = found[:, 0, :8, 24:].mean((1, 2)), found[:, 0, 18:26, 8:16].mean((1, 2))
     assert middle[0] > middle[1] + 0.5 > middle[2] + 1
@@ -41,7 +41,7 @@ def test_a_description_tells_blur_and_noise():
 
 
 def test_a_blur_to_the_side_shows_in_one_direction():
-    found = describe(torch.stack([photo_of(), blur(photo_of(), line_kernel(9, 0.0))]))[:, 0]
+    found = log_power_spectrum(torch.stack([photo_of(), convolve(photo_of(), line_kernel(9, 0.0))]))[:, 0]
     lost = found[0] - found[1]
     assert lost[32, 20:30].mean() > lost[2:12, 0].mean() + 2, "columns are the horizontal frequencies"
 
@@ -55,15 +55,15 @@ def test_the_power_of_a_spectrum_is_the_variance():
 
 def test_a_description_is_the_same_for_bytes_and_for_numbers_and_for_any_batch():
     photo = torch.randint(0, 256, (2, 3, 600, 700), dtype=torch.uint8)
-    described = describe(photo.float() / 255)
-    torch.testing.assert_close(describe(photo, peak=255), described, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(describe(photo[1:].float() / 255), described[1:], atol=1e-3, rtol=1e-3)
+    described = log_power_spectrum(photo.float() / 255)
+    torch.testing.assert_close(log_power_spectrum(photo, peak=255), described, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(log_power_spectrum(photo[1:].float() / 255), described[1:], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (9, 3), (63, 65), (127, 5000), (513, 512)])
 def test_photos_of_any_size_are_described_from_a_bounded_number_of_windows(size):
     photo = torch.rand(1, 3, *size)
-    assert windows(photo).shape[1] <= 144 and torch.isfinite(describe(photo)).all()
+    assert windows(photo).shape[1] <= 144 and torch.isfinite(log_power_spectrum(photo)).all()
 
 
 def test_windows_that_do_not_overlap_are_half_as_many():
@@ -87,25 +87,25 @@ def test_the_spectrum_of_a_turned_photo_is_the_turned_spectrum(turn):
     turned = (photo[:, 1:, 1:].flip(2) if turn >= 4 else photo[:, 1:, 1:]).rot90(turn % 4, (1, 2))
     expected = photo.clone()
     expected[:, 1:, 1:] = turned
-    torch.testing.assert_close(turned_spectrum(describe(photo[None]), turn), describe(expected[None]), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(transform_spectrum(log_power_spectrum(photo[None]), turn), log_power_spectrum(expected[None]), atol=1e-2, rtol=1e-2)
 
 
 def test_a_gauge_starts_with_the_filter_that_changes_nothing():
     photo = torch.rand(2, 3, 50, 70)
-    kernel, code = BlurGauge()(describe(photo))
+    kernel, code = BlurEstimator()(log_power_spectrum(photo))
     assert kernel.shape == (2, 1, 63, 63) and code.shape == (2, 64)
     torch.testing.assert_close(apply_filter(photo, kernel), photo, atol=1e-5, rtol=0)
 
 
 def test_a_filter_keeps_brightness_and_is_symmetric():
-    kernel, _ = trained(BlurGauge())(describe(torch.rand(3, 3, 90, 80)))
+    kernel, _ = trained(BlurEstimator())(log_power_spectrum(torch.rand(3, 3, 90, 80)))
     assert (kernel[:, 0].flatten(1).abs().sum(1) - 1).abs().min() > 1e-3, "it does something"
     torch.testing.assert_close(kernel.sum((1, 2, 3)), torch.ones(3))
     torch.testing.assert_close(kernel, kernel.flip(2, 3))
 
 
 def test_steering_starts_by_changing_nothing():
-    found = Steering(blocks=3, channels=8, hidden=4)(torch.randn(2, 64))
+    found = FiLM(blocks=3, channels=8, hidden=4)(torch.randn(2, 64))
     assert len(found) == 3
     for scale, shift in found:
         assert torch.equal(scale, torch.ones(2, 8, 1, 1)) and not shift.any()
@@ -118,7 +118,7 @@ def test_the_gain_of_a_filter_read_from_spectra_is_its_gain_on_the_photo():
 
         def whole(self, index, draw):
             sharp = torch.rand(3, 400, 400, generator=torch.Generator().manual_seed(0))  # all over the same texture
-            return blur(sharp, gaussian_kernel(1.0)), sharp
+            return convolve(sharp, gaussian_kernel(1.0)), sharp
 
     spectra = take_spectra(One(), 1, workers=0)
     kernel = torch.zeros(1, 1, 63, 63)
@@ -148,7 +148,7 @@ def test_a_gauge_that_diverges_is_said_and_not_kept(pairs, tmp_path):
     train_set = PairedImageDataset(pairs / "train", 32)
     setting = dict(seed=0, workers=0, device=CPU, passes=4, batch_size=3, learning_rate=1e30)
     with pytest.raises(UserError, match="the gauge did not learn, its filters are not finite: lower GAUGE_LEARNING_RATE"):
-        teach_gauge(TeacherCNN(4, 8, 1, 1), train_set, train_set, tmp_path / "gauge.pth", **setting)
+        train_estimator(TeacherCNN(4, 8, 1, 1), train_set, train_set, tmp_path / "gauge.pth", **setting)
     assert not (tmp_path / "gauge.pth").exists()
 
 
@@ -157,28 +157,28 @@ def test_a_gauge_learns_to_sharpen_and_is_found_again(tmp_path, pairs, capsys):
     again, untaught = deepcopy(teacher), deepcopy(teacher)
     val_set = PairedImageDataset(pairs / "val")
     setting = dict(seed=0, workers=0, device=CPU, passes=40, batch_size=3)
-    teach_gauge(teacher, train_set, val_set, tmp_path / "gauge.pth", **setting)
+    train_estimator(teacher, train_set, val_set, tmp_path / "gauge.pth", **setting)
     spectra = take_spectra(train_set, 1, 0)
     with torch.no_grad():
-        gain = filter_gain(response_of(teacher.gauge(spectra[:, :2])[0]), spectra)
+        gain = filter_gain(response_of(teacher.estimator(spectra[:, :2])[0]), spectra)
     assert gain.mean() > 1
     assert "bring" in capsys.readouterr().out
-    teach_gauge(again, train_set, val_set, tmp_path / "gauge.pth", **setting)
+    train_estimator(again, train_set, val_set, tmp_path / "gauge.pth", **setting)
     assert not capsys.readouterr().out, "it was found"
-    for one, other in zip(teacher.gauge.parameters(), again.gauge.parameters(), strict=True):
+    for one, other in zip(teacher.estimator.parameters(), again.estimator.parameters(), strict=True):
         assert torch.equal(one, other)
     (tmp_path / "gauge.pth").write_text("damaged")
-    teach_gauge(untaught, train_set, val_set, tmp_path / "gauge.pth", **setting)
+    train_estimator(untaught, train_set, val_set, tmp_path / "gauge.pth", **setting)
     assert "bring" in capsys.readouterr().out, "it was learned anew"
-    for one, other in zip(teacher.gauge.parameters(), untaught.gauge.parameters(), strict=True):
+    for one, other in zip(teacher.estimator.parameters(), untaught.estimator.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_patches_of_photos_blurred_on_the_fly_come_with_the_description_of_the_whole(pairs, tmp_path):
     paths = sorted((pairs / "train").glob("*/sharp.png"))
-    photos = BlurredPhotos(paths, tmp_path / "cache", patch_size=32, seed=1)
-    blurry, sharp, description = photos.batch(range(4))
-    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and description.shape == (4, 2, 64, 33)
-    again = BlurredPhotos(paths, tmp_path / "cache", patch_size=32, seed=1)
+    photos = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
+    blurry, sharp, spectrum = photos.batch(range(4))
+    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 2, 64, 33)
+    again = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
     late = again.batch([30])  # of a later version
-    assert torch.equal(again.batch([2])[2][0], description[2]) and torch.equal(late[0], photos.batch([30])[0])
+    assert torch.equal(again.batch([2])[2][0], spectrum[2]) and torch.equal(late[0], photos.batch([30])[0])

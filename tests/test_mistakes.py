@@ -18,9 +18,9 @@ import evaluate
 import pretrain
 import sharpen
 import train
-from checks import Arguments, check_folder, whole_number
+from checks import CliParser, check_folder, whole_number
 from dataset import PairedImageDataset
-from gauge import BlurGauge
+from estimator import BlurEstimator
 from models import StudentCNN, save_model
 from photos import find_photos
 from utils import UserError, pick_device
@@ -130,7 +130,7 @@ def test_a_teacher_of_ones_own_is_tried_before_any_photo_is_decoded(constants, m
 def test_gauges_of_two_sizes_are_told_before_the_teacher_is_asked(constants, monkeypatch):  # noqa: F811
     def other():
         student = StudentCNN()
-        student.gauge = BlurGauge(8, 16)
+        student.estimator = BlurEstimator(8, 16)
         return student
 
     monkeypatch.setattr(train, "StudentCNN", other)
@@ -169,7 +169,7 @@ def test_one_folder_is_not_both_parts(pairs):
 
 @pytest.mark.parametrize("text", ["0", "-3", "1.5", "x", "", "9" * 30])
 def test_an_argument_out_of_range_is_one_sentence(text):
-    parser = Arguments("test")
+    parser = CliParser("test")
     parser.add_argument("--photos", type=whole_number(1))
     with pytest.raises(UserError, match="--photos: .* is not a whole number from 1 to"):
         parser.parse_args(["--photos", text] if not text.startswith("-") else [f"--photos={text}"])
@@ -226,7 +226,7 @@ def test_a_pipe_under_the_name_of_a_photo_is_passed_over(tmp_path):
 @pytest.fixture
 def sharpened(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    save_model("best_student_model.pth", StudentCNN(convs=1, variants=1, hidden=2))
+    save_model("best_student_model.pth", StudentCNN(convs=1, num_experts=1, hidden=2))
     Image.fromarray(dummy_photo(40, 52, 0)).save("a.png")
 
     def run(*arguments):
@@ -280,7 +280,7 @@ def test_no_frames_at_all_are_a_failure(sharpened, monkeypatch):
 
 
 def test_weights_that_overflow_write_no_picture(sharpened, tmp_path, monkeypatch):
-    student = StudentCNN(convs=1, variants=1, hidden=2)
+    student = StudentCNN(convs=1, num_experts=1, hidden=2)
     torch.nn.init.constant_(student.convs[0].base.weight, 1e38)
     save_model(tmp_path / "huge.pth", student)
     assert "result is not finite" in sharpened("a.png", "--weights", "huge.pth")

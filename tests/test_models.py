@@ -6,14 +6,14 @@ import torch
 from conftest import dummy_photo
 
 import degradations
-import gauge
+import estimator
 import layers
 from checkpoints import fingerprint
-from gauge import describe
-from models import FastStudent, StudentCNN, TeacherCNN, load_model, run_tiled, save_model, share_gauge
+from estimator import log_power_spectrum
+from models import FusedStudent, StudentCNN, TeacherCNN, load_model, run_tiled, save_model, share_estimator
 from utils import UserError, gmac_per_megapixel
 
-SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(convs=2, variants=3, hidden=8)}
+SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(convs=2, num_experts=3, hidden=8)}
 
 
 def trained(network):
@@ -41,7 +41,7 @@ def test_any_size_comes_out_as_it_went_in(network_class, size):
 def test_padding_does_not_reach_far_into_the_photo(network_class):
     network = trained(network_class(**SMALL[network_class]))
     photo = torch.rand(1, 3, 128, 128)
-    described = describe(photo)
+    described = log_power_spectrum(photo)
     whole, cropped = network(photo, described), network(photo[..., :127, :126], described)
     assert torch.allclose(whole[..., :40, :40], cropped[..., :40, :40], atol=1e-5)
 
@@ -85,7 +85,7 @@ def test_the_fast_student_gives_in_float32_what_the_student_gives(size, strength
         change = student(photo) - photo
     expected = ((photo + strength * change).clamp(0, 1) * 255)[0].movedim(0, -1)
     assert change.abs().max() > 0.01
-    result = FastStudent(student, torch.float32)(picture, strength=strength)
+    result = FusedStudent(student, torch.float32)(picture, strength=strength)
     assert result.dtype == torch.uint8 and (result - expected).abs().max() < 0.51
 
 
@@ -96,7 +96,7 @@ def test_the_fast_student_in_bfloat16_is_50_dB_from_the_student():
     with torch.no_grad():
         expected = student(photo).clamp(0, 1)[0].movedim(0, -1)
     assert psnr_of(photo[0].movedim(0, -1), expected) < 40, "there is something to be compared"
-    assert psnr_of(FastStudent(student, torch.bfloat16)(picture) / 255, expected) > 50
+    assert psnr_of(FusedStudent(student, torch.bfloat16)(picture) / 255, expected) > 50
 
 
 def psnr_of(a, b):
@@ -109,12 +109,12 @@ def test_the_student_is_a_small_fraction_of_the_teacher():
 
 def test_a_student_takes_the_gauge_of_its_teacher_and_does_not_train_it():
     teacher, student = trained(TeacherCNN(**SMALL[TeacherCNN])), StudentCNN(**SMALL[StudentCNN])
-    share_gauge(teacher, student)
-    described = describe(torch.rand(1, 3, 80, 80))
-    assert torch.equal(teacher.gauge(described)[0], student.gauge(described)[0])
-    assert not any(parameter.requires_grad for parameter in student.gauge.parameters())
+    share_estimator(teacher, student)
+    described = log_power_spectrum(torch.rand(1, 3, 80, 80))
+    assert torch.equal(teacher.estimator(described)[0], student.estimator(described)[0])
+    assert not any(parameter.requires_grad for parameter in student.estimator.parameters())
     assert all(parameter.requires_grad for parameter in student.convs.parameters())
-    share_gauge(torch.nn.Conv2d(3, 3, 1), student)  # a network of another kind has none to give
+    share_estimator(torch.nn.Conv2d(3, 3, 1), student)  # a network of another kind has none to give
 
 
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
@@ -125,7 +125,7 @@ def test_a_saved_network_comes_back_with_its_arguments_weights_and_facts(network
     photo = torch.rand(1, 3, 12, 12)
     assert type(loaded) is network_class and not loaded.training
     assert torch.equal(loaded(photo), network(photo))
-    assert loaded.facts == {"data": "dummy", "psnr": 31.5, "steps": [1, 2]}
+    assert loaded.metadata == {"data": "dummy", "psnr": 31.5, "steps": [1, 2]}
 
 
 def test_a_fact_that_cannot_be_loaded_safely_is_refused_before_writing(tmp_path):
@@ -146,7 +146,7 @@ def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else():
 def test_a_fingerprint_changes_with_the_code_of_any_part(monkeypatch):
     network, source_of = TeacherCNN(**SMALL[TeacherCNN]), inspect.getsource
     before = fingerprint(network)
-    for part in TeacherCNN, layers, gauge, degradations.blur:
+    for part in TeacherCNN, layers, estimator, degradations.convolve:
         monkeypatch.setattr("checkpoints.inspect.getsource", lambda code, p=part: source_of(code) + "#" * (code is p))
         assert fingerprint(network) != before
     monkeypatch.setattr("checkpoints.inspect.getsource", source_of)

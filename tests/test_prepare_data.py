@@ -134,8 +134,8 @@ def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
     save(tmp_path / "photos" / "tiny.png", height=20)
     save(tmp_path / "photos" / "0.jpg")
     (tmp_path / "photos" / "text.png").write_text("no picture")
-    cut = (tmp_path / "photos" / "3.png").read_bytes()
-    (tmp_path / "photos" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    crop_and_augment = (tmp_path / "photos" / "3.png").read_bytes()
+    (tmp_path / "photos" / "cut.png").write_bytes(crop_and_augment[: len(crop_and_augment) // 2])
     out = prepare("photos", "photos")
     assert "4 left out" in out and prepare.code == 1
     twin = "0.png would become 0, which photos/0.jpg is"

@@ -15,7 +15,7 @@ import checks
 import processes
 import train
 from models import StudentCNN
-from processes import share_of_batch
+from processes import per_rank_batch_size
 from utils import UserError
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
@@ -79,6 +79,6 @@ def test_weights_that_no_photo_reaches_are_said_before_two_processes_wait_for_th
 
 def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: 3)
-    assert share_of_batch(9) == 3
+    assert per_rank_batch_size(9) == 3
     with pytest.raises(UserError, match="BATCH_SIZE = 8 cannot be shared by 3 processes"):
-        share_of_batch(8)
+        per_rank_batch_size(8)

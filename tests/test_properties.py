@@ -10,10 +10,10 @@ from dataset import PairedImageDataset
 from models import StudentCNN, TeacherCNN
 from patches import generator_of
 from train import as_given, fit
-from utils import as_saved, psnr, ssim
+from utils import quantize_8bit, psnr, ssim
 
 NETWORKS = {
-    "student": lambda: StudentCNN(convs=2, variants=3, hidden=8),
+    "student": lambda: StudentCNN(convs=2, num_experts=3, hidden=8),
     "teacher": lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1),
 }
 
@@ -30,7 +30,7 @@ def random_photo(rng: np.random.Generator, most: int = 70) -> torch.Tensor:
         photo = np.broadcast_to(np.linspace(0, 1, width), (3, height, width))
     else:
         photo = np.full((3, height, width), kind - 2.0)
-    return as_saved(torch.tensor(photo))
+    return quantize_8bit(torch.tensor(photo))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -38,7 +38,7 @@ def test_any_photo_is_blurred_to_8_bits_of_its_size_the_same_each_time(seed):
     photo = random_photo(np.random.default_rng([1, seed]))
     blurry = D.random_degradation(photo, generator_of(1, seed))
     assert blurry.shape == photo.shape and torch.isfinite(blurry).all()
-    assert torch.equal(blurry, as_saved(blurry))
+    assert torch.equal(blurry, quantize_8bit(blurry))
     assert torch.equal(blurry, D.random_degradation(photo, generator_of(1, seed)))
 
 
@@ -50,7 +50,7 @@ def test_any_kernel_of_the_mixture_keeps_energy_and_amplifies_nothing(kind):
         assert float(kernel.sum()) == pytest.approx(1, abs=1e-5)
         assert float(torch.fft.fft2(kernel).abs().max()) <= 1 + 1e-5
         photo = random_photo(np.random.default_rng([2, seed]))
-        blurry = D.blur(photo, kernel)
+        blurry = D.convolve(photo, kernel)
         assert blurry.min() >= photo.min() - 1e-5 and blurry.max() <= photo.max() + 1e-5
 
 
@@ -58,7 +58,7 @@ def test_any_kernel_of_the_mixture_keeps_energy_and_amplifies_nothing(kind):
 def test_metrics_are_symmetric_and_bounded_and_perfect_only_for_equals(seed):
     rng = np.random.default_rng([3, seed])
     one = random_photo(rng)[None]
-    other = as_saved(one + torch.tensor(rng.normal(0, rng.choice([0.004, 0.1, 1]), one.shape)))
+    other = quantize_8bit(one + torch.tensor(rng.normal(0, rng.choice([0.004, 0.1, 1]), one.shape)))
     assert float(ssim(one, other)) == pytest.approx(float(ssim(other, one)), abs=1e-5)
     assert -1 <= float(ssim(one, other)) <= 1 + 1e-5 and float(ssim(one, one)) == pytest.approx(1, abs=1e-5)
     assert torch.equal(psnr(one, other), psnr(other, one))
@@ -87,8 +87,8 @@ def test_a_photo_that_is_moved_by_whole_squares_is_sharpened_alike(name):
         nn.init.normal_(parameter, std=0.05)
     photo = torch.rand(1, 3, 240, 240)
     with torch.no_grad():
-        description = network.describe(photo)
-        whole, moved = network(photo, description), network(photo[..., 4:, 8:], description)
+        spectrum = network.log_power_spectrum(photo)
+        whole, moved = network(photo, spectrum), network(photo[..., 4:, 8:], spectrum)
     inner = slice(100, 130)
     torch.testing.assert_close(whole[..., 104:134, 108:138], moved[..., inner, inner], atol=1e-4, rtol=0)
 

@@ -27,7 +27,7 @@ def interrupt_now():
 
 def small_student():
     torch.manual_seed(3)
-    return StudentCNN(convs=2, variants=2, hidden=8)
+    return StudentCNN(convs=2, num_experts=2, hidden=8)
 
 
 def same_weights(one, other):

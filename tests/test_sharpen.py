@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["sharpen.py", *(str(a) for a in arguments)])
         code = 0
         try:
-            sharpen.run_script(sharpen.main)
+            sharpen.run_cli(sharpen.main)
         except SystemExit as end:
             code = end.code
         printed, errors = capsys.readouterr()

@@ -14,7 +14,7 @@ import train
 from dataset import PairedImageDataset
 from models import StudentCNN, TeacherCNN, load_model, save_model
 from train import Scores, as_given, fit, validate
-from utils import PSNRAndSSIMLoss, UserError, as_saved
+from utils import PSNRAndSSIMLoss, UserError, quantize_8bit
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,7 @@ def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
     with open("outputs/student_epochs.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert student.facts["val"]["ssim"] == pytest.approx(max(float(row["student_ssim"]) for row in rows))
+    assert student.metadata["val"]["ssim"] == pytest.approx(max(float(row["student_ssim"]) for row in rows))
     assert {float(row["input_ssim"]) for row in rows} == {float(rows[0]["input_ssim"])}
     assert not (constants / "outputs" / "comparison_3.png").exists()
     for name in "student_curves.png", "comparison_1.png":
@@ -152,7 +152,7 @@ def test_the_student_learns_and_the_teacher_never_changes(run):
             return sum(float(nn.functional.mse_loss(student(b[None]), teacher(b[None]))) for b, _ in run.val_set)
 
     at_start = distance()
-    run(student, lambda blurry, sharp, description: teacher(blurry, description), steps=40)
+    run(student, lambda blurry, sharp, spectrum: teacher(blurry, spectrum), steps=40)
     assert distance() < 0.7 * at_start
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))
 
@@ -178,7 +178,7 @@ def test_the_student_learns_the_teachers_output_and_not_the_sharp_photo(run):
             seen.append(target)
             return nn.functional.mse_loss(prediction, target)
 
-    run(StudentCNN(), lambda blurry, sharp, description: blurry * 0 + 0.25, Recorder())
+    run(StudentCNN(), lambda blurry, sharp, spectrum: blurry * 0 + 0.25, Recorder())
     assert len(seen) == 6 and all((target == 0.25).all() for target in seen)
     assert all(target.dtype == torch.float32 for target in seen)
 
@@ -188,7 +188,7 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path, workers):
     weights = []
     for best in "a.pth", "b.pth":
         torch.manual_seed(5)
-        student = StudentCNN(convs=2, variants=2, hidden=8)
+        student = StudentCNN(convs=2, num_experts=2, hidden=8)
         run(student, loss_fn=PSNRAndSSIMLoss(), best=best, outputs=tmp_path / best.removesuffix(".pth"), workers=workers)
         weights.append(student.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
@@ -198,8 +198,8 @@ def test_the_best_epoch_is_kept_and_not_the_last(run, tmp_path, monkeypatch):
     values = iter([0.5, 0.9, 0.7])
     monkeypatch.setattr(train, "validate", lambda *_: Scores(20.0, next(values)))
     run(StudentCNN(), epochs=3)
-    facts = load_model(tmp_path / "best.pth").facts
-    assert facts["epoch"] == 2 and facts["val"]["ssim"] == 0.9
+    metadata = load_model(tmp_path / "best.pth").metadata
+    assert metadata["epoch"] == 2 and metadata["val"]["ssim"] == 0.9
 
 
 class FailsAtStep5(nn.MSELoss):
@@ -221,7 +221,7 @@ class FailsAtStep5(nn.MSELoss):
 def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_best(run, tmp_path, value):
     with pytest.raises(UserError, match="no longer a finite number: lower LEARNING_RATE"):
         run(StudentCNN(), loss_fn=FailsAtStep5(lambda loss: loss * value))
-    assert load_model(tmp_path / "best.pth").facts["epoch"] == 1
+    assert load_model(tmp_path / "best.pth").metadata["epoch"] == 1
     assert not (tmp_path / "outputs" / "last.pth").exists(), "going on from it would only fail again"
 
 
@@ -234,7 +234,7 @@ def test_ctrl_c_ends_with_the_best_so_far(run, tmp_path, capsys):
         run(StudentCNN(), loss_fn=FailsAtStep5(interrupt))
     assert caught.value.code == 130
     assert "Stopped after 1 of 2 epochs: the best so far" in capsys.readouterr().out
-    assert load_model(tmp_path / "best.pth").facts["epoch"] == 1
+    assert load_model(tmp_path / "best.pth").metadata["epoch"] == 1
 
 
 def test_validation_is_the_mean_over_photos_and_a_perfect_one_counts_50_db(run):
@@ -289,7 +289,7 @@ def equal(batches, others):
 
 
 def test_batches_are_the_same_from_workers_and_from_memory(run):
-    run.train_set.ask_once(small_teacher(), CPU)
+    run.train_set.cache_teacher_outputs(small_teacher(), CPU)
     from_disk = all_batches(run.train_set, 0)
     assert len(from_disk) == 4 and len(from_disk[0]) == 3 and from_disk[0][0].shape == (3, 3, 32, 32)
     assert torch.equal(from_disk[0][0][1], run.train_set[7][0]), "step 2 of batches of 3 starts with patch 6"
@@ -312,7 +312,7 @@ def test_a_student_learns_from_photos_that_lie_on_its_device_and_goes_on_after_a
     device, teacher = torch.device(device), TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1).to(device)
     nn.init.constant_(teacher.tail.bias, 0.05)  # brighter: answers that are turned with their photos must stay answers
     student, again = StudentCNN().to(device), StudentCNN().to(device)
-    run.train_set.ask_once(teacher, device)
+    run.train_set.cache_teacher_outputs(teacher, device)
     from_disk = all_batches(run.train_set, 0, device)
     run.train_set.load_onto(device, room=10**9)
     assert run.train_set.on_device and equal(from_disk, all_batches(run.train_set, 0, device))
@@ -320,7 +320,7 @@ def test_a_student_learns_from_photos_that_lie_on_its_device_and_goes_on_after_a
     def distance(student):
         with torch.no_grad():
             photos = [blurry[None].to(device) for blurry, _ in run.val_set]
-            return sum(float(nn.functional.mse_loss(student(photo), as_saved(teacher(photo)))) for photo in photos)
+            return sum(float(nn.functional.mse_loss(student(photo), quantize_8bit(teacher(photo)))) for photo in photos)
 
     at_start, loss_fn = distance(student), FailsAtStep5(interrupt)
     with pytest.raises(SystemExit):

@@ -10,8 +10,8 @@ from conftest import DEVICES
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
-from files import growing_file, write_whole
-from utils import PSNRAndSSIMLoss, UserError, as_saved, autocast_dtype, ms_per_megapixel, psnr, ssim
+from files import growing_file, atomic_write
+from utils import PSNRAndSSIMLoss, UserError, quantize_8bit, autocast_dtype, ms_per_megapixel, psnr, ssim
 
 
 def two_images(height, width, noise=0.1, seed=0):
@@ -82,7 +82,7 @@ def test_metrics_refuse_unequal_shapes():
 
 def test_as_saved_is_what_a_png_would_hold():
     image = torch.tensor([-0.2, 0.0, 0.5, 1.0, 1.7]).reshape(1, 1, 1, 5)
-    assert torch.allclose(as_saved(image).flatten() * 255, torch.tensor([0.0, 0, 128, 255, 255]))
+    assert torch.allclose(quantize_8bit(image).flatten() * 255, torch.tensor([0.0, 0, 128, 255, 255]))
 
 
 def test_the_loss_is_minus_the_mean_psnr_where_that_is_low_and_what_ssim_lacks_to_1():
@@ -101,7 +101,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="file.txt cannot be written .*No space left"):
-        write_whole(path, fails_halfway)
+        atomic_write(path, fails_halfway)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_grow_is_one_sentence(tmp_path):
 
 def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path):
     for name in "a" * 251 + ".txt", "ä" * 125 + ".txt":
-        write_whole(tmp_path / name, lambda partial: partial.write_text("all"))
+        atomic_write(tmp_path / name, lambda partial: partial.write_text("all"))
         assert [path.name for path in tmp_path.iterdir()] == [name]
         (tmp_path / name).unlink()
 

@@ -16,22 +16,22 @@ from torch import nn
 import report
 import train
 from dataset import PairedImageDataset
-from models import StudentCNN, TeacherCNN, share_gauge
-from processes import distributed, first_rank_first, rank, start_processes
-from utils import run_script
+from models import StudentCNN, TeacherCNN, share_estimator
+from processes import wrap_distributed, main_process_first, rank, init_distributed
+from utils import run_cli
 
-STUDENT = dict(convs=2, variants=2, hidden=8)
+STUDENT = dict(convs=2, num_experts=2, hidden=8)
 
 
 def training(folder: Path, train_folder: str) -> None:
     """Twenty steps in float32, and the scores of the validation photos that each process sees."""
     train.autocast = lambda device: contextlib.nullcontext()  # bfloat16 would round differently for each size of batch
-    device = start_processes("cpu")
-    train_set = first_rank_first(lambda: PairedImageDataset(folder / train_folder, 32))
-    val_set = first_rank_first(lambda: PairedImageDataset(folder / "val"))
+    device = init_distributed("cpu")
+    train_set = main_process_first(lambda: PairedImageDataset(folder / train_folder, 32))
+    val_set = main_process_first(lambda: PairedImageDataset(folder / "val"))
     torch.manual_seed(0)
     student = StudentCNN(**STUDENT)
-    share_gauge(TeacherCNN(4, 8, 1, 1), student)  # as train.py does
+    share_estimator(TeacherCNN(4, 8, 1, 1), student)  # as train.py does
     settings = dict(NUM_EPOCHS=2, BATCH_SIZE=6, PATCHES_PER_PHOTO=20, LEARNING_RATE=1e-3)
     machine = dict(device=device, outputs=folder / "outputs", workers=0, compiled=False, checkpoint_minutes=5, resume=False)
     best = folder / "best.pth"
@@ -43,11 +43,11 @@ def training(folder: Path, train_folder: str) -> None:
     # With the zeros these start with, no layer before them has a gradient
     for layer in untrained.make, untrained.convs[-1].base, *untrained.convs:
         nn.init.normal_(layer.weight, std=0.1)
-    for layer in untrained.gauge.tail, untrained.gauge.steer:
+    for layer in untrained.estimator.tail, untrained.estimator.steer:
         nn.init.normal_(layer.weight, std=0.02)
-    wrapped = distributed(untrained, device)  # kept: without it the gradients would not be averaged
-    blurry, sharp, description = next(train.start_batches(train_set, device, range(99, 100), 6, 0))
-    nn.functional.mse_loss(wrapped(blurry, description), sharp).backward()
+    wrapped = wrap_distributed(untrained, device)  # kept: without it the gradients would not be averaged
+    blurry, sharp, spectrum = next(train.start_batches(train_set, device, range(99, 100), 6, 0))
+    nn.functional.mse_loss(wrapped(blurry, spectrum), sharp).backward()
     gradients = {name: parameter.grad for name, parameter in untrained.named_parameters()}
     result = {"weights": student.state_dict(), "gradients": gradients, "scores": list(scores)}
     torch.save(result, folder / f"rank{rank()}.pth")
@@ -68,9 +68,9 @@ def whole(folder: Path) -> None:
 def main(folder: Path, bad: bool = False) -> None:
     # bad: only rank 1 sees the folder with the bad file, as if the machines held different data
     torch.set_num_threads(1)
-    start_processes("cpu")
+    init_distributed("cpu")
     train_folder = "bad" if bad and rank() == 1 else "train"
-    run_script(lambda: (training(folder, train_folder), whole(folder)))
+    run_cli(lambda: (training(folder, train_folder), whole(folder)))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,41 @@
 """Photos on disk -> RGB pixels: reading any picture file, and decoding a folder of them only once."""
 
 import contextlib
+
 import hashlib
+
 import io
+
 import json
+
 import os
+
 import tempfile
+
 import warnings
+
 from collections.abc import Iterable
+
 from concurrent.futures import ThreadPoolExecutor
+
 from pathlib import Path
 
 import numpy as np
+
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
 from tqdm import tqdm
 
-from files import write_whole
-from processes import say
+from files import atomic_write
+
+from processes import print0
+
 from utils import UserError, one_line
 
 # Whatever a name says, nothing else is tried: fewer decoders for damaged or hostile bytes, and none that runs a program
 DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 def find_photos(folder: Path | str) -> list[Path]:
     """The picture files of ``folder`` and its sub-folders, sorted; hidden ones are passed over."""
@@ -40,10 +53,8 @@ def find_photos(folder: Path | str) -> list[Path]:
         raise UserError(f"{folder} holds no photos ({', '.join(sorted(SUFFIXES))}): put some there")
     return paths
 
-
 def _stop(error: OSError) -> None:
     raise error
-
 
 def read_photo(path: Path | str) -> np.ndarray:
     """Read a picture of any kind as (H, W, 3) uint8 RGB, turned upright as its EXIF says.
@@ -62,19 +73,16 @@ def read_photo(path: Path | str) -> np.ndarray:
     except Exception as error:  # a decoder fed damaged bytes may raise anything
         raise UserError(f"{path} cannot be read as a picture ({why(error)}): replace or remove it") from None
 
-
 def why(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, damaged or of a kind that is not read here"
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__
-
 
 def open_picture(file) -> Image.Image:
     """``Image.open`` for the formats in DECODERS."""
     PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: colour profiles of printers have some megabytes
     Image.init()  # or Pillow finds only some of the formats that it is given by name
     return Image.open(file, formats=DECODERS)
-
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I") or picture.mode == "F":
@@ -84,7 +92,6 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
             raise ValueError("its values are not 8- or 16-bit")
         picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
     return np.array(picture.convert("RGB"))
-
 
 class PixelFile:
     """Many photos' pixels one after the other in one file, from which a patch is read without the rest.
@@ -142,13 +149,11 @@ class PixelFile:
     def nbytes(self) -> int:
         return sum(height * width * 3 for height, width in self.shapes)
 
-
 def _read_at(file: io.FileIO, count: int, offset: int) -> bytes:
     if hasattr(os, "pread"):  # a worker that was forked shares the place in the file, which pread leaves alone
         return os.pread(file.fileno(), count, offset)
     file.seek(offset)
     return file.read(count)
-
 
 class DecodedPhotos(PixelFile):
     """Photos decoded once: ``photos[i]`` is ``paths[i]`` as (H, W, 3) uint8.
@@ -175,11 +180,10 @@ class DecodedPhotos(PixelFile):
         super().__init__(file, _read_shapes(index))
         if len(self) != len(paths) or not self.is_complete():
             shapes: list[tuple[int, int]] = []
-            write_whole(file, lambda partial: shapes.extend(_decode_all(paths, partial)))
-            write_whole(index, lambda partial: partial.write_text(json.dumps(shapes)))
+            atomic_write(file, lambda partial: shapes.extend(_decode_all(paths, partial)))
+            atomic_write(index, lambda partial: partial.write_text(json.dumps(shapes)))
             remove_files(p for p in self.cache.glob("*.*") if not p.name.startswith((".", self.key)))  # earlier states
             super().__init__(file, shapes)
-
 
 def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
     """Write the pixels of all photos one after the other; returns their (height, width)."""
@@ -207,14 +211,12 @@ def _decode_all(paths: list[Path], file: Path) -> list[tuple[int, int]]:
         raise UserError(list_problems(problems))
     return shapes
 
-
 def list_problems(problems: list[str]) -> str:
     """One line per problem, at most 50 of them."""
     shown = [one_line(problem) for problem in problems[:50]] + (
         [f"... and {len(problems) - 50} more"] if len(problems) > 50 else []
     )
     return "\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *shown])
-
 
 def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
     try:
@@ -224,16 +226,14 @@ def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
     except OSError:
         pass
     temporary = tempfile.TemporaryDirectory(prefix="decoded_photos_")
-    say(f"{cache} cannot be written: photos are decoded into a temporary folder for this run only")
+    print0(f"{cache} cannot be written: photos are decoded into a temporary folder for this run only")
     return Path(temporary.name), temporary
-
 
 def _read_shapes(index: Path) -> list[tuple[int, int]]:
     try:
         return [(int(height), int(width)) for height, width in json.loads(index.read_text())]
     except (OSError, ValueError, TypeError):
         return []  # not there, or not whole: the photos are decoded again
-
 
 def remove_files(files: Iterable[Path]) -> None:
     for file in files:

@@ -1,57 +1,38 @@
 """A user's mistakes with constants, files and arguments, each told in one sentence before the work starts."""
 
 import argparse
+
 import contextlib
+
 import os
+
 import re
+
 import tempfile
+
 from collections.abc import Callable
+
 from pathlib import Path
 
 import torch
+
 from torch import nn
 
 import models
+
 from processes import world_size
+
 from utils import UserError, one_line
 
 FLAGS = {"COMPILE", "RESUME", "ASK_TEACHER_ONCE", "REQUIRE_GOOD_TEACHER"}
+
 PATHS = {"DATA", "BEST_STUDENT", "OUTPUTS", "TEACHER"}
+
 PATHS_OR_NONE = {"TEACHER_WEIGHTS", "PHOTOS", "VAL_PHOTOS", "START_FROM"}
+
 RATES = {"LEARNING_RATE", "TEACHER_LEARNING_RATE", "GAUGE_LEARNING_RATE", "CHECKPOINT_MINUTES"}
+
 OF_TRAININGS = {"last.pth", "last_teacher.pth", "gauge.pth"}  # what a training keeps in OUTPUTS for itself
-
-
-class Arguments(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, as all others."""
-
-    def __init__(self, documentation: str):
-        super().__init__(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (python {self.prog} --help tells what it takes)")
-
-
-def whole_number(least: int, most: int = 2**31) -> Callable[[str], int]:
-    """For ``add_argument(type=...)``."""
-
-    def parse(text: str) -> int:
-        if not text.removeprefix("-").isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def size_of(name: str, text: str) -> tuple[int, int]:
-    """(height, width) of "WIDTHxHEIGHT", which was given as ``name``."""
-    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
-        raise UserError(f"{name} {text} must be WIDTHxHEIGHT, such as 1280x720")
-    width, height = map(int, text.split("x"))
-    if width * height > 10**8:
-        raise UserError(f"{name} {text} is more than 100 megapixels: take less, or sharpen such pictures as files")
-    return height, width
-
 
 def check_constants(constants: dict) -> None:
     """Raise ``UserError`` for a constant of a training that is out of its range or of another type."""
@@ -74,7 +55,6 @@ def check_constants(constants: dict) -> None:
             if type(value) is not int or not least <= value <= most:
                 raise UserError(f"{name} = {value!r} is not a whole number from {least} to {most}: set it to one")
 
-
 def check_path(name: str, value) -> None:
     if not isinstance(value, (str, Path)) or not str(value):
         none = ", or None" if name in PATHS_OR_NONE else ""
@@ -84,7 +64,6 @@ def check_path(name: str, value) -> None:
             os.stat(value)
     except (OSError, ValueError) as error:  # too long, or with a zero byte
         raise UserError(f"{name} = {str(value)[:80]!r} cannot be a path ({error.args[-1]}): set it to another") from None
-
 
 def check_targets(outputs: str | Path, networks: dict[str, str], given: dict[str, str | None]) -> None:
     """Raise ``UserError`` if what a training will write cannot be written, or would overwrite what it was given.
@@ -102,7 +81,6 @@ def check_targets(outputs: str | Path, networks: dict[str, str], given: dict[str
             if file_given is not None and os.path.realpath(file_given) == os.path.realpath(path):
                 raise UserError(f"{name} and {other} are both {file}: it would be overwritten, name another file")
         check_folder(path.parent, name)
-
 
 def check_network(network: nn.Module) -> None:
     """Raise ``UserError`` if ``network`` does not give a photo of the size it got, or could not be loaded again."""
@@ -129,7 +107,6 @@ def check_network(network: nn.Module) -> None:
             raise UserError(f"{name} does not use {', '.join(unused[:5])}, which torchrun does not allow: remove it")
         network.zero_grad()
 
-
 def check_memory(bytes_each: int, workers: int) -> None:
     """Raise ``UserError`` if photos blurred on the fly, kept by each of the ``workers``, take more memory than there is."""
     try:
@@ -143,7 +120,6 @@ def check_memory(bytes_each: int, workers: int) -> None:
             "lower NUM_WORKERS, take fewer photos, or make pairs of them with prepare_data.py"
         )
 
-
 def check_compiler(wanted: bool, device: torch.device) -> None:
     """Raise ``UserError`` if a network shall be compiled for ``device`` and torch cannot."""
     if not wanted:
@@ -153,16 +129,3 @@ def check_compiler(wanted: bool, device: torch.device) -> None:
     except Exception as error:  # of many kinds, with pages of advice
         reason = one_line(str(error).strip())[:120]
         raise UserError(f"COMPILE = True does not work here ({reason}): install a C++ compiler or set it to False") from None
-
-
-def check_folder(folder: Path, name: str) -> None:
-    """Raise ``UserError`` if ``folder`` cannot be made or written to; makes nothing."""
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        reason = "is not a folder" if not there.is_dir() else f"cannot be written to ({error.strerror})"
-        raise UserError(f"{name}: {there} {reason}, choose another place") from None

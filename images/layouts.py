@@ -4,17 +4,22 @@ What cannot be used goes to ``problems``, a sentence each.
 """
 
 import os
+
 import re
+
 from collections.abc import Iterator
+
 from dataclasses import dataclass
+
 from itertools import pairwise
+
 from pathlib import Path
 
 from tqdm import tqdm
 
 from photos import find_photos, open_picture, read_photo, why
-from utils import UserError
 
+from utils import UserError
 
 @dataclass(frozen=True)
 class Pair:
@@ -27,7 +32,6 @@ class Pair:
     part: str | None = None  # "train" or "val", where the data set says so
     tile: tuple[int, int, int, int] | None = None  # of sharp after shrinking: top, left, bottom, right
     crisper: bool = False  # the tile is shrunk further, by up to a half, before it is blurred
-
 
 def plan_photos(
     folder: Path, problems: list[str], out: Path, copies: int, tile: int, smallest: int, longest: int | None
@@ -56,7 +60,6 @@ def plan_photos(
                     copy_name = f"{name}.copy{copy}" if copy else name
                     yield Pair(copy_name, group, path, tile=(top, left, bottom, right), crisper=copy % 2 == 1)
 
-
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
     blurry_files, sharp_files = (by_name(folder, problems) for folder in (blurry, sharp))
     problems += [f"{blurry_files[p]} has no partner in {sharp}" for p in blurry_files if p not in sharp_files]
@@ -67,7 +70,6 @@ def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]
             group = flat(p) if alone else flat(p.parent)
             yield Pair(group if alone else f"{group}.{flat(p.name)}", group, sharp_files[p], blurry_files[p])
 
-
 def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
     """The photos of ``folder`` by their path in it without the suffix, so that a JPEG may belong to a PNG."""
     files: dict[Path, Path] = {}
@@ -77,14 +79,12 @@ def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
             problems.append(f"{path} has the name of {files[name]}: rename one of them")
     return files
 
-
 def plan_gopro(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for of_theirs, part in (("train", "train"), ("test", "val")):
         for path in files_of(folder, f"{of_theirs}/*/blur/*.png"):
             sequence = path.parent.parent
             group = flat(sequence.name)
             yield Pair(f"{group}.{flat(path.stem)}", group, sequence / "sharp" / path.name, path, part)
-
 
 def plan_reds(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for part in ("train", "val"):
@@ -94,13 +94,11 @@ def plan_reds(folder: Path, problems: list[str]) -> Iterator[Pair]:
             sharp = inside / f"{part}_sharp" / path.parent.name / path.name
             yield Pair(f"{group}.{flat(path.stem)}", group, sharp, path, part)
 
-
 def plan_hide(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for pattern, part in (("train/*.png", "train"), ("test/*/*.png", "val")):
         for path in files_of(folder, pattern):
             group = flat(path.stem.partition("from")[2] or path.stem)  # 12fromGOPR0950.png is a frame of GOPR0950
             yield Pair(f"{group}.{flat(path.stem)}", group, folder / "GT" / path.name, path, part)
-
 
 def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for list_of_theirs, part in (("RealBlur_J_train_list.txt", "train"), ("RealBlur_J_test_list.txt", "val")):
@@ -119,7 +117,6 @@ def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
             group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
             yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
 
-
 def files_of(folder: Path, pattern: str) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that the data set was unpacked in")
@@ -128,11 +125,9 @@ def files_of(folder: Path, pattern: str) -> list[Path]:
         raise UserError(f"{folder} holds no {pattern}: give the folder that the data set was unpacked in")
     return files
 
-
 def flat(path: Path | str) -> str:
     """A name of a folder for ``path``: letters, digits and dashes as they are, anything else an underscore."""
     return re.sub(r"[^\w-]", "_", str(path))
-
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) as EXIF says the photo is looked at, from the head of the file where that tells."""
@@ -143,11 +138,9 @@ def upright_size(path: Path) -> tuple[int, int]:
         on_its_side = picture.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF's tag Orientation
     return (width, height) if on_its_side else (height, width)
 
-
 def shrunk(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
     scale = min(1, longest / max(size)) if longest else 1
     return tuple(max(1, round(length * scale)) for length in size)
-
 
 def cuts(length: int, tile: int, smallest: int) -> list[tuple[int, int]]:
     """``length`` in equal parts of at most ``tile``, or more where they would be below ``smallest``: (start, end) each."""

@@ -1,22 +1,32 @@
 """A training that was interrupted goes on exactly where it was, and what is kept for it belongs to it."""
 
 import contextlib
+
 import hashlib
+
 import inspect
+
 import time
+
 from pathlib import Path
+
 from typing import IO
 
 import torch
+
 from torch import nn
 
-import gauge
-import layers
-from degradations import blur, mirrored
-from files import lock, read_torch_file, write_torch_file
-from processes import rank
-from utils import UserError
+import estimator
 
+import layers
+
+from degradations import convolve, reflect_indices
+
+from files import lock, read_torch_file, write_torch_file
+
+from processes import rank
+
+from utils import UserError
 
 def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> None:
     """Write all that the rest of a training depends on to ``path``, the old file or the new, never half.
@@ -33,17 +43,14 @@ def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> No
     content = {"states": states, "generators": generators, "settings": settings, "progress": progress, "finished": False}
     write_torch_file(path, content)
 
-
 def mark_finished(path: Path) -> None:
     """The next run starts anew instead of going on from ``path``."""
     if rank() == 0:
         write_torch_file(path, _read(path) | {"finished": True})
 
-
 def unfinished(path: Path) -> bool:
     """Whether ``path`` is the checkpoint of a training that was interrupted."""
     return path.is_file() and not _read(path)["finished"]
-
 
 def make_way(outputs: Path, resume: bool, settings: dict) -> None:
     """Before a teacher is taught: remove what an earlier teacher and its student left in ``outputs``.
@@ -64,7 +71,6 @@ def make_way(outputs: Path, resume: bool, settings: dict) -> None:
         student_run.unlink(missing_ok=True)
         if not goes_on:
             teacher_run.unlink(missing_ok=True)
-
 
 def load_progress(path: Path, parts: dict, settings: dict) -> dict:
     """Put the states in ``path`` back into ``parts``; returns the progress.
@@ -87,11 +93,9 @@ def load_progress(path: Path, parts: dict, settings: dict) -> dict:
         torch.cuda.set_rng_state(content["generators"]["cuda"])
     return content["progress"]
 
-
 def check_settings(path: Path, settings: dict) -> None:
     """Raise ``UserError`` if the training in the checkpoint ``path`` had other values for these ``settings``."""
     _compare(path, _read(path)["settings"], settings)
-
 
 def _compare(path: Path, old: dict, settings: dict) -> None:
     changed = [f"{name} was {old.get(name)}, is {value}" for name, value in settings.items() if old.get(name) != value]
@@ -101,7 +105,6 @@ def _compare(path: Path, old: dict, settings: dict) -> None:
             "set RESUME = False to drop it and start anew, or put the old values back to go on with it"
         )
 
-
 def _read(path: Path) -> dict:
     try:
         content = read_torch_file(path)
@@ -109,7 +112,6 @@ def _read(path: Path) -> dict:
     except (UserError, TypeError, KeyError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint: remove it or set RESUME = False to start anew") from None
     return content
-
 
 def teacher_is_ready(teacher_file: Path, outputs: Path, settings: dict) -> bool:
     """Whether an interrupted run of train.py had taught its own teacher already and was at the student.
@@ -130,8 +132,7 @@ def teacher_is_ready(teacher_file: Path, outputs: Path, settings: dict) -> bool:
     _compare(teacher_run, old, settings)
     return True
 
-
-def claim(outputs: Path) -> IO | None:
+def lock_output_dir(outputs: Path) -> IO | None:
     """Keep other trainings out of ``outputs`` until this process ends; the open file that does it, to be held.
 
     Raises:
@@ -149,19 +150,17 @@ def claim(outputs: Path) -> IO | None:
         )
     return file
 
-
 def fingerprint(network: nn.Module) -> str:
     """20 characters that change with any weight of ``network``, with its shape, and with the code that runs it."""
     digest = hashlib.sha256(type(network).__name__.encode())
     kinds = {type(part) for part in network.modules() if not type(part).__module__.startswith("torch.")}
-    for code in [*sorted(kinds, key=lambda kind: kind.__qualname__), gauge, layers, blur, mirrored]:
+    for code in [*sorted(kinds, key=lambda kind: kind.__qualname__), estimator, layers, convolve, reflect_indices]:
         with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
             digest.update(inspect.getsource(code).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:20]
-
 
 class Stopwatch:
     """Says when some minutes have passed since it last said so."""

@@ -5,17 +5,25 @@ JPEG that EXIF turns they are not turned, of a TIFF they are and the tag is gone
 """
 
 import io
+
 import struct
+
 import warnings
+
 import zlib
+
 from dataclasses import dataclass, field
+
 from pathlib import Path
 
 import numpy as np
+
 from PIL import Image
 
-from files import write_whole
+from files import atomic_write
+
 from photos import open_picture, why
+
 from utils import UserError
 
 FORMATS = {
@@ -27,13 +35,14 @@ FORMATS = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+
 REFUSED = {
     "1": "is black and white without greys: there is nothing to sharpen",
     "CMYK": "has the inks of a printer instead of RGB: convert it to RGB first",
     "F": "has pixels of floating point: save it with 8 or 16 bits first",
 }
-DESCRIPTIVE = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 33432)  # of EXIF's tags: not how pixels are stored
 
+DESCRIPTIVE = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 33432)  # of EXIF's tags: not how pixels are stored
 
 @dataclass
 class Picture:
@@ -41,7 +50,6 @@ class Picture:
     alpha: np.ndarray | None = None  # (H, W, 1) of the same type
     exif: bytes | None = None
     options: dict = field(default_factory=dict)  # colour profile, dpi: what Pillow's save() takes
-
 
 def read_picture(path: Path | str) -> Picture:
     """All that is in a picture file.
@@ -60,7 +68,6 @@ def read_picture(path: Path | str) -> Picture:
         raise
     except Exception as error:  # a decoder fed damaged bytes may raise anything
         raise UserError(f"{path} cannot be read as a picture ({why(error)}): replace or remove it") from None
-
 
 def _read(path: Path) -> Picture:
     # From an open file: given a path, Pillow maps some turned TIFFs into memory in the wrong shape
@@ -84,7 +91,6 @@ def _read(path: Path) -> Picture:
     channels = values.shape[2] - (values.shape[2] % 2 == 0)  # 2 is grey and alpha, 4 is RGB and alpha
     return Picture(values[..., :channels], values[..., channels:] if channels < values.shape[2] else None, exif, options)
 
-
 def _values(path: Path, image: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4) uint8, or uint16 for deep grey."""
     if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):  # SampleFormat
@@ -103,7 +109,6 @@ def _values(path: Path, image: Image.Image) -> np.ndarray:
     values = np.array(image.convert("RGB") if image.mode == "RGBX" else image)
     return values if values.ndim == 3 else values[..., None]
 
-
 def _is_deep_colour(image: Image.Image) -> bool:
     """Whether it has 16 bits and colours, which Pillow reads as 8 bits."""
     if image.format == "TIFF":
@@ -113,7 +118,6 @@ def _is_deep_colour(image: Image.Image) -> bool:
         and any(";16" in str(tile[3]) and image.mode != "I;16" for tile in image.tile)
         and (image.mode in ("RGB", "RGBA"))
     )
-
 
 def _read_deep_png(path: Path) -> np.ndarray:
     """(H, W, 3 or 4) uint16. Pillow keeps one byte of the two: it is asked for the high ones, then for the low ones."""
@@ -126,7 +130,6 @@ def _read_deep_png(path: Path) -> np.ndarray:
             image.tile = [(decoder, box, offset, layout[:-1] + order)]
             halves.append(np.array(image, np.uint16))
     return halves[0] * 256 + halves[1]
-
 
 def _read_deep_tiff(path: Path, fourth: int) -> np.ndarray:
     """(H, W, 3 or 4) uint16. ``fourth`` is what the file says of a fourth channel: 1 and 2 are alpha."""
@@ -146,7 +149,6 @@ def _read_deep_tiff(path: Path, fourth: int) -> np.ndarray:
         raise UserError(f"{path} has 16 bits and colours multiplied by its alpha: save it with plain alpha first")
     return values[..., : 4 if fourth == 2 else 3]
 
-
 def _descriptive_exif(image: Image.Image, turned: bool) -> bytes | None:
     """EXIF of a file that does not keep it in one piece, such as TIFF, without its Orientation if it is ``turned``."""
     found, kept = image.getexif(), Image.Exif()
@@ -158,7 +160,6 @@ def _descriptive_exif(image: Image.Image, turned: bool) -> bytes | None:
         if values:
             kept[block] = dict(values)
     return kept.tobytes() if len(kept) else None
-
 
 def write_picture(path: Path | str, picture: Picture) -> None:
     """Write ``picture`` in the format of ``path``'s suffix, whole or not at all. JPEG and WebP at quality 95.
@@ -199,8 +200,7 @@ def write_picture(path: Path | str, picture: Picture) -> None:
         except Exception as error:  # damaged EXIF or a side that is too long may raise anything
             raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
 
-    write_whole(path, save)
-
+    atomic_write(path, save)
 
 def _write_deep_png(path: Path, values: np.ndarray, extra: dict) -> None:
     """PNG of 16 bits and colours, which Pillow cannot write. Source: the PNG specification, sections 5 and 11."""
@@ -227,7 +227,6 @@ def _write_deep_png(path: Path, values: np.ndarray, extra: dict) -> None:
             above = rows[-1:]
         chunk(file, b"IDAT", packer.flush())
         chunk(file, b"IEND", b"")
-
 
 def _write_deep_tiff(path: Path, values: np.ndarray, extra: dict) -> None:
     """TIFF of 16 bits and colours, which Pillow cannot write; of EXIF, the text that TIFF keeps among its own tags."""

@@ -1,23 +1,32 @@
 """Files that are written whole or not at all, and weights that are read without running any code in them."""
 
 import contextlib
+
 import errno
+
 import glob
+
 import os
+
 import socket
+
 import time
+
 import warnings
+
 import zipfile
+
 from collections.abc import Iterable, Iterator
+
 from pathlib import Path
+
 from typing import IO, BinaryIO
 
 import torch
 
 from utils import UserError
 
-
-def write_whole(path: Path | str, write) -> None:
+def atomic_write(path: Path | str, write) -> None:
     """Call ``write(partial_path)`` and move its file to ``path``: the old file or the new, never half.
 
     Raises:
@@ -36,7 +45,6 @@ def write_whole(path: Path | str, write) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
 
 @contextlib.contextmanager
 def growing_file(path: Path) -> Iterator[BinaryIO]:
@@ -61,7 +69,6 @@ def growing_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise _not_written(path, error) from None
 
-
 def _is_running(process: str) -> bool:
     """Whether that process works on this machine; the one that asks does not, it is only starting to."""
     if os.name == "nt" or not process.isdecimal():  # on Windows the question would end it
@@ -74,7 +81,6 @@ def _is_running(process: str) -> bool:
         return True
     return int(process) != os.getpid()
 
-
 def _remove_old(files: Iterable[Path]) -> None:
     """Remove what processes that were killed left behind; younger files may be another one's at work."""
     for file in files:
@@ -82,11 +88,9 @@ def _remove_old(files: Iterable[Path]) -> None:
             if time.time() - file.stat().st_mtime > 86400:  # seconds
                 file.unlink(missing_ok=True)
 
-
 def _not_written(path: Path, error: OSError) -> UserError:
     advice = "free some space" if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its folder"
     return UserError(f"{path} cannot be written ({error.strerror or error}): {advice}")
-
 
 def lock(file: IO) -> bool:
     """Keep other processes from locking the open ``file`` until it is closed; False if one has done so.
@@ -104,7 +108,6 @@ def lock(file: IO) -> bool:
             print(f"{file.name} cannot be locked ({error.strerror}): start nothing else that writes there")
     return True
 
-
 def write_torch_file(path: Path | str, content) -> None:
     """``torch.save(content, path)``, whole or not at all; errors as ``write_whole``."""
 
@@ -114,8 +117,7 @@ def write_torch_file(path: Path | str, content) -> None:
         except RuntimeError:  # which is how torch reports a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
-    write_whole(path, write)
-
+    atomic_write(path, write)
 
 def read_torch_file(path: Path | str):
     """The content of a file that ``torch.save`` wrote, on the CPU. No code in it is ever run.

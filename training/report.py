@@ -1,24 +1,34 @@
 """What a training prints and leaves: tables, curves, and validation photos side by side. Drawn with Pillow."""
 
 import csv
+
 import math
+
 from pathlib import Path
 
 import numpy as np
+
 import torch
+
 from PIL import Image, ImageDraw, ImageFont
+
 from torch import Tensor, nn
+
 from torch.utils.data import Dataset
 
-from files import write_whole
+from files import atomic_write
+
 from models import run_tiled
+
 from patches import to_pixels
+
 from photos import remove_files
-from utils import Scores, as_saved, autocast, count_parameters, ms_per_megapixel, psnr, ssim
+
+from utils import Scores, quantize_8bit, autocast, count_parameters, ms_per_megapixel, psnr, ssim
 
 COLOURS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
-ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
 
+ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
 
 def epoch_row(epoch: int, loss: float, seconds: float, scores: dict[str, Scores]) -> dict[str, float]:
     """A row of the table of epochs: "epoch", "loss", "seconds", and "NAME_psnr" (dB) and "NAME_ssim" for each network."""
@@ -27,7 +37,6 @@ def epoch_row(epoch: int, loss: float, seconds: float, scores: dict[str, Scores]
         row |= {f"{name}_psnr": value.psnr, f"{name}_ssim": value.ssim}
     return row
 
-
 def print_epoch(title: str, row: dict[str, float], scores: Scores, reference: dict[str, Scores], better: bool) -> None:
     others = ", ".join(f"{key} {value.psnr:.2f} {value.ssim:.4f}" for key, value in reference.items())
     print(
@@ -35,7 +44,6 @@ def print_epoch(title: str, row: dict[str, float], scores: Scores, reference: di
         f"  {row['seconds']:.1f} s{'  best' if better else ''}",
         flush=True,
     )
-
 
 def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:
     """The table at the end: how good the student is, how much of the teacher it kept, what each costs."""
@@ -49,7 +57,6 @@ def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], dev
         print(f"{row} {count_parameters(network):11,d} {ms_per_megapixel(network, device):13.1f}")
     print("gain kept: the student's share of what the teacher gains over the input, in PSNR / SSIM\n")
 
-
 def write_table(path: Path, rows: list[dict[str, float]]) -> None:
     """Write ``rows`` as CSV, a column for each key of the first."""
 
@@ -59,8 +66,7 @@ def write_table(path: Path, rows: list[dict[str, float]]) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
-    write_whole(path, write)
-
+    atomic_write(path, write)
 
 def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
     """SSIM and PSNR by epoch, a line for each network that ``history`` has.
@@ -74,8 +80,7 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
         lines = {name: [row[f"{name}_{unit}"] for row in history] for name in names}
         title = "validation SSIM" if unit == "ssim" else "validation PSNR, dB"
         _draw_panel(ImageDraw.Draw(picture), left, title, lines, [row["epoch"] for row in history], digits)
-    write_whole(path, picture.save)
-
+    atomic_write(path, picture.save)
 
 def _draw_panel(
     draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str, list[float]], epochs: list[float], digits: int
@@ -109,7 +114,6 @@ def _draw_panel(
         draw.line([(x0 + i * 130, 400), (x0 + i * 130 + 24, 400)], colour, 3)
         draw.text((x0 + i * 130 + 30, 400), name, "black", font, anchor="lm")
 
-
 @torch.no_grad()
 def draw_comparison(
     folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device, photos: int = 3
@@ -130,10 +134,9 @@ def draw_comparison(
         columns = {"blurry": blurry}
         for name, network in networks.items():
             with autocast(device):
-                columns[name] = as_saved(run_tiled(network.eval(), blurry[None].to(device)))[0].cpu()
+                columns[name] = quantize_8bit(run_tiled(network.eval(), blurry[None].to(device)))[0].cpu()
         picture = side_by_side({**columns, "sharp": sharp}, sharp)
-        write_whole(folder / f"comparison_{k}.png", picture.save)
-
+        atomic_write(folder / f"comparison_{k}.png", picture.save)
 
 def side_by_side(
     columns: dict[str, Tensor], sharp: Tensor, width: int = 360, zoom_on: tuple[Tensor, Tensor] | None = None
@@ -168,7 +171,6 @@ def side_by_side(
         scale = width / sharp.shape[-1]
         draw.rectangle([(x + a * scale, head + b * scale) for a, b in frame], outline="yellow", width=2)
     return picture
-
 
 def _worst_window(blurry: Tensor, sharp: Tensor, size: int) -> tuple[slice, slice]:
     """Rows and columns of the square of ``size`` pixels where two (3, H, W) images differ most."""

@@ -5,17 +5,22 @@ Chance comes from a ``torch.Generator`` alone: the same seed gives the same pixe
 """
 
 import io
+
 import math
+
 from dataclasses import dataclass, field
 
 import numpy as np
+
 import torch
+
 import torch.nn.functional as F
+
 from PIL import Image
+
 from torch import Tensor
 
-from utils import as_saved
-
+from utils import quantize_8bit
 
 @dataclass(frozen=True)
 class Mixture:
@@ -50,7 +55,6 @@ class Mixture:
     jpeg: float = 0.27  # share saved as JPEG at the end
     quality: tuple[float, float] = (30.0, 95.0)  # of JPEG, uniform
 
-
 def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixture | None = None) -> Tensor:
     """Blur ``photo`` in a way drawn at random from ``mixture`` (the default one if None).
 
@@ -68,15 +72,14 @@ def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixtu
     elif kind != "none":
         kernel = random_kernel(kind, generator, mixture)
         linear = chance(generator) < mixture.linear_light
-        photo = blur_in_linear_light(photo, kernel) if linear else blur(photo, kernel)
+        photo = convolve_linear_light(photo, kernel) if linear else convolve(photo, kernel)
         if chance(generator) < mixture.then_rescale:
             photo = random_rescale(photo, generator, mixture)
     if chance(generator) < (mixture.noise_rescaled if kind == "rescale" else mixture.noise):
         photo = add_noise(photo, uniform(mixture.noise_sigma, generator), generator)
     if chance(generator) < mixture.jpeg:
         photo = jpeg(photo, round(uniform(mixture.quality, generator)))
-    return as_saved(photo)
-
+    return quantize_8bit(photo)
 
 def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Tensor:
     """A (k, k) kernel of the named kind with a strength drawn from ``mixture``."""
@@ -94,12 +97,10 @@ def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Te
         return shake_kernel(log_uniform(mixture.shake_length, generator), generator)
     raise ValueError(f"unknown kind of blur {kind!r}: take gaussian, anisotropic, defocus, line, shake, rescale or none")
 
-
 def random_rescale(photo: Tensor, generator: torch.Generator, mixture: Mixture) -> Tensor:
     down = ("bicubic", "bilinear", "area")[int(torch.randint(3, (), generator=generator))]
     up = ("bicubic", "bicubic", "bilinear")[int(torch.randint(3, (), generator=generator))]
     return rescale(photo, log_uniform(mixture.factor, generator), down, up)
-
 
 # Kernels: (k, k) float32 tensors with odd k, not negative, of sum 1, their centre of mass in the middle
 
@@ -109,8 +110,7 @@ def gaussian_kernel(sigma: float, sigma_y: float | None = None, angle: float = 0
     sigma_y = sigma if sigma_y is None else sigma_y
     x, y = grid(math.ceil(4 * max(sigma, sigma_y)))
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    return normalised(torch.exp(-0.5 * ((along / sigma) ** 2 + (across / sigma_y) ** 2)))
-
+    return normalized(torch.exp(-0.5 * ((along / sigma) ** 2 + (across / sigma_y) ** 2)))
 
 def disk_kernel(radius: float) -> Tensor:
     """Defocus: a uniform disk, ``radius`` in pixels. Each pixel counts the part of it that the disk covers."""
@@ -120,14 +120,12 @@ def disk_kernel(radius: float) -> Tensor:
     inside = (points[:, None] ** 2 + points[None, :] ** 2 <= radius**2).float()
     covered = F.avg_pool2d(inside[None, None], fine)[0, 0]
     covered[half, half] += 1e-6  # a radius below the sampling step is no blur, not a division by zero
-    return normalised(covered)
-
+    return normalized(covered)
 
 def line_kernel(length: float, angle: float) -> Tensor:
     """Straight uniform motion: ``length`` in pixels, ``angle`` in radians from the x axis."""
     position = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 9)
     return path_kernel(position * math.cos(angle), position * math.sin(angle))
-
 
 def shake_kernel(length: float, generator: torch.Generator) -> Tensor:
     """Camera shake: a path of ``length`` pixels that wanders, turns and slows down at random.
@@ -144,7 +142,6 @@ def shake_kernel(length: float, generator: torch.Generator) -> Tensor:
     speed = speed * (length / speed.sum())
     return path_kernel((speed * heading.cos()).cumsum(0), (speed * heading.sin()).cumsum(0))
 
-
 def path_kernel(x: Tensor, y: Tensor) -> Tensor:
     """The blur of a point that is at ``x[i], y[i]`` (pixels, (n,) each) for one n-th of the exposure each."""
     x, y = x - x.mean(), y - y.mean()
@@ -155,8 +152,7 @@ def path_kernel(x: Tensor, y: Tensor) -> Tensor:
         for row, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
             where = (row.long() + half, column.long() + half)
             kernel.index_put_(where, weight_x * weight_y, accumulate=True)  # bilinear: keeps the centre of mass
-    return normalised(kernel)
-
+    return normalized(kernel)
 
 def grid(half: int) -> tuple[Tensor, Tensor]:
     """x and y of every pixel of a kernel of 2 half + 1 rows, (k, k) each, 0 in the middle."""
@@ -164,53 +160,21 @@ def grid(half: int) -> tuple[Tensor, Tensor]:
     y, x = torch.meshgrid(position, position, indexing="ij")
     return x, y
 
-
-def normalised(kernel: Tensor) -> Tensor:
+def normalized(kernel: Tensor) -> Tensor:
     return kernel / kernel.sum()
 
-
-# What is done to a photo
-
-
-def blur(photo: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve (3, H, W) with a (k, k) kernel, or (N, 3, H, W) with (N, 1, k, k), borders mirrored.
-
-    By FFT: its cost hardly grows with k.
-    """
-    height, width = photo.shape[-2:]
-    half = kernel.shape[-1] // 2
-    rows, columns = (mirrored(length, half).to(photo.device) for length in (height, width))
-    padded = photo[..., rows, :][..., columns]
-    size = padded.shape[-2:]
-    spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel.to(photo), s=size)
-    return torch.fft.irfft2(spectrum, s=size)[..., 2 * half :, 2 * half :]
-
-
-def mirrored(size: int, margin: int) -> Tensor:
-    """Indices of ``size`` pixels and ``margin`` more at both ends, mirrored about the outermost pixels.
-
-    Unlike padding in torch it takes any margin: a wide blur of a narrow photo is mirrored again and again.
-    """
-    period = max(1, 2 * (size - 1))
-    index = torch.arange(-margin, size + margin) % period
-    return torch.minimum(index, period - index)
-
-
-def blur_in_linear_light(photo: Tensor, kernel: Tensor) -> Tensor:
+def convolve_linear_light(photo: Tensor, kernel: Tensor) -> Tensor:
     """As ``blur``, but on light rather than on sRGB codes: bright points spread as they do in a lens."""
-    return linear_to_srgb(blur(srgb_to_linear(photo), kernel))
-
+    return linear_to_srgb(convolve(srgb_to_linear(photo), kernel))
 
 def srgb_to_linear(photo: Tensor) -> Tensor:
     """IEC 61966-2-1: sRGB codes in [0, 1] to linear light in [0, 1]."""
     return torch.where(photo <= 0.04045, photo / 12.92, ((photo.clamp(min=0) + 0.055) / 1.055) ** 2.4)
 
-
 def linear_to_srgb(light: Tensor) -> Tensor:
     """IEC 61966-2-1: linear light in [0, 1] to sRGB codes in [0, 1]."""
     light = light.clamp(min=0)
     return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
-
 
 def rescale(photo: Tensor, factor: float, down: str = "bicubic", up: str = "bicubic") -> Tensor:
     """Shrink by ``factor`` >= 1 and enlarge back to the same size.
@@ -224,17 +188,14 @@ def rescale(photo: Tensor, factor: float, down: str = "bicubic", up: str = "bicu
     photo = F.interpolate(photo[None], size=small, mode=down, antialias=down != "area")
     return F.interpolate(photo, size=(height, width), mode=up, antialias=True)[0].clamp(0, 1)
 
-
 def shrink(photo: Tensor, size: tuple[int, int]) -> Tensor:
     """Any number of pixels to fewer, (3, H, W) to (3, *size), rounded to 8 bits; crisper than before."""
     small = F.interpolate(photo[None], size=size, mode="bicubic", antialias=True)[0]
-    return as_saved(small)
-
+    return quantize_8bit(small)
 
 def add_noise(photo: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     """White Gaussian noise, ``sigma`` in 8-bit grey levels; may leave [0, 1]."""
     return photo + torch.randn(photo.shape, generator=generator) * (sigma / 255)
-
 
 def jpeg(photo: Tensor, quality: int) -> Tensor:
     """Save as JPEG in memory and read it back; ``quality`` as in Pillow, 1 to 95."""
@@ -244,7 +205,6 @@ def jpeg(photo: Tensor, quality: int) -> Tensor:
     with Image.open(buffer) as picture:
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
-
 # Chance
 
 
@@ -252,11 +212,9 @@ def chance(generator: torch.Generator) -> float:
     """Uniform in [0, 1)."""
     return float(torch.rand((), generator=generator))
 
-
 def uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
     low, high = bounds
     return low + (high - low) * chance(generator)
-
 
 def log_uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
     """Between two bounds above 0, every doubling equally likely."""

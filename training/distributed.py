@@ -4,20 +4,24 @@ Started without torchrun, a script is one process of rank 0 and nothing here doe
 """
 
 import os
+
 from collections.abc import Callable
+
 from datetime import timedelta
+
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
+
+import torch.wrap_distributed as dist
+
 from torch import Tensor, nn
 
 from utils import UserError, pick_device
 
 Result = TypeVar("Result")
 
-
-def start_processes(device_name: str) -> torch.device:
+def init_distributed(device_name: str) -> torch.device:
     """Join the processes that torchrun started, if it did; returns the device of this one.
 
     On CUDA each process of a machine takes a GPU of its own (nccl), on the CPU they share the cores (gloo).
@@ -37,31 +41,25 @@ def start_processes(device_name: str) -> torch.device:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
     return device
 
-
-def room_on(device: torch.device) -> int:
+def free_gpu_memory(device: torch.device) -> int:
     """Bytes of a GPU's memory that photos may take, half of what is free; 0 elsewhere, where files are as fast."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
 
-
 def is_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
 
 def rank() -> int:
     """Number of this process, 0 to ``world_size() - 1``; rank 0 alone prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
-
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
-
-def say(text: str) -> None:
+def print0(text: str) -> None:
     if rank() == 0:
         print(text, flush=True)
 
-
-def first_rank_first(work: Callable[[], Result]) -> Result:
+def main_process_first(work: Callable[[], Result]) -> Result:
     """Call ``work`` on rank 0, then on the others, which find what it left on the disk; returns its own result.
 
     Raises:
@@ -75,11 +73,10 @@ def first_rank_first(work: Callable[[], Result]) -> Result:
                 result = work()
             except UserError as caught:
                 error = str(caught)
-        agree(error)
+        raise_on_all_ranks(error)
     return result
 
-
-def agree(error: str | None) -> None:
+def raise_on_all_ranks(error: str | None) -> None:
     """Raise ``UserError`` on every rank if ``error`` is not None on any."""
     errors = [error]
     if world_size() > 1:
@@ -91,27 +88,23 @@ def agree(error: str | None) -> None:
             failure.shared = world_size() > 1
             raise failure
 
-
-def sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
+def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
     """The sum of ``values`` over all processes, the same on each."""
     if world_size() > 1:
         values = values.to(device)  # nccl adds on the GPU only
         dist.all_reduce(values)
     return values
 
+def all_reduce_mean(value: Tensor) -> float:
+    return all_reduce_sum(value.clone(), value.device).item() / world_size()
 
-def mean_over_processes(value: Tensor) -> float:
-    return sum_over_processes(value.clone(), value.device).item() / world_size()
-
-
-def share_of_batch(batch_size: int) -> int:
+def per_rank_batch_size(batch_size: int) -> int:
     """Patches of a batch that fall to each process."""
     if batch_size % world_size():
         raise UserError(f"BATCH_SIZE = {batch_size} cannot be shared by {world_size()} processes: take a multiple of that")
     return batch_size // world_size()
 
-
-def distributed(network: nn.Module, device: torch.device) -> nn.Module:
+def wrap_distributed(network: nn.Module, device: torch.device) -> nn.Module:
     """``network`` with gradients averaged over the processes; ``network`` itself where there is one process."""
     if world_size() == 1:
         return network

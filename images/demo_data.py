@@ -1,0 +1,137 @@
+"""Demo pairs."""
+
+import bisect
+
+import inspect
+
+import itertools
+
+import os
+
+import shutil
+
+import zlib
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pathlib import Path
+
+import numpy as np
+
+import skimage
+
+import torch
+
+from PIL import Image
+
+from torch import Tensor, nn
+
+from torch.utils.data import DataLoader, Dataset
+
+from tqdm import tqdm
+
+import estimator
+
+from checkpoints import fingerprint
+
+from degradations import Mixture, random_degradation
+
+from files import growing_file, read_torch_file, write_torch_file, atomic_write
+
+from estimator import log_power_spectrum, transform_spectrum
+
+from models import run_tiled
+
+from patches import as_batch, crop_and_augment, sample_index, generator_of, random_window, to_pixels, to_tensor
+
+from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
+
+from processes import rank, print0, per_rank_batch_size
+
+from utils import UserError, autocast, autocast_dtype
+
+# Demo data
+
+DEMO_TILE = 144  # pixels
+
+DEMO_PHOTOS = {  # sample photos inside scikit-image, and how many tiles of each; no photo is in both
+    "train": {"astronaut.png": 9, "motorcycle_left.png": 15, "chelsea.png": 6, "rocket.jpg": 2},
+    "val": {"coffee.png": 8},
+}
+
+# The middle of the mixture's ranges: eight photos that hardly need sharpening would show nothing
+DEMO_MIXTURE = Mixture(
+    identity=0,
+    blurs={"gaussian": 0.4, "anisotropic": 0.2, "defocus": 0.3, "line": 0.05, "shake": 0.05},
+    sigma=(0.8, 2.5),
+    radius=(1.5, 3.5),
+    line_length=(3, 10),
+    shake_length=(4, 14),
+    noise_sigma=(0.2, 1.5),
+    jpeg=0.15,
+    quality=(60, 95),
+)
+
+DEMO_NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by degradations.py. Delete at will.\n"
+
+def find_or_make_data(root: Path | str) -> Path:
+    """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo."""
+    root = Path(root)
+    if os.path.lexists(root) and not root.is_dir():
+        raise UserError(f"{root} is not a folder: DATA must be a folder with train/ and val/")
+    for part in ("train", "val"):
+        folder = root / part
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+            return root
+    stray = next(root.glob("*/blurry.png"), None)
+    if stray:
+        raise UserError(f"{stray} is not where it is looked for: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
+    make_demo_data(root / "demo")
+    print0(f"{root} holds no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'};")
+    print0("prepare_data.py makes pairs of your own photos, and weights/student.pth has learned from many more than these")
+    return root / "demo"
+
+def make_demo_data(root: Path | str) -> None:
+    """Write 32 training and 8 validation pairs of 144x144 pixels to ``root``/{train,val}/NNN, without a download.
+
+    Demo data that is already there stays as it is.
+
+    Raises:
+        UserError: if ``root`` holds anything else, which is never touched, or cannot be written.
+    """
+    root = Path(root)
+    note = root / "DEMO.txt"
+    is_ours = note.is_file() and note.read_text(errors="replace") == DEMO_NOTE
+    if is_ours and (root / "train").is_dir() and (root / "val").is_dir():
+        return
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} holds files that are not demo data: move them away, or name another folder")
+    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
+        for part, photos in DEMO_PHOTOS.items():
+            tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
+            for k, sharp in enumerate(tiles, start=1):
+                blurry = random_degradation(to_tensor(sharp), generator_of(len(part), k), DEMO_MIXTURE)
+                folder = partial / part / f"{k:03d}"
+                folder.mkdir(parents=True)
+                Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")
+                Image.fromarray(sharp).save(folder / "sharp.png")
+        (partial / note.name).write_text(DEMO_NOTE)
+        if root.exists():
+            root.rmdir()
+        os.replace(partial, root)  # whole or not at all
+    except OSError as error:
+        raise UserError(f"demo data cannot be written to {root} ({error}): free some space or check the folder") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+def _cut_tiles(name: str, count: int) -> list[np.ndarray]:
+    """The ``count`` tiles with the most detail of a sample photo of scikit-image, (DEMO_TILE, DEMO_TILE, 3) uint8."""
+    path = Path(skimage.__file__).parent / "data" / name
+    if not path.is_file():
+        raise UserError(f"scikit-image {skimage.__version__} lacks its sample photo {name}: put pairs of your own in data/")
+    photo = read_photo(path)
+    rows, columns = (range(0, length - DEMO_TILE + 1, DEMO_TILE) for length in photo.shape[:2])
+    tiles = [photo[top : top + DEMO_TILE, left : left + DEMO_TILE].copy() for top in rows for left in columns]
+    return sorted(tiles, key=lambda tile: -np.abs(np.diff(tile.astype(np.int16), axis=0)).mean())[:count]
