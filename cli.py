@@ -1,72 +1,38 @@
-"""What the scripts share with a terminal."""
+"""Command-line behaviour shared by the scripts: errors in one sentence, Ctrl-C, arguments."""
 
 import argparse
-
-import contextlib
-
+import errno
+import logging
 import os
-
 import re
-
+import signal
+import sys
 import tempfile
-
+import warnings
 from collections.abc import Callable
-
 from pathlib import Path
 
 import torch
-
-from torch import nn
-
-import models
-
-from processes import world_size
+import torch.distributed as dist
 
 from utils import UserError, one_line
 
-import errno
-
-import logging
-
-import os
-
-import signal
-
-import sys
-
-import time
-
-import warnings
-
-from typing import NamedTuple
-
-import numpy as np
-
-import torch
-
-import torch.wrap_distributed as dist
-
-import torch.nn.functional as F
-
-from torch import Tensor
-
-from torch.utils.flop_counter import FlopCounterMode
-
 OUT_OF_MEMORY = (
-    "error: there is not enough memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, take smaller photos, or close programs"
+    "error: out of memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, use smaller photos, or close other programs"
 )
 
-def run_cli(main) -> None:
-    """Call ``main()``; a ``UserError`` becomes its sentence on stderr and exit code 1. SIGTERM ends it as Ctrl-C does."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  where it is closed, bars and sentences go nowhere
-    # What is wrong with a picture is told in a sentence
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Call ``main()``; a ``UserError`` becomes one sentence on stderr and exit code 1. SIGTERM acts like Ctrl-C."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  stderr may be closed
+    # Problems with an image are reported by our own errors
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    if "RANK" not in os.environ:  # torchrun ends processes by it that wait for others, where Python is not asked
+    if "RANK" not in os.environ:  # torchrun sends SIGTERM to ranks that wait in a collective, where Python cannot react
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):  # file names may contain what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
@@ -74,68 +40,74 @@ def run_cli(main) -> None:
             sys.stdout.flush()
     except UserError as error:
         text = str(error)
-        if "Original Traceback" in text:  # a worker's error: the loader puts its whole traceback before the sentence
+        if "Original Traceback" in text:  # from a worker: DataLoader puts the traceback before the message
             text = text.rsplit("UserError: ", 1)[-1].strip()
-        text = text if "\n  " in text else one_line(text)  # but for the list of all that is wrong with a folder
-        sys.exit(1 if error.shared and os.environ.get("RANK", "0") != "0" else f"error: {text}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        text = text if "\n  " in text else one_line(text)  # a list of problems keeps its lines
+        # Before the ranks are connected they all check the same constants, so all of them fail alike
+        shared = error.shared or not dist.is_initialized()
+        sys.exit(1 if shared and os.environ.get("RANK", "0") != "0" else f"error: {text}")
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)  # the shell's code for Ctrl-C
     except OSError as error:
         if error.errno == errno.ENOMEM:
             sys.exit(OUT_OF_MEMORY)
-        # Else of what is printed above all: nobody reads it, or its disk is full
-        if not error.filename:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python would complain once more at its end
-        sys.exit(
-            f"error: {error.filename or 'the output'} failed ({error.strerror}): free some space or check who may use it"
-        )
+        if not error.filename:  # stdout itself: closed by its reader, or on a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
+        name = error.filename or "the output"
+        sys.exit(f"error: {name} failed ({error.strerror}): free some disk space or check permissions")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         sys.exit(OUT_OF_MEMORY)
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    finally:
+        if dist.is_available() and dist.is_initialized():  # on errors too: gloo's threads abort a process that just ends
+            dist.destroy_process_group()
+
 
 def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
+
 class CliParser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, as all others."""
+    """An argument parser whose errors are one sentence."""
 
     def __init__(self, documentation: str):
-        super().__init__(spectrum=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> None:
-        raise UserError(f"{message} (python {self.prog} --help tells what it takes)")
+        raise UserError(f"{message} (see python {self.prog} --help)")
 
-def whole_number(least: int, most: int = 2**31) -> Callable[[str], int]:
-    """For ``add_argument(type=...)``."""
+
+def whole_number(minimum: int, maximum: int = 2**31) -> Callable[[str], int]:
+    """For ``add_argument(type=...)``: a whole number in that range."""
 
     def parse(text: str) -> int:
-        if not text.removeprefix("-").isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
+        if not text.removeprefix("-").isdecimal() or not minimum <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {minimum} to {maximum}")
         return int(text)
 
     return parse
 
-def size_of(name: str, text: str) -> tuple[int, int]:
-    """(height, width) of "WIDTHxHEIGHT", which was given as ``name``."""
+
+def parse_size(name: str, text: str) -> tuple[int, int]:
+    """(height, width) of ``text``, WIDTHxHEIGHT, the value of the argument ``name``."""
     if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
         raise UserError(f"{name} {text} must be WIDTHxHEIGHT, such as 1280x720")
     width, height = map(int, text.split("x"))
     if width * height > 10**8:
-        raise UserError(f"{name} {text} is more than 100 megapixels: take less, or sharpen such pictures as files")
+        raise UserError(f"{name} {text} is more than 100 megapixels: use a smaller size, or sharpen such images as files")
     return height, width
 
-def check_folder(folder: Path, name: str) -> None:
-    """Raise ``UserError`` if ``folder`` cannot be made or written to; makes nothing."""
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
+
+def check_writable(folder: Path, name: str) -> None:
+    """Raise ``UserError`` if ``folder``, given as ``name``, cannot be created or written to; creates nothing."""
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        reason = "is not a folder" if not there.is_dir() else f"cannot be written to ({error.strerror})"
-        raise UserError(f"{name}: {there} {reason}, choose another place") from None
+        reason = f"cannot be written to ({error.strerror})" if existing.is_dir() else "is not a folder"
+        raise UserError(f"{name}: {existing} {reason}, choose another place") from None

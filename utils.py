@@ -1,98 +1,116 @@
-"""Small tools that every script shares: errors, devices, seeds, PSNR, SSIM.
+"""What every other file needs: errors, devices, 8-bit pixels, PSNR, SSIM and losses.
 
 Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
 """
 
-import errno
-
-import logging
-
 import os
-
-import signal
-
-import sys
-
 import time
-
-import warnings
-
 from typing import NamedTuple
 
 import numpy as np
-
 import torch
-
-import torch.wrap_distributed as dist
-
 import torch.nn.functional as F
-
-from torch import Tensor
-
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PERFECT = 50.0  # dB; identical pictures have an infinite PSNR, which would spoil every mean
+MAX_PSNR = 50.0  # dB; the PSNR of identical images is infinite and would make every mean infinite
+
 
 class Scores(NamedTuple):
-    """Means over some photos."""
+    """Mean scores over a set of photos."""
 
     psnr: float  # dB
     ssim: float
 
-class UserError(Exception):
-    """A mistake the user can mend, told in one sentence; scripts print it and exit with code 1."""
 
-    shared = False  # True: raised on every rank of a torchrun, so that rank 0 alone need print it
+class UserError(Exception):
+    """An error caused by user input; scripts report it in one sentence, without a traceback, and exit with code 1.
+
+    Attributes:
+        shared: raised on every rank of a distributed run, so that rank 0 alone reports it.
+    """
+
+    shared = False
+
 
 def one_line(text: str) -> str:
-    """``text`` with the ends of lines and bytes that are no text spelt out: a file's name may hold them."""
+    """``text`` with line breaks and undecodable bytes escaped: file names may contain them."""
     return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
 
+
+def print0(text: str) -> None:
+    """Print on rank 0 only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
 def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
-    """``"auto"`` is CUDA when there is one, else the CPU; any name that torch knows is taken too, given as ``setting``."""
+    """The device called ``name``; ``"auto"`` is CUDA if available, else the CPU.
+
+    Args:
+        setting: where the user wrote ``name``, for the error message.
+    Raises:
+        UserError: if torch cannot use that device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except Exception as error:  # torch has many ways to say so, an AssertionError and an ImportError among them
+    except Exception as error:  # RuntimeError, AssertionError or ImportError, depending on the build of torch
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{setting} = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
 
+
 def autocast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where ``device`` computes faster in it, else float32.
 
-    Emulated bfloat16 (most desktop CPUs before 2023) is slower than float32, and so is that of Intel's AVX-512 where AMX is
-    absent or hidden by a virtual machine: convolutions took twice as long. It is told by the kind of processor, not by a
-    trial, so that a training that is gone on with computes as it did before.
+    Emulated bfloat16 (most desktop CPUs before 2023) is slower than float32, and so is that of Intel's AVX-512 without
+    AMX. The choice depends on the processor, not on a timing, so that a resumed training computes as before.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        # Where torch is too old to tell, float32 it is
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        of_amd = "AMD" in capabilities.get("cpu_name", "")
-        native = capabilities.get("amx_bf16", False) or (of_amd and capabilities.get("avx512_bf16", False))
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
+        is_amd = "AMD" in capabilities.get("cpu_name", "")
+        native = capabilities.get("amx_bf16", False) or (is_amd and capabilities.get("avx512_bf16", False))
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
 
+
 def autocast(device: torch.device) -> torch.autocast:
-    """For a ``with``: networks compute in ``autocast_dtype`` there."""
+    """Context manager in which networks compute in ``autocast_dtype``."""
     dtype = autocast_dtype(device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
-def seed_everything(seed: int) -> None:
-    """Seed torch on every device; the weights of a network made after it follow from ``seed``."""
-    torch.manual_seed(seed)
+
+def make_generator(*numbers: int) -> torch.Generator:
+    """An independent random stream for each tuple of whole numbers >= 0."""
+    state = np.random.SeedSequence(numbers).generate_state(1)[0]  # torch keeps only the low 32 bits of a seed
+    return torch.Generator().manual_seed(int(state))
+
+
+def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:
+    """(..., H, W, 3) -> (..., 3, H, W) float32; uint8 is scaled to [0, 1]. Memory stays channels-last."""
+    image = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
+    scaled = image.float().div_(255) if image.dtype == torch.uint8 else image.float()  # image / 255 takes 14 times longer
+    return scaled.movedim(-1, -3)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) float, clamped to [0, 1] -> (H, W, 3) uint8."""
+    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
 
 def quantize_8bit(image: Tensor) -> Tensor:
-    """What an 8-bit picture of ``image`` would hold: clamped to [0, 1] and rounded to 256 levels."""
+    """``image`` as an 8-bit file would store it: clamped to [0, 1] and rounded to 256 levels."""
     return (image.float().clamp(0, 1) * 255).round() / 255
 
+
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, over all its channels; higher is better.
+    """Peak signal-to-noise ratio of each image in dB, over all channels; higher is better.
 
     Args:
         prediction, target: (N, C, H, W), values in [0, 1].
@@ -106,13 +124,13 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     mse = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
     return -10 * mse.log10()
 
-def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each image, the mean over its channels; 1 is identical.
 
-    Equals scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=1)``: an 11x11 Gaussian window, only where it fits whole.
-    An image of fewer than 11 rows or columns is first extended to 11 by repeating its edge
-    (scikit-image refuses such an image).
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each image, averaged over channels; 1 means identical.
+
+    Equals scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1)``: an 11x11 Gaussian window, only where it fits. An image with fewer than 11 rows or columns, which
+    scikit-image refuses, is first extended to 11 by repeating its edge.
 
     Args:
         prediction, target: (N, C, H, W), values in [0, 1].
@@ -120,7 +138,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
         (N,) float32, at most 1.
     Raises:
         ValueError: if the shapes differ or are not (N, C, H, W).
-    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III-B, K1 = .01, K2 = .03.
+    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III-B, K1 = 0.01, K2 = 0.03.
     """
     _check_shapes(prediction, target)
     x, y = prediction.float(), target.float()
@@ -136,11 +154,12 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).mean(dim=(1, 2, 3))
 
+
 def _gaussian_mean(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, H - 10, W - 10): weighted mean in an 11x11 Gaussian window, sigma 1.5.
 
-    Sums of shifted copies rather than a convolution: under autocast or TF32 a convolution would
-    round its input, and SSIM subtracts nearly equal numbers.
+    A sum of shifted copies instead of a convolution: under autocast or TF32 a convolution would round its input, and
+    SSIM subtracts nearly equal numbers.
     """
     weights = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     weights = (weights / weights.sum()).tolist()
@@ -148,47 +167,93 @@ def _gaussian_mean(x: Tensor) -> Tensor:
     x = sum(weight * x[..., i : i + height, :] for i, weight in enumerate(weights))
     return sum(weight * x[..., :, i : i + width] for i, weight in enumerate(weights))
 
+
 def _check_shapes(prediction: Tensor, target: Tensor) -> None:
     if prediction.shape != target.shape or prediction.ndim != 4:
         raise ValueError(
             f"both images must be (N, C, H, W) of one shape, not {tuple(prediction.shape)} and {tuple(target.shape)}"
         )
 
-class PSNRAndSSIMLoss(torch.nn.Module):
-    """Minus the mean PSNR in dB, and ``ssim_weight`` times what SSIM lacks to 1: what sharpened photos are judged by.
 
-    The mean squared error of a batch is nearly all made by its worst photos; in decibels each counts alike. A floor
-    keeps photos that need no sharpening from outweighing all others. SSIM rewards faint texture, of which the squared
-    error makes little.
+class PSNRAndSSIMLoss(nn.Module):
+    """Negative mean PSNR in dB plus ``ssim_weight`` times (1 - SSIM): the teacher's loss.
+
+    The mean squared error of a batch is dominated by its worst images; in decibels each image counts alike. SSIM rewards
+    faint texture, which the squared error hardly sees.
 
     Args:
-        floor: mean squared error that is added to each photo's own; 3e-5 is 45 dB.
-        ssim_weight: dB for a whole unit of SSIM; at 20, an SSIM higher by .05 is worth 1 dB.
+        floor: added to each image's mean squared error, so that images that are already sharp do not outweigh all
+            others; 3e-5 is 45 dB.
+        ssim_weight: dB per unit of SSIM; with 20, an SSIM higher by 0.05 is worth 1 dB.
     Shapes: two (N, C, H, W) in [0, 1] -> ().
-    Source: Chen et al. 2021, HINet, arXiv:2105.06086, section 3.3 (PSNR), Zhao et al. 2017, arXiv:1511.08861,
-        section III (SSIM beside another loss); the floor is ours.
+    Source: Chen et al. 2021, HINet, arXiv:2105.06086, section 3.3 (PSNR); Zhao et al. 2017, arXiv:1511.08861,
+        section III (SSIM beside another loss).
     """
 
     def __init__(self, floor: float = 3e-5, ssim_weight: float = 20.0):
         super().__init__()
         self.floor, self.ssim_weight = floor, ssim_weight
 
-    def extra_repr(self) -> str:
-        return f"floor={self.floor}, ssim_weight={self.ssim_weight}"
-
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         mse = (prediction - target).square().mean(dim=(1, 2, 3))
         loss = 10 * (mse + self.floor).log10()
         return (loss + self.ssim_weight * (1 - ssim(prediction, target))).mean()
 
-def count_parameters(network: torch.nn.Module) -> int:
+
+class PerceptualLoss(nn.Module):
+    """Mean squared error of the pixels plus that of VGG16 features: textures look crisper, at some cost in PSNR.
+
+    Args:
+        weight: of the feature term.
+        weights: torchvision's name of the VGG16 weights, downloaded (528 MB) and cached by torchvision at the first
+            use; None for random weights.
+    Shapes: two (N, 3, H, W) in [0, 1] -> ().
+    Raises:
+        UserError: if the weights can be neither found nor downloaded.
+    Source: Johnson et al. 2016, arXiv:1603.08155, section 3.2, features of relu1_2, relu2_2 and relu3_3.
+    """
+
+    def __init__(self, weight: float = 0.01, weights: str | None = "IMAGENET1K_V1"):
+        super().__init__()
+        from torchvision.models import vgg16  # takes a second to import
+
+        self.weight, self.taps = weight, (3, 8, 15)
+        try:
+            self.features = vgg16(weights=weights).features[:16].eval().requires_grad_(False)
+        except (OSError, ValueError, RuntimeError) as error:  # no network, or a damaged file
+            raise UserError(
+                f"the VGG16 weights of PerceptualLoss cannot be downloaded ({one_line(str(error))[:120]}): connect to the "
+                "internet once, or use nn.MSELoss()"
+            ) from None
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        loss = F.mse_loss(prediction, target)
+        x, y = ((image - self.mean) / self.std for image in (prediction, target))
+        for i, layer in enumerate(self.features):
+            x, y = layer(x), layer(y)
+            if i in self.taps:
+                loss = loss + self.weight * F.mse_loss(x, y)
+        return loss
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """``layer`` itself with zero weights and bias, so that what it is added to starts unchanged."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
-@torch.no_grad()
-def gmac_per_megapixel(network: torch.nn.Module) -> float:
-    """Multiplications and additions for 1,000,000 pixels more of a photo, counted in pairs, in billions.
 
-    What is done once for a photo of any size (the gauge, 0.1 billion) and Fourier transforms are left out.
+@torch.no_grad()
+def gmac_per_megapixel(network: nn.Module) -> float:
+    """Billions of multiply-accumulate operations per million pixels.
+
+    Work done once per photo (the blur estimator, 0.1 GMAC) and Fourier transforms are not counted.
     """
     parameter = next(network.parameters())
     counts = []
@@ -198,9 +263,10 @@ def gmac_per_megapixel(network: torch.nn.Module) -> float:
         counts.append(counter.get_total_flops() / 2)
     return (counts[1] - counts[0]) / (256**2 - 128**2) / 1e3
 
+
 @torch.no_grad()
-def ms_per_megapixel(network: torch.nn.Module, device: torch.device, size: int = 512) -> float:
-    """Median time of ``network`` on a square of ``size`` pixels, scaled to 1,000,000 pixels; 7 runs after 2 warm ones."""
+def ms_per_megapixel(network: nn.Module, device: torch.device, size: int = 512) -> float:
+    """Median time of ``network`` on a ``size`` x ``size`` image, scaled to a million pixels; 7 runs after 2 for warm-up."""
     image = torch.rand(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
     seconds = []
     for _ in range(9):

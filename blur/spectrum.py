@@ -1,95 +1,96 @@
-"""Power spectra of photos."""
+"""Power spectra of photos: what shows how blurry a photo is."""
 
 import math
-
 from functools import reduce
 
 import torch
+from torch import Tensor
 
-import torch.nn.functional as F
+from blur.filters import reflect_indices
 
-from torch import Tensor, nn
+WINDOW = 64  # rows and columns, in pixels, of the windows whose spectra are averaged
 
-from degradations import convolve, reflect_indices
-
-from layers import zero_init
-
-WINDOW = 64  # pixels: rows and columns of the windows whose spectra are averaged
 
 @torch.no_grad()
-def log_power_spectrum(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
-    """The spectrum of whole photos' brightness: (N, C, H, W) from 0 to ``peak`` -> (N, 2, 64, 33).
+def log_power_spectrum(photo: Tensor, peak: float = 1.0, max_windows: int = 144) -> Tensor:
+    """Log power spectrum of whole photos, averaged over windows: (N, C, H, W) in [0, ``peak``] -> (N, 2, 64, 33).
 
-    The logarithms of the mean power and the means of the logarithms of the power in windows of 64x64 pixels, which
-    differ where few edges hold most of the power. Rows are the vertical frequencies from -32 to 31 periods in 64
-    pixels, columns the horizontal ones from 0 to 32; the other half would be the mirror image.
+    Channel 0 is the log of the mean power over all windows, channel 1 the mean of the logs; they differ where a few edges
+    hold most of the power. Rows are vertical frequencies from -32 to 31 periods in 64 pixels, columns horizontal ones
+    from 0 to 32; the other half is redundant.
 
     Args:
-        most: windows that are taken at the most, spread evenly over the photo; half as many of a large one, where
-            they do not overlap and tell as much.
+        max_windows: number of windows, spread evenly over the photo; half as many in a large photo, where they do
+            not overlap and are about as informative.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        parts = windows(photo, peak, most)
-        found = log_means(power(spectrum(parts)))
-        # A photo of a few rows or windows does not tell how blurry it is
-        trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (parts.shape[1] - 1) / 24)
-        return found if trust >= 1 else typical_spectrum(found).lerp(found, max(0.0, trust))
+        windows = extract_windows(photo, peak, max_windows)
+        spectrum = log_means(power(windowed_fft(windows)))
+        # A photo of a few rows or windows does not show how blurry it is
+        trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (windows.shape[1] - 1) / 24)
+        return spectrum if trust >= 1 else typical_spectrum(spectrum).lerp(spectrum, max(0.0, trust))
+
 
 def typical_spectrum(like: Tensor) -> Tensor:
-    """About what ``describe`` says of a sharp photo: power falls with the cube of the frequency. Fitted to 30 photos."""
+    """Roughly the ``log_power_spectrum`` of a sharp photo: power falls with frequency cubed. Fitted to 30 photos."""
     rows, columns = (torch.arange(count, device=like.device, dtype=like.dtype) for count in like.shape[-2:])
-    fall = -3 * (rows[:, None] - WINDOW // 2).hypot(columns).clamp(min=1).log()
-    return torch.stack([fall + 3.0, fall + 1.2]).expand_as(like)
+    decay = -3 * (rows[:, None] - WINDOW // 2).hypot(columns).clamp(min=1).log()
+    return torch.stack([decay + 3.0, decay + 1.2]).expand_as(like)
 
-def power(found: Tensor) -> Tensor:
-    """The squares of the absolute values of complex numbers."""
-    return found.real.square().addcmul_(found.imag, found.imag)  # abs().square() takes three times longer
+
+def power(spectrum: Tensor) -> Tensor:
+    """Squared magnitude of complex numbers."""
+    return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # abs().square() takes three times longer
+
 
 def log_means(power: Tensor) -> Tensor:
-    """What ``describe`` says of photos whose windows have that ``power``, (N, n, 64, 33) -> (N, 2, 64, 33)."""
-    found = (power.mean(1) + 1e-7).log(), (power + 1e-7).log().mean(1)
-    return torch.stack(found, 1).roll(WINDOW // 2, 2)
+    """``log_power_spectrum`` of photos whose windows have that ``power``: (N, n, 64, 33) -> (N, 2, 64, 33)."""
+    logs = (power.mean(1) + 1e-7).log(), (power + 1e-7).log().mean(1)
+    return torch.stack(logs, 1).roll(WINDOW // 2, 2)
 
-def windows(photo: Tensor, peak: float = 1.0, most: int = 144) -> Tensor:
-    """The brightness of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= ``most``."""
+
+def extract_windows(photo: Tensor, peak: float = 1.0, max_windows: int = 144) -> Tensor:
+    """The gray mean of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= ``max_windows``."""
     height, width = photo.shape[-2:]
     if min(height, width) < WINDOW:
-        photo = photo.to(torch.promote_types(photo.dtype, torch.float32))  # 16-bit numbers cannot be indexed
+        photo = photo.to(torch.promote_types(photo.dtype, torch.float32))  # torch cannot index uint16
         rows, columns = (reflect_indices(length, max(0, WINDOW - length)).to(photo.device) for length in (height, width))
         photo = photo[..., rows, :][..., columns]
         height, width = photo.shape[-2:]
     counts = [math.ceil((length - WINDOW) / (WINDOW // 2)) + 1 for length in (height, width)]
-    if math.prod(counts) > 2 * most:  # then they lie side by side, and each tells about twice as much
-        most = max(1, most // 2)
-    share = min(1.0, (most / math.prod(counts)) ** 0.5)
-    short = math.ceil(min(counts) * share)  # first along the shorter side, where one more or less is a lot
-    numbers = sorted((short, min(max(counts), most // short)), reverse=counts[0] > counts[1])
+    if math.prod(counts) > 2 * max_windows:  # then they do not overlap, and each is about twice as informative
+        max_windows = max(1, max_windows // 2)
+    share = min(1.0, (max_windows / math.prod(counts)) ** 0.5)
+    short = math.ceil(min(counts) * share)  # the shorter side first, where rounding matters most
+    numbers = sorted((short, min(max(counts), max_windows // short)), reverse=counts[0] > counts[1])
     tops, lefts = (
         torch.linspace(0, length - WINDOW, number).long().tolist()
         for length, number in zip((height, width), numbers, strict=True)
     )
-    photo = photo.movedim(1, -1)  # as pictures are in memory, so that rows are copied whole
+    photo = photo.movedim(1, -1)  # channels last, so that rows are copied whole
     rows = torch.cat([photo[:, top : top + WINDOW] for top in tops], 1)
-    found = torch.stack([rows[:, :, left : left + WINDOW] for left in lefts], 1)
-    colours = found.to(torch.promote_types(found.dtype, torch.float32)).unbind(-1)
-    mean = reduce(torch.add, colours) / (len(colours) * peak)  # mean(-1) takes four times longer
-    return mean.view(len(photo), -1, WINDOW, WINDOW)
+    windows = torch.stack([rows[:, :, left : left + WINDOW] for left in lefts], 1)
+    channels = windows.to(torch.promote_types(windows.dtype, torch.float32)).unbind(-1)
+    gray_mean = reduce(torch.add, channels) / (len(channels) * peak)  # mean(-1) takes four times longer
+    return gray_mean.view(len(photo), -1, WINDOW, WINDOW)
 
-def spectrum(squares: Tensor) -> Tensor:
-    """(..., 64, 64) -> complex (..., 64, 33), without the mean; the mean of its squares is the variance times 64 x 64."""
-    hann = torch.hann_window(WINDOW, device=squares.device, dtype=squares.dtype)
+
+def windowed_fft(windows: Tensor) -> Tensor:
+    """(..., 64, 64) -> complex (..., 64, 33) after a Hann window, without the mean; its power sums to 64 x 64 x variance."""
+    hann = torch.hann_window(WINDOW, device=windows.device, dtype=windows.dtype)
     hann = hann[:, None] * hann
-    squares = squares - squares.mean((-2, -1), keepdim=True)
-    return torch.fft.rfft2(squares * (hann / hann.square().mean().sqrt()), norm="ortho")
+    windows = windows - windows.mean((-2, -1), keepdim=True)
+    return torch.fft.rfft2(windows * (hann / hann.square().mean().sqrt()), norm="ortho")
 
-def transform_spectrum(found: Tensor, turn: int) -> Tensor:
-    """(..., 64, 33) of a photo as it is when the photo is turned, ``turn`` 0 to 7 as in ``patches.cut``."""
-    turned = turn % 2 == 1
-    if (turn >= 4) != turned:  # mirrored; a quarter turn is a transposition of the mirror image
-        found = found.flip(-2).roll(1, -2)  # rows are -32 to 31, and -32 is its own mirror image
-    if turned:
-        left = torch.cat([found[..., :1, 1:-1].flip(-1), found[..., 1:, 1:-1].flip(-1, -2)], -2)  # the half that is left out
-        found = torch.cat([found[..., -1:], left, found[..., :-1]], -1).transpose(-1, -2)  # all columns from -32 to 31
-        found = torch.cat([found[..., WINDOW // 2 :], found[..., :1]], -1)
-    return found
+
+def transform_spectrum(spectrum: Tensor, dihedral: int) -> Tensor:
+    """The (..., 64, 33) spectrum of a photo that ``dataset.crop_and_augment`` flips and rotates by ``dihedral``, 0 to 7."""
+    rotated = dihedral % 2 == 1
+    if (dihedral >= 4) != rotated:  # flipped; a quarter turn is a transposed flip
+        spectrum = spectrum.flip(-2).roll(1, -2)  # rows are -32 to 31, and -32 is its own mirror image
+    if rotated:
+        left = torch.cat([spectrum[..., :1, 1:-1].flip(-1), spectrum[..., 1:, 1:-1].flip(-1, -2)], -2)  # the redundant half
+        spectrum = torch.cat([spectrum[..., -1:], left, spectrum[..., :-1]], -1).transpose(-1, -2)  # columns -32 to 31
+        spectrum = torch.cat([spectrum[..., WINDOW // 2 :], spectrum[..., :1]], -1)
+    return spectrum

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts lie flat beside tests/
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts are not installed
 
-from degradations import convolve, gaussian_kernel
-from patches import to_pixels, to_tensor
+from blur.filters import convolve, gaussian_kernel
+from utils import to_pixels, to_tensor
 
 # For tests of what runs on a GPU too
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA"))]
