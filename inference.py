@@ -1,147 +1,136 @@
-"""Any network on a photo of any size."""
+"""Applies a network to photos of any size: in tiles, exactly, or with a fused student for 8 bits."""
 
 import math
-
 from collections.abc import Iterator
 
-from pathlib import Path
-
+import numpy as np
 import torch
-
 import torch.nn.functional as F
-
 from torch import Tensor, nn
 
-from files import read_torch_file, write_torch_file
+from blur.estimator import BlurEstimator
+from blur.spectrum import log_power_spectrum
+from models import FILTER_RADIUS, LUMA, StudentCNN, padded_indices, to_space_to_depth_kernel
+from utils import UserError, autocast, autocast_dtype
 
-from estimator import KERNEL_RADIUS, BlurEstimator, apply_filter, log_power_spectrum
+TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
+NOT_FINITE = "the network's output is not finite: its weights are damaged, use others with --weights"
 
-from layers import (
-    LUMA,
-    FILTER_RADIUS,
-    ResidualBlock,
-    FiLM,
-    CondConv2d,
-    modulate,
-    luma,
-    conv2d_per_sample,
-    to_space_to_depth_kernel,
-    pad_to_multiple,
-    reflect_pad_picture,
-    space_to_depth_indices,
-    reflect_pad,
-    zero_init,
-)
 
-from utils import UserError, autocast_dtype
+class Sharpener:
+    """Sharpens the pixels of photos with ``network``: 8 bits with a ``FusedStudent`` if it is a student, else exactly.
 
-import os
+    Args:
+        tile: rows and columns of a tile, a multiple of 8.
+    """
 
-import shutil
+    def __init__(self, network: nn.Module, device: torch.device, tile: int = TILE):
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.device, self.tile = device, tile
+        self.fused = FusedStudent(self.network) if type(network) is StudentCNN else None
 
-import sys
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        """Add ``strength`` times the network's change.
 
-import time
+        Args:
+            pixels: (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16.
+        Returns:
+            the same shape and type.
+        Raises:
+            UserError: if the network's output is not finite.
+        """
+        if self.fused is None or pixels.dtype != np.uint8:
+            return sharpen_pixels(self.network, pixels, strength, self.device, self.tile)
+        picture = torch.from_numpy(pixels).to(self.device).expand(-1, -1, 3)
+        return self.fused(picture, strength)[..., : pixels.shape[2]].cpu().numpy()
 
-from pathlib import Path
 
-import numpy as np
+@torch.inference_mode()
+def sharpen_pixels(
+    network: nn.Module, pixels: np.ndarray, strength: float, device: torch.device, tile: int = TILE
+) -> np.ndarray:
+    """As ``Sharpener``, for any network and depth, tile by tile."""
+    peak = np.iinfo(pixels.dtype).max
+    result = np.empty_like(pixels)
+    height, width, channels = pixels.shape
+    radius, tile = tile_geometry(network, (height, width), tile)
+    spectrum = spectrum_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
+    for outer, inner, place in tiles(height, width, (tile, tile), radius):
+        part = torch.from_numpy(pixels[outer].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
+        part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            change = network(part, *spectrum).float() - part
+        if not torch.isfinite(change).all():
+            raise UserError(NOT_FINITE)
+        sharpened = (part + strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
+        sharpened = sharpened.mean(2, keepdim=True) if channels == 1 else sharpened
+        result[place] = sharpened.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
+    return result
 
-import torch
 
-from torch import nn
+def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
+    """``network(photo)`` for a photo of any size with the memory of one tile.
 
-from tqdm import tqdm
-
-from checks import CliParser, check_folder, size_of
-
-from files import atomic_write
-
-from models import FusedStudent, StudentCNN, spectrum_of, load_model, tiles
-
-from photos import find_photos
-
-from pictures import FORMATS, read_picture, write_picture
-
-from utils import UserError, autocast, is_out_of_memory, one_line, pick_device, run_cli
-
-TILE = 1024  # pixels; larger photos go through the network in tiles, so that memory does not grow with them
-
-def run_tiled(network: nn.Module, photo: Tensor, tile: int = 1024) -> Tensor:
-    """``network(photo)`` for a photo of any size with the memory of a tile; equal to it, but for rounding.
-
-    Each tile is run with the surroundings that can reach it (``network.reach``) and these are cut off again.
+    Each tile is processed with the surroundings that affect it (``network.receptive_radius``), which are cut off again.
 
     Args:
         photo: (N, 3, H, W) in [0, 1].
         tile: rows and columns of a tile without its surroundings, a multiple of 8.
     """
     height, width = photo.shape[-2:]
-    if height * width <= tile * tile or not hasattr(network, "reach"):
+    radius, tile = tile_geometry(network, (height, width), tile)
+    if height * width <= tile * tile:
         return network(photo)
-    described = spectrum_of(network, photo)
+    spectrum = spectrum_of(network, photo)
     output = torch.empty_like(photo)
-    for around, inside, place in tiles(height, width, (tile, tile), network.reach):
-        output[(..., *place)] = network(photo[(..., *around)], *described)[(..., *inside)]
+    for outer, inner, place in tiles(height, width, (tile, tile), radius):
+        output[(..., *place)] = network(photo[(..., *outer)], *spectrum)[(..., *inner)]
     return output
 
-def spectrum_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tuple[Tensor, ...]:
-    """What ``network`` must be told of a whole photo when it is given a tile: nothing, or its description."""
-    return (network.log_power_spectrum(photo, peak),) if hasattr(network, "describe") else ()
 
-def tiles(height: int, width: int, tile: tuple[int, int], reach: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
-    """For each tile of a photo: the rows and columns to be looked at, the part of these to be kept, and its place."""
-    margin = -(-reach // 8) * 8  # tiles keep the grid of the strided layers
-    # All about equal: for very small ones torch takes another convolution, which rounds otherwise
+def spectrum_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tuple[Tensor, ...]:
+    """The second argument of ``network`` for a part of ``photo``: the spectrum of all of it, or nothing."""
+    return (log_power_spectrum(photo, peak),) if takes_spectrum(network) else ()
+
+
+def takes_spectrum(network: nn.Module) -> bool:
+    """Whether ``network`` estimates blur, from a spectrum as its second argument."""
+    return isinstance(getattr(network, "estimator", None), BlurEstimator)
+
+
+def tile_geometry(network: nn.Module, size: tuple[int, int], tile: int) -> tuple[int, int]:
+    """(receptive radius, tile): a network without ``receptive_radius`` processes the photo as one tile."""
+    return (network.receptive_radius, tile) if hasattr(network, "receptive_radius") else (0, max(size))
+
+
+def tiles(height: int, width: int, tile: tuple[int, int], radius: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
+    """For each tile of a photo: rows and columns to process, which part of the result to keep, and its place."""
+    margin = -(-radius // 8) * 8  # tiles keep the grid of the strided layers
+    # All of about equal size: for very small ones torch chooses another algorithm, which rounds differently
     counts = math.ceil(height / tile[0]), math.ceil(width / tile[1])
     step_down, step_right = 8 * math.ceil(height / counts[0] / 8), 8 * math.ceil(width / counts[1] / 8)
     for top in range(0, height, step_down):
         for left in range(0, width, step_right):
             bottom, right = min(top + step_down, height), min(left + step_right, width)
             first_row, first_column = max(0, top - margin), max(0, left - margin)
-            around = slice(first_row, bottom + margin), slice(first_column, right + margin)
-            inside = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
-            yield around, inside, (slice(top, bottom), slice(left, right))
+            outer = slice(first_row, bottom + margin), slice(first_column, right + margin)
+            inner = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
+            yield outer, inner, (slice(top, bottom), slice(left, right))
 
-@torch.inference_mode()
-def sharpen_pixels(
-    network: nn.Module, pixels: np.ndarray, strength: float, device: torch.device, tile: int = TILE
-) -> np.ndarray:
-    """``pixels`` plus ``strength`` times what ``network`` changes of them, tile by tile.
-
-    Args:
-        pixels: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16; H and W of any size.
-    Returns:
-        the same shape and type.
-    """
-    peak = np.iinfo(pixels.dtype).max
-    result = np.empty_like(pixels)
-    height, width, channels = pixels.shape
-    # A network that does not say how far it looks sees the photo whole
-    reach, tile = (network.reach, tile) if hasattr(network, "reach") else (0, max(height, width))
-    described = spectrum_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
-    for around, inside, place in tiles(height, width, (tile, tile), reach):
-        part = torch.from_numpy(pixels[around].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
-        part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with autocast(device):
-            change = network(part, *described).float() - part
-        if not torch.isfinite(change).all():
-            raise UserError("the network's result is not finite: its weights are damaged, take others with --weights")
-        sharp = (part + strength * change)[0][(slice(None), *inside)].permute(1, 2, 0)
-        sharp = sharp.mean(2, keepdim=True) if channels == 1 else sharp
-        result[place] = sharp.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
-    return result
 
 class FusedStudent(nn.Module):
-    """A trained ``StudentCNN`` for 8-bit pictures, several times faster and equal to it but for rounding.
+    """A trained ``StudentCNN`` for 8-bit pixels, several times faster and equal to it up to rounding.
 
-    Variants and skips become a part of the weights, for one picture at a time; the convolutions run in ``dtype``, all
-    in the order of bytes that a picture has in memory.
+    Experts and skips are folded into the weights, for one photo at a time; convolutions run in ``dtype``, channels last,
+    as the pixels of a photo are stored.
 
     Args:
-        dtype: float16 on CUDA, bfloat16 where the CPU is faster in it, else float32, if None.
+        dtype: if None, float16 on CUDA, bfloat16 where the CPU is faster in it, else float32.
     Shapes: (H, W, 3) uint8 RGB -> same.
     """
+
+    SCALE = 256  # activations are pixel values / 256: float16 cannot overflow, and a power of two never rounds
 
     def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
         super().__init__()
@@ -149,56 +138,60 @@ class FusedStudent(nn.Module):
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
-        to_squares = (torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1)).to(device)
-        self.register_buffer("to_squares", to_squares.contiguous(memory_format=torch.channels_last), persistent=False)
-        torch.empty(31_000_000, dtype=torch.uint8)  # the C library keeps pieces as large as one that it once got back
+        to_blocks = (torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1) / self.SCALE).to(device)
+        self.register_buffer("to_blocks", to_blocks.contiguous(memory_format=torch.channels_last), persistent=False)
+        torch.empty(31_000_000, dtype=torch.uint8)  # glibc then keeps freed blocks up to this size instead of unmapping them
 
     @torch.inference_mode()
     def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
-        """``picture`` plus ``strength`` times the change that the student makes."""
+        """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
         height, width, _ = picture.shape
-        layers = self.fold(log_power_spectrum(picture.movedim(-1, 0)[None], 255), strength)
+        layers = self.fuse_weights(log_power_spectrum(picture.movedim(-1, 0)[None], 255), strength)
         result = torch.empty_like(picture)
-        # In bands: larger pieces of memory go back to the system, which gives others and fills them with zeros first
-        for around, inside, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.reach):
-            result[place] = self.sharpen(picture[around], layers, strength)[inside]
+        # In bands: larger buffers would be unmapped and zeroed again by the system each time
+        for outer, inner, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.receptive_radius):
+            result[place] = self.sharpen_band(picture[outer], layers, strength)[inner]
         return result
 
-    def sharpen(self, picture: Tensor, layers: tuple, strength: float) -> Tensor:
-        the_filter, *deep, last = layers
+    def sharpen_band(self, picture: Tensor, layers: tuple, strength: float) -> Tensor:
+        filter_layer, *deep, last = layers
         height, width, _ = picture.shape
-        squares, margin = F.conv2d(reflect_pad_picture(picture), self.to_squares, stride=4), FILTER_RADIUS // 4
-        change = F.conv2d(squares, *the_filter)
-        x = (squares[..., margin:-margin, margin:-margin] + change).to(self.dtype)
+        blocks, margin = F.conv2d(reflect_pad_picture(picture), self.to_blocks, stride=4), FILTER_RADIUS // 4
+        change = F.conv2d(blocks, *filter_layer)
+        x = (blocks[..., margin:-margin, margin:-margin] + change).to(self.dtype)
         for layer in deep:
             x = F.conv2d(x, *layer, padding=1).relu_()
-        change = torch.add(F.conv2d(x, *last, padding=1), change, alpha=strength).clamp_(-255, 255).round_()
-        # Pixel-shuffle, a row of four pixels as one number
+        change = torch.add(F.conv2d(x, *last, padding=1), change, alpha=strength).mul_(self.SCALE)
+        if not torch.isfinite(change.sum()):
+            raise UserError(NOT_FINITE)
+        change = change.clamp_(-255, 255).round_()
+        # Pixel shuffle, four pixels of a row as one int64
         rows, columns = x.shape[2:]
         change = change[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
         change = change.view(rows, columns, 4).transpose(1, 2).reshape(-1).view(torch.int16)
         change = change.view(4 * rows, 4 * columns)[:height, :width]
-        coloured = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
-        for colour in coloured.unbind(-1):  # torch.stack works on one core here
-            colour.copy_(change)
-        # Of one type each: adding bytes to it, or going straight to them, takes several times longer
-        return coloured.add_(picture.to(torch.int16)).clamp_(0, 255)
+        rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
+        for channel in rgb.unbind(-1):  # torch.stack uses one core here
+            channel.copy_(change)
+        # All of one type: mixed types take several times longer
+        return rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
 
-    def fold(self, spectrum: Tensor, strength: float) -> tuple:
-        """(weight, bias) of each layer for a picture of that description; between the layers white is 255 too."""
-        kernel, mix = self.student.predict_kernel_and_routing(self.student.embed_blur(spectrum))
-        *deep, (weight, bias) = (tuple(part[0] for part in conv.mixed_weights(mix)) for conv in self.student.convs)
-        for skipped, _ in deep:
-            skipped[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
-        deep = [(weight, 255 * bias) for weight, bias in [*deep, (strength * weight, strength * bias)]]
-        layers = [(to_space_to_depth_kernel(kernel, self.student.places)[0], None)]
-        layers += [(weight.to(self.dtype), bias.to(self.dtype)) for weight, bias in deep]
+    def fuse_weights(self, spectrum: Tensor, strength: float) -> tuple:
+        """(weight, bias) of each layer for a photo of that spectrum."""
+        kernel, routing_weights = self.student.predict_kernel_and_routing(self.student.embed_blur(spectrum))
+        *deep, last = (tuple(part[0] for part in conv.mix_experts(routing_weights)) for conv in self.student.convs)
+        for weight, _ in deep:
+            weight[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
+        deep = [*deep, tuple(strength * part for part in last)]
+        layers = [(to_space_to_depth_kernel(kernel, self.student.space_to_depth_indices)[0], None)]
+        layers += [(weight.to(self.dtype), (bias * 255 / self.SCALE).to(self.dtype)) for weight, bias in deep]
         return tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
 
+
 def reflect_pad_picture(picture: Tensor) -> Tensor:
-    """As ``with_margin``, in float32, without a copy of all pixels: (H, W, 3) -> (1, 3, H', W')."""
+    """As ``models.reflect_pad``, in float32 and without copying every pixel twice: (H, W, 3) -> (1, 3, H', W')."""
     height, width, _ = picture.shape
-    rows, columns = margin_indices(height), margin_indices(width)
+    rows, columns = padded_indices(height), padded_indices(width)
     photo = torch.empty(1, len(rows), len(columns), 3, device=picture.device)
     here = slice(FILTER_RADIUS, FILTER_RADIUS + height)
     photo[0, here, FILTER_RADIUS : FILTER_RADIUS + width] = picture
