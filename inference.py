@@ -96,7 +96,12 @@ def spectrum_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tuple[T
 
 def takes_spectrum(network: nn.Module) -> bool:
     """Whether ``network`` estimates blur, from a spectrum as its second argument."""
-    return isinstance(getattr(network, "estimator", None), BlurEstimator)
+    return isinstance(getattr(getattr(network, "module", network), "estimator", None), BlurEstimator)  # module: under DDP
+
+
+def run_patches(network: nn.Module, patches: Tensor, spectrum: Tensor) -> Tensor:
+    """``network`` on (N, 3, S, S) patches of photos whose spectra, (N, 2, 64, 33), it is given if it takes them."""
+    return network(patches, spectrum) if takes_spectrum(network) else network(patches)
 
 
 def tile_geometry(network: nn.Module, size: tuple[int, int], tile: int) -> tuple[int, int]:

@@ -1,66 +1,24 @@
-"""Demo pairs."""
-
-import bisect
-
-import inspect
-
-import itertools
+"""Demo pairs, cut from the sample photos inside scikit-image: train.py runs without any data."""
 
 import os
-
 import shutil
-
-import zlib
-
-from collections.abc import Iterable, Iterator, Sequence
-
 from pathlib import Path
 
 import numpy as np
-
 import skimage
-
-import torch
-
 from PIL import Image
 
-from torch import Tensor, nn
+from blur.degradations import Mixture, random_degradation
+from images.photos import read_photo
+from utils import UserError, make_generator, print0, to_pixels, to_tensor
 
-from torch.utils.data import DataLoader, Dataset
-
-from tqdm import tqdm
-
-import estimator
-
-from checkpoints import fingerprint
-
-from degradations import Mixture, random_degradation
-
-from files import growing_file, read_torch_file, write_torch_file, atomic_write
-
-from estimator import log_power_spectrum, transform_spectrum
-
-from models import run_tiled
-
-from patches import as_batch, crop_and_augment, sample_index, generator_of, random_window, to_pixels, to_tensor
-
-from photos import DecodedPhotos, PixelFile, list_problems, read_photo, remove_files
-
-from processes import rank, print0, per_rank_batch_size
-
-from utils import UserError, autocast, autocast_dtype
-
-# Demo data
-
-DEMO_TILE = 144  # pixels
-
-DEMO_PHOTOS = {  # sample photos inside scikit-image, and how many tiles of each; no photo is in both
+TILE = 144  # pixels
+PHOTOS = {  # sample photos of scikit-image, and how many tiles of each; no photo is in both parts
     "train": {"astronaut.png": 9, "motorcycle_left.png": 15, "chelsea.png": 6, "rocket.jpg": 2},
     "val": {"coffee.png": 8},
 }
-
-# The middle of the mixture's ranges: eight photos that hardly need sharpening would show nothing
-DEMO_MIXTURE = Mixture(
+# The middle of the default ranges: eight photos that hardly need sharpening would show nothing
+MIXTURE = Mixture(
     identity=0,
     blurs={"gaussian": 0.4, "anisotropic": 0.2, "defocus": 0.3, "line": 0.05, "shake": 0.05},
     sigma=(0.8, 2.5),
@@ -71,8 +29,8 @@ DEMO_MIXTURE = Mixture(
     jpeg=0.15,
     quality=(60, 95),
 )
+NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by blur/degradations.py. Safe to delete.\n"
 
-DEMO_NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by degradations.py. Delete at will.\n"
 
 def find_or_make_data(root: Path | str) -> Path:
     """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo."""
@@ -85,53 +43,57 @@ def find_or_make_data(root: Path | str) -> Path:
             return root
     stray = next(root.glob("*/blurry.png"), None)
     if stray:
-        raise UserError(f"{stray} is not where it is looked for: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
+        raise UserError(f"{stray} is in the wrong place: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
     make_demo_data(root / "demo")
-    print0(f"{root} holds no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'};")
-    print0("prepare_data.py makes pairs of your own photos, and weights/student.pth has learned from many more than these")
+    print0(
+        f"{root} contains no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'};\n"
+        "prepare_data.py makes pairs from your own photos, and weights/student.pth was trained on many more than these"
+    )
     return root / "demo"
+
 
 def make_demo_data(root: Path | str) -> None:
     """Write 32 training and 8 validation pairs of 144x144 pixels to ``root``/{train,val}/NNN, without a download.
 
-    Demo data that is already there stays as it is.
+    Demo data that already exists is kept.
 
     Raises:
-        UserError: if ``root`` holds anything else, which is never touched, or cannot be written.
+        UserError: if ``root`` contains anything else, which is never touched, or cannot be written.
     """
     root = Path(root)
     note = root / "DEMO.txt"
-    is_ours = note.is_file() and note.read_text(errors="replace") == DEMO_NOTE
+    is_ours = note.is_file() and note.read_text(errors="replace") == NOTE
     if is_ours and (root / "train").is_dir() and (root / "val").is_dir():
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} holds files that are not demo data: move them away, or name another folder")
+        raise UserError(f"{root} contains files that are not demo data: move them away, or choose another folder")
     partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
-        for part, photos in DEMO_PHOTOS.items():
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
+        for part, photos in PHOTOS.items():
             tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
             for k, sharp in enumerate(tiles, start=1):
-                blurry = random_degradation(to_tensor(sharp), generator_of(len(part), k), DEMO_MIXTURE)
+                blurry = random_degradation(to_tensor(sharp), make_generator(len(part), k), MIXTURE)
                 folder = partial / part / f"{k:03d}"
                 folder.mkdir(parents=True)
                 Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")
                 Image.fromarray(sharp).save(folder / "sharp.png")
-        (partial / note.name).write_text(DEMO_NOTE)
+        (partial / note.name).write_text(NOTE)
         if root.exists():
             root.rmdir()
         os.replace(partial, root)  # whole or not at all
     except OSError as error:
-        raise UserError(f"demo data cannot be written to {root} ({error}): free some space or check the folder") from None
+        raise UserError(f"demo data cannot be written to {root} ({error}): free some disk space or check the folder") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
+
 def _cut_tiles(name: str, count: int) -> list[np.ndarray]:
-    """The ``count`` tiles with the most detail of a sample photo of scikit-image, (DEMO_TILE, DEMO_TILE, 3) uint8."""
+    """The ``count`` tiles with the most detail of a sample photo of scikit-image, (TILE, TILE, 3) uint8."""
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
-        raise UserError(f"scikit-image {skimage.__version__} lacks its sample photo {name}: put pairs of your own in data/")
+        raise UserError(f"scikit-image {skimage.__version__} lacks its sample photo {name}: put your own pairs in data/")
     photo = read_photo(path)
-    rows, columns = (range(0, length - DEMO_TILE + 1, DEMO_TILE) for length in photo.shape[:2])
-    tiles = [photo[top : top + DEMO_TILE, left : left + DEMO_TILE].copy() for top in rows for left in columns]
+    rows, columns = (range(0, length - TILE + 1, TILE) for length in photo.shape[:2])
+    tiles = [photo[top : top + TILE, left : left + TILE].copy() for top in rows for left in columns]
     return sorted(tiles, key=lambda tile: -np.abs(np.diff(tile.astype(np.int16), axis=0)).mean())[:count]

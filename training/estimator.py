@@ -1,156 +1,138 @@
-"""The gauge learns first, and alone: which linear filter brings each blurry photo nearest to its sharp one.
+"""The blur estimator is trained first and alone: which linear filter brings each blurry photo closest to its sharp version.
 
-How far a filter brings a photo follows from two spectra and what they share, so after these were taken of whole photos
-once, a step of this training costs as much as one patch of another.
+How close a filter brings it follows from two power spectra and a cross spectrum. They are computed once from whole photos;
+after that a step costs as little as one patch of the main training.
 """
 
 import math
-
 from pathlib import Path
 
 import torch
-
 from torch import Tensor, nn
-
 from torch.utils.data import DataLoader, Dataset
-
 from tqdm import tqdm
 
-from dataset import without_traceback
+from blur.estimator import BlurEstimator
+from blur.spectrum import WINDOW, extract_windows, log_means, power, transform_spectrum, windowed_fft
+from images.files import read_torch_file, write_torch_file
+from training.config import TrainConfig
+from training.distributed import main_process_first
+from training.loop import catch_worker_exit
+from utils import UserError, make_generator, print0
 
-from files import read_torch_file, write_torch_file
+FLOOR = 1e-5  # added to each photo's mean squared error, 50 dB: a photo that is sharp already must not outweigh all others
+BATCH_SIZE = 32
 
-from estimator import WINDOW, BlurEstimator, log_means, power, spectrum, transform_spectrum, windows
-
-from patches import generator_of
-
-from processes import main_process_first, print0
-
-from utils import UserError
-
-FLOOR = 1e-5  # mean squared error added to each photo's own, 50 dB: one that is sharp already must not outweigh all others
 
 def train_estimator(
-    network: nn.Module,
-    train_set: Dataset,
-    val_set: Dataset,
-    file: Path,
-    *,
-    seed: int,
-    workers: int,
-    device: torch.device,
-    draws: int = 1,
-    passes: int = 16,
-    learning_rate: float = 4e-3,
-    batch_size: int = 32,
+    network: nn.Module, train_set: Dataset, val_set: Dataset, file: Path, config: TrainConfig, device: torch.device
 ) -> None:
-    """Train ``network.gauge`` on ``draws`` blurry versions of each photo, ``passes`` times each in one of eight positions.
+    """Train ``network.estimator`` on ``config.estimator_versions`` blurry versions of each photo, ``estimator_passes`` times.
 
-    What it learns is kept in ``file``: the same gauge, photos and settings find it there. Nothing is done to a network
-    without a gauge.
+    The result is stored in ``file`` and reused for the same estimator, photos and settings. A network without a
+    ``BlurEstimator`` is left alone.
 
     Args:
-        train_set, val_set: ``whole(index, draw)`` gives a blurry and a sharp photo, (3, H, W) each.
+        train_set, val_set: ``whole(index, blur_version)`` gives a blurry and a sharp photo, (3, H, W) each.
     """
-    estimator = getattr(network, "gauge", None)
+    estimator = getattr(network, "estimator", None)
     if not isinstance(estimator, BlurEstimator):
         return
-    settings = dict(draws=draws, passes=passes, learning_rate=learning_rate, seed=seed, photos=train_set.key)
+    versions, passes, rate = config.estimator_versions, config.estimator_passes, config.estimator_learning_rate
+    settings = dict(versions=versions, passes=passes, learning_rate=rate, seed=config.seed, photos=train_set.key)
     settings["start"] = sum(float(value.double().abs().sum()) for value in estimator.state_dict().values())
-
-    def learn() -> dict:
-        known = _known(file)
-        if known.get("settings") != settings:
-            data = take_spectra(train_set, draws, workers)
-            apart = take_spectra(val_set, 1, workers)
-            run_steps(estimator, data, passes, batch_size, learning_rate, seed, device)
+    with main_process_first():
+        stored = _read_stored(file)
+        if stored.get("settings") != settings:
+            spectra = compute_spectra(train_set, versions, config.num_workers)
+            val_spectra = compute_spectra(val_set, 1, config.num_workers)
+            fit_filters(estimator, spectra, passes, rate, config.seed, device)
             with torch.no_grad():
-                gain = filter_gain(response_of(estimator.cpu()(description_in(apart))[0]), apart).mean()
+                gain = filter_gain(response_of(estimator.cpu()(val_spectra[:, :2])[0]), val_spectra).mean()
             if not math.isfinite(gain):
-                raise UserError("the gauge did not learn, its filters are not finite: lower GAUGE_LEARNING_RATE")
-            print0(f"the gauge's filters alone bring {gain:+.2f} dB in brightness on the validation photos")
-            known = {"settings": settings, "weights": estimator.state_dict()}
-            write_torch_file(file, known)
-        return known["weights"]
-
-    estimator.load_state_dict(main_process_first(learn))
+                raise UserError("the blur estimator's filters are not finite: lower ESTIMATOR_LEARNING_RATE")
+            print0(f"the blur estimator's filters alone gain {gain:+.2f} dB in the gray mean on the validation photos")
+            stored = {"settings": settings, "weights": estimator.state_dict()}
+            write_torch_file(file, stored)
+    estimator.load_state_dict(stored["weights"])
     estimator.to(device)
 
-def _known(file: Path) -> dict:
+
+def _read_stored(file: Path) -> dict:
     try:
-        known = read_torch_file(file)
+        stored = read_torch_file(file)
     except UserError:
-        return {}  # not there, or damaged: it is learned anew
-    return known if isinstance(known, dict) else {}
+        return {}  # missing or damaged: it is trained again
+    return stored if isinstance(stored, dict) else {}
 
-class Spectra(Dataset):
-    """Item k: what ``filter_gain`` needs of one blurry version of a photo, (5, 64, 33): see ``take_spectra``."""
 
-    def __init__(self, photos: Dataset, draws: int):
-        self.photos, self.draws = photos, draws
+class CrossSpectra(Dataset):
+    """Item k: what ``filter_gain`` needs of one blurry version of a photo, (5, 64, 33): see ``compute_spectra``."""
+
+    def __init__(self, photos: Dataset, versions: int):
+        self.photos, self.versions = photos, versions
 
     def __len__(self) -> int:
-        return len(self.photos) * self.draws
+        return len(self.photos) * self.versions
 
     def __getitem__(self, k: int) -> Tensor:
-        draw, index = divmod(k, len(self.photos))
-        blurry, sharp = self.photos.whole(index, draw)
-        of_blurry, of_sharp = spectrum(windows(blurry[None]))[0], spectrum(windows(sharp[None]))[0]
-        power_of_blurry, shared = power(of_blurry), (of_sharp * of_blurry.conj()).real
-        powers = torch.stack([power_of_blurry, power(of_sharp), shared]).mean(1)
-        return torch.cat([log_means(power_of_blurry[None])[0], powers.roll(WINDOW // 2, 1)])
+        version, index = divmod(k, len(self.photos))
+        blurry, sharp = (windowed_fft(extract_windows(photo[None]))[0] for photo in self.photos.whole(index, version))
+        blurry_power, cross = power(blurry), (sharp * blurry.conj()).real
+        powers = torch.stack([blurry_power, power(sharp), cross]).mean(1)
+        return torch.cat([log_means(blurry_power[None])[0], powers.roll(WINDOW // 2, 1)])
 
-def take_spectra(photos: Dataset, draws: int, workers: int) -> Tensor:
-    """Of all versions of all photos, (n, 5, 64, 33).
 
-    Two channels are what ``gauge.describe`` says of the blurry photo; the others are the mean power of blurry, of sharp, and
-    the real part of what both share.
+def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
+    """Spectra of all versions of all photos, (n, 5, 64, 33).
+
+    Two channels are the ``log_power_spectrum`` of the blurry photo; the others are the mean power of blurry, that of sharp,
+    and the real part of their cross spectrum.
     """
-    spectra = Spectra(photos, draws)
-    found = torch.empty(len(spectra), 5, WINDOW, WINDOW // 2 + 1)
-    loader = without_traceback(iter(DataLoader(spectra, batch_size=None, num_workers=workers)))
-    bar = tqdm(loader, "spectra of whole photos", total=len(spectra), unit="photo", leave=False, disable=None)
+    dataset = CrossSpectra(photos, versions)
+    spectra = torch.empty(len(dataset), 5, WINDOW, WINDOW // 2 + 1)
+    loader = catch_worker_exit(iter(DataLoader(dataset, batch_size=None, num_workers=workers)))
+    bar = tqdm(loader, "spectra of whole photos", total=len(dataset), unit="photo", leave=False, disable=None)
     for k, each in enumerate(bar):
-        found[k] = each  # copied: what a worker process sends holds an open file as long as it is kept
-    return found
+        spectra[k] = each  # copied: a tensor from a worker process keeps a file open
+    return spectra
 
-def description_in(spectra: Tensor) -> Tensor:
-    return spectra[:, :2]
 
 def filter_gain(response: Tensor, spectra: Tensor) -> Tensor:
-    """By how many dB filters of a ``response`` (N, 64, 33) bring photos nearer to the sharp ones: (N,).
+    """Gain in dB of filters with that ``response``, (N, 64, 33), on photos with those ``spectra``, (N, 5, 64, 33): (N,).
 
     The error of a filter W is |X - W Y|^2 at each frequency, for spectra X of the sharp and Y of the blurry photo.
     """
-    blurry, sharp, shared = spectra[:, 2:].unbind(1)
-    twice = torch.full((WINDOW // 2 + 1,), 2.0, device=spectra.device)  # all but two columns stand for their mirror images
-    twice[0] = twice[-1] = 1
-    error = sharp - 2 * response * shared + response.square() * blurry
-    before, after = (((x * twice).sum((1, 2)) / WINDOW**2) for x in (sharp - 2 * shared + blurry, error))
+    blurry, sharp, cross = spectra[:, 2:].unbind(1)
+    weight = torch.full((WINDOW // 2 + 1,), 2.0, device=spectra.device)  # most columns also represent their mirror images
+    weight[0] = weight[-1] = 1
+    error = sharp - 2 * response * cross + response.square() * blurry
+    before, after = (((x * weight).sum((1, 2)) / WINDOW**2) for x in (sharp - 2 * cross + blurry, error))
     return 10 * ((before.clamp(min=0) + FLOOR) / (after.clamp(min=0) + FLOOR)).log10()
 
+
 def response_of(kernel: Tensor) -> Tensor:
-    """By how much kernels of (N, 1, 63, 63) amplify each frequency, (N, 64, 33)."""
-    middle = kernel.shape[-1] // 2
-    circular = nn.functional.pad(kernel[:, 0], (0, 1, 0, 1)).roll((-middle, -middle), (1, 2))
+    """Frequency responses, (N, 64, 33), of kernels (N, 1, 63, 63)."""
+    centre = kernel.shape[-1] // 2
+    circular = nn.functional.pad(kernel[:, 0], (0, 1, 0, 1)).roll((-centre, -centre), (1, 2))
     return torch.fft.rfft2(circular).real.roll(WINDOW // 2, 1)
 
-def run_steps(
-    estimator: BlurEstimator, data: Tensor, passes: int, batch_size: int, learning_rate: float, seed: int, device: torch.device
+
+def fit_filters(
+    estimator: BlurEstimator, spectra: Tensor, passes: int, learning_rate: float, seed: int, device: torch.device
 ) -> None:
-    """Train ``gauge`` on ``data``, as ``take_spectra`` gives it, for ``passes`` through all of it."""
-    steps = max(1, len(data) * passes // batch_size)
+    """Maximize ``filter_gain`` over ``passes`` passes through ``spectra``."""
+    steps = max(1, len(spectra) * passes // BATCH_SIZE)
     estimator.to(device).train()
     optimizer = torch.optim.AdamW(estimator.parameters(), learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps + 1)
-    generator = generator_of(seed, 4)
-    order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(passes)])
-    bar = tqdm(range(steps), "the gauge", unit="step", leave=False, disable=None)
-    for step in bar:
-        spectra = data[order[step * batch_size : (step + 1) * batch_size]].to(device)
-        spectra = transform_spectrum(spectra, int(torch.randint(8, (), generator=generator)))
-        kernel, _ = estimator(description_in(spectra))
-        loss = -filter_gain(response_of(kernel), spectra).mean()
+    generator = make_generator(seed, 4)
+    order = torch.cat([torch.randperm(len(spectra), generator=generator) for _ in range(passes)])
+    for step in tqdm(range(steps), "blur estimator", unit="step", leave=False, disable=None):
+        batch = spectra[order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]].to(device)
+        batch = transform_spectrum(batch, int(torch.randint(8, (), generator=generator)))
+        kernel, _ = estimator(batch[:, :2])
+        loss = -filter_gain(response_of(kernel), batch).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(estimator.parameters(), 1.0)

@@ -1,175 +1,260 @@
-"""A training that was interrupted goes on exactly where it was, and what is kept for it belongs to it."""
+"""One training from its first step to its last: optimizer, checkpoints, history, best weights."""
 
-import contextlib
-
-import hashlib
-
-import inspect
-
+import math
 import time
-
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-
 from typing import IO
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from torch import nn
+from images.files import lock_file, read_torch_file, write_torch_file
+from models import save_model
+from training.config import TrainConfig
+from training.distributed import all_reduce_mean, raise_on_all_ranks, rank, wrap_ddp
+from training.fingerprint import identity_of
+from training.loop import load_batches
+from training.report import draw_curves, epoch_row, print_epoch, write_table
+from utils import Scores, UserError, print0
 
-import estimator
+CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number waits for the GPU
 
-import layers
 
-from degradations import convolve, reflect_indices
+class TrainingRun:
+    """Trains ``network`` over ``config.num_epochs`` epochs and keeps the weights with the best validation SSIM.
 
-from files import lock, read_torch_file, write_torch_file
+        with TrainingRun(...) as run:
+            for _ in run.epochs():
+                for blurry, target, spectrum in run.batches():
+                    run.step(loss_fn(run.model(blurry, spectrum), target))
+                run.finish_epoch(scores)
 
-from processes import rank
+    AdamW; the learning rate rises over the first 5% of the steps, then a cosine takes it to 0. A checkpoint in ``outputs``
+    is written after each epoch and every few minutes; if there is one, the training resumes from it, to the same bits. It is
+    deleted when the block ends without an error.
 
-from utils import UserError
-
-def save_progress(path: Path, parts: dict, settings: dict, progress: dict) -> None:
-    """Write all that the rest of a training depends on to ``path``, the old file or the new, never half.
-
+    Attributes:
+        model: ``network``, under torchrun wrapped so that gradients are averaged over the processes.
+        best_ssim: on the validation set, so far.
     Args:
-        parts: name -> network, optimizer or whatever else has a ``state_dict``.
-        settings: what must be the same when it goes on; plain values.
-        progress: where it is; plain values, among them "step".
-    """
-    generators = {"cpu": torch.get_rng_state()}  # a network with dropout draws from these
-    if torch.cuda.is_initialized():
-        generators["cuda"] = torch.cuda.get_rng_state()
-    states = {name: part.state_dict() for name, part in parts.items()}
-    content = {"states": states, "generators": generators, "settings": settings, "progress": progress, "finished": False}
-    write_torch_file(path, content)
-
-def mark_finished(path: Path) -> None:
-    """The next run starts anew instead of going on from ``path``."""
-    if rank() == 0:
-        write_torch_file(path, _read(path) | {"finished": True})
-
-def unfinished(path: Path) -> bool:
-    """Whether ``path`` is the checkpoint of a training that was interrupted."""
-    return path.is_file() and not _read(path)["finished"]
-
-def make_way(outputs: Path, resume: bool, settings: dict) -> None:
-    """Before a teacher is taught: remove what an earlier teacher and its student left in ``outputs``.
-
+        name: "student" or "teacher", for what is printed and for the names of files in ``outputs``.
+        train_set: see dataset.py.
+        val_key: ``key`` of the validation set.
+        baselines: scores of others on the validation set, shown beside this network's.
+        best_file: where ``save_model`` writes the best weights.
+        extra: more that must be the same when the training is resumed; name -> plain value.
     Raises:
-        UserError: with ``resume``, if the student's training was interrupted, or the teacher's under other ``settings``.
+        UserError: if an interrupted training cannot be resumed, the loss is no longer finite (the best weights are kept),
+            or a file cannot be written.
+        KeyboardInterrupt: after Ctrl-C, with what to tell the user.
     """
-    teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
-    if resume and unfinished(student_run):
-        raise UserError(
-            f"{student_run} holds a training that was interrupted, of a student of another teacher: set RESUME = False to "
-            "drop it and start anew, or put TEACHER_WEIGHTS back to go on with it"
-        )
-    goes_on = resume and unfinished(teacher_run)
-    if goes_on:
-        check_settings(teacher_run, settings)
-    if rank() == 0:
-        student_run.unlink(missing_ok=True)
-        if not goes_on:
-            teacher_run.unlink(missing_ok=True)
 
-def load_progress(path: Path, parts: dict, settings: dict) -> dict:
-    """Put the states in ``path`` back into ``parts``; returns the progress.
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        loss_fn: nn.Module,
+        train_set: Dataset,
+        val_key: str,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        baselines: dict[str, Scores],
+        best_file: Path | str,
+        outputs: Path | str,
+        extra: dict | None = None,
+    ):
+        self.name, self.network, self.train_set, self.config, self.device = name, network, train_set, config, device
+        self.baselines, self.best_file, self.outputs = baselines, Path(best_file), Path(outputs)
+        self.steps = max(1, len(train_set) * config.patches_per_photo // config.batch_size)  # per epoch
+        self.optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
+        total = config.num_epochs * self.steps
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_cosine(step, total))
+        self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"} | (extra or {})
+        self.checkpoint = checkpoint_file(self.outputs, name)
+        self.progress = dict(step=0, loss_sum=0.0, history=[], best_ssim=-math.inf)
+        self.loss_sum = torch.zeros((), device=device)
+        self.last_save = time.monotonic()
+        if config.resume and self.checkpoint.is_file():
+            self._resume()
+            print0(f"resuming the interrupted training after step {self.progress['step']} of {total}")
+        steps = range(self.progress["step"], total)
+        self.loader = load_batches(train_set, device, steps, config.batch_size, config.num_workers)
+        self.model = wrap_ddp(network, device)
+        self._save()  # now, so that a folder that cannot be written to is reported before the work
 
-    Raises:
-        UserError: if the training was interrupted under other ``settings``, or with another network.
-    """
-    content = _read(path)
-    _compare(path, content["settings"], dict.fromkeys(content["settings"]) | settings)  # one that is gone has changed too
-    try:
-        for name, part in parts.items():
-            part.load_state_dict(content["states"][name])
-    except (RuntimeError, ValueError, KeyError):
-        raise UserError(
-            f"{path} holds a training of a network that was written differently then: set RESUME = False to drop it "
-            "and start anew, or put the old network back to go on with it"
-        ) from None
-    torch.set_rng_state(content["generators"]["cpu"])
-    if "cuda" in content["generators"] and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(content["generators"]["cuda"])
-    return content["progress"]
+    def __enter__(self) -> "TrainingRun":
+        return self
 
-def check_settings(path: Path, settings: dict) -> None:
-    """Raise ``UserError`` if the training in the checkpoint ``path`` had other values for these ``settings``."""
-    _compare(path, _read(path)["settings"], settings)
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None and rank() == 0:
+            self.checkpoint.unlink(missing_ok=True)
+        if kind is KeyboardInterrupt:
+            done, best = len(self.progress["history"]), self.progress["best_ssim"]
+            kept = f"the best weights so far, SSIM {best:.4f}, are in {self.best_file}" if done else "nothing to keep yet"
+            raise KeyboardInterrupt(
+                f"\nStopped after {done} of {self.config.num_epochs} epochs: {kept}. Run again to resume."
+            ) from None
 
-def _compare(path: Path, old: dict, settings: dict) -> None:
-    changed = [f"{name} was {old.get(name)}, is {value}" for name, value in settings.items() if old.get(name) != value]
-    if changed:
-        raise UserError(
-            f"{path} holds a training under other settings ({'; '.join(changed)}): "
-            "set RESUME = False to drop it and start anew, or put the old values back to go on with it"
-        )
+    def epochs(self) -> Iterator[int]:
+        """Numbers of the epochs that are left, from 1."""
+        while (epoch := self.progress["step"] // self.steps + 1) <= self.config.num_epochs:
+            self.started = time.perf_counter()
+            yield epoch
 
-def _read(path: Path) -> dict:
+    @property
+    def best_ssim(self) -> float:
+        return self.progress["best_ssim"]
+
+    def batches(self) -> Iterator[list[Tensor]]:
+        """The batches left in this epoch, on the device; shows a progress bar and saves checkpoints between them."""
+        self.model.train()
+        first = self.progress["step"] % self.steps
+        self.loss_sum.fill_(self.progress["loss_sum"])
+        hidden = None if rank() == 0 else True  # None: shown on a terminal, not in a log file
+        bar = tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden)
+        with bar:
+            for done, batch in enumerate(islice(self.loader, self.steps - first), start=first + 1):
+                yield [part.to(self.device, non_blocking=True) for part in batch]
+                bar.update()
+                if done % CHECK_EVERY == 0 and done < self.steps:
+                    self._check(done)
+
+    def step(self, loss: Tensor) -> None:
+        """One step of the optimizer."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.loss_sum += loss.detach()
+
+    def finish_epoch(self, scores: Scores) -> None:
+        """Print and store the scores of ``network`` on the validation set, and its weights if they are the best."""
+        title = self._title()
+        loss = all_reduce_mean(self.loss_sum) / self.steps
+        self._check_finite(loss + scores.psnr + scores.ssim)
+        history, better = self.progress["history"], scores.ssim > self.progress["best_ssim"]
+        seconds = time.perf_counter() - self.started
+        history = [*history, epoch_row(len(history) + 1, loss, seconds, self.baselines | {self.name: scores})]
+        best_ssim = max(scores.ssim, self.progress["best_ssim"])
+        self.progress = dict(step=len(history) * self.steps, loss_sum=0.0, history=history, best_ssim=best_ssim)
+        if rank() == 0:
+            if better:
+                metadata = dict(epoch=len(history), val=scores._asdict(), training=self.identity)
+                save_model(self.best_file, self.network, **metadata)
+            write_table(self.outputs / f"{self.name}_epochs.csv", history)
+            draw_curves(self.outputs / f"{self.name}_curves.png", history)
+            self._save()
+            print_epoch(title, history[-1], scores, self.baselines, better)
+
+    def _title(self) -> str:
+        return f"{self.name} {self.progress['step'] // self.steps + 1}/{self.config.num_epochs}"
+
+    def _check(self, done: int) -> None:
+        """Stop if the loss is no longer finite; write a checkpoint if it is time."""
+        loss_sum = all_reduce_mean(self.loss_sum)
+        self._check_finite(loss_sum)
+        if time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes:
+            self._save(step=len(self.progress["history"]) * self.steps + done, loss_sum=loss_sum)
+
+    def _check_finite(self, value: float) -> None:
+        if math.isfinite(value):
+            return
+        if rank() == 0:
+            self.checkpoint.unlink(missing_ok=True)  # resuming from it would only lead here again
+        kept = f"{self.best_file} holds the best weights so far" if self.progress["history"] else "nothing was saved"
+        raise_on_all_ranks(f"the loss of {self._title()} is no longer a finite number: lower LEARNING_RATE; {kept}")
+
+    def _parts(self) -> dict:
+        return {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
+
+    def _save(self, **progress) -> None:
+        """Write everything that the rest of the training depends on: the old file or the new, never half."""
+        if rank() != 0:
+            return
+        generators = {"cpu": torch.get_rng_state()}  # networks with dropout draw from these
+        if torch.cuda.is_initialized():
+            generators["cuda"] = torch.cuda.get_rng_state()
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        content = {"states": states, "generators": generators, "identity": self.identity, "progress": self.progress | progress}
+        write_torch_file(self.checkpoint, content)
+        self.last_save = time.monotonic()
+
+    def _resume(self) -> None:
+        content = read_checkpoint(self.checkpoint)
+        compare_identity(self.checkpoint, content["identity"], self.identity)
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(content["states"][name])
+        except (RuntimeError, ValueError, KeyError):
+            raise UserError(
+                f"{self.checkpoint} does not fit the network: set RESUME = False to discard it and start over"
+            ) from None
+        self.progress = content["progress"]
+        if self.progress["history"] and not self.best_file.is_file():
+            raise UserError(
+                f"{self.best_file}, the best weights of an interrupted training, is missing: put it back or set RESUME = False"
+            )
+        torch.set_rng_state(content["generators"]["cpu"])
+        if "cuda" in content["generators"] and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(content["generators"]["cuda"])
+
+
+def checkpoint_file(outputs: Path | str, name: str) -> Path:
+    return Path(outputs) / f"{name}_checkpoint.pth"
+
+
+def read_checkpoint(path: Path) -> dict:
     try:
         content = read_torch_file(path)
-        content["states"], content["generators"], content["settings"], content["progress"]["step"], content["finished"]
+        content["states"], content["generators"], content["identity"], content["progress"]["step"]
     except (UserError, TypeError, KeyError, IndexError):
-        raise UserError(f"{path} is damaged or no checkpoint: remove it or set RESUME = False to start anew") from None
+        raise UserError(f"{path} is damaged or not a checkpoint: remove it or set RESUME = False to start over") from None
     return content
 
-def teacher_is_ready(teacher_file: Path, outputs: Path, settings: dict) -> bool:
-    """Whether an interrupted run of train.py had taught its own teacher already and was at the student.
 
-    Raises:
-        UserError: if that was under other ``settings``, or the teacher there is one of pretrain.py.
-    """
-    teacher_run, student_run = outputs / "last_teacher.pth", outputs / "last.pth"
-    taught = teacher_file.is_file() and teacher_run.is_file() and not unfinished(teacher_run)
-    old = _read(teacher_run)["settings"] if taught else {}
-    if "START_FROM" in old:
+def compare_identity(path: Path, old: dict, new: dict) -> None:
+    """Raise ``UserError`` if the interrupted training in ``path`` was another one; names only one has count too."""
+    changed = [
+        f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
         raise UserError(
-            f"{teacher_file} was taught by pretrain.py, and another teacher would take its place: name it in "
-            "TEACHER_WEIGHTS, or set RESUME = False"
+            f"{path} belongs to an interrupted training with other settings ({'; '.join(changed)}): "
+            "set RESUME = False to discard it and start over, or restore the old values to resume it"
         )
-    if not taught or (student_run.is_file() and not unfinished(student_run)):
-        return False
-    _compare(teacher_run, old, settings)
-    return True
 
-def lock_output_dir(outputs: Path) -> IO | None:
-    """Keep other trainings out of ``outputs`` until this process ends; the open file that does it, to be held.
+
+def warmup_cosine(step: int, steps: int) -> float:
+    """Factor of the learning rate: up from 0 over the first 5% of ``steps``, then half a cosine down to 0."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+
+
+def lock_output_dir(outputs: Path | str) -> IO | None:
+    """Keep other trainings out of ``outputs`` as long as the returned file is open.
 
     Raises:
-        UserError: if another one is at work there.
+        UserError: if another one is running there.
     """
     if rank() != 0:
         return None
+    outputs = Path(outputs)
     outputs.mkdir(parents=True, exist_ok=True)
     file = open(outputs / ".lock", "w")  # noqa: SIM115
-    if not lock(file):
+    if not lock_file(file):
         file.close()
         raise UserError(
-            f"another training is at work in {outputs}: wait for it, or set OUTPUTS to another folder, "
+            f"another training is running in {outputs}: wait for it, or set OUTPUTS to another folder, "
             "and BEST_STUDENT or TEACHER to another file"
         )
     return file
-
-def fingerprint(network: nn.Module) -> str:
-    """20 characters that change with any weight of ``network``, with its shape, and with the code that runs it."""
-    digest = hashlib.sha256(type(network).__name__.encode())
-    kinds = {type(part) for part in network.modules() if not type(part).__module__.startswith("torch.")}
-    for code in [*sorted(kinds, key=lambda kind: kind.__qualname__), estimator, layers, convolve, reflect_indices]:
-        with contextlib.suppress(OSError, TypeError):  # a class typed at a prompt has no source
-            digest.update(inspect.getsource(code).encode())
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:20]
-
-class Stopwatch:
-    """Says when some minutes have passed since it last said so."""
-
-    def __init__(self, minutes: float):
-        self.seconds, self.start = minutes * 60, time.monotonic()
-
-    def rings(self) -> bool:
-        if time.monotonic() - self.start < self.seconds:
-            return False
-        self.start = time.monotonic()
-        return True
