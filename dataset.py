@@ -2,8 +2,8 @@
 
 ``PairedImageDataset`` reads blurry/sharp pairs, ``SyntheticBlurDataset`` blurs sharp photos on the fly. Both have
 
-- ``dataset[k]``: without ``patch_size`` the whole photo k, (blurry, sharp), (3, H, W) each; with ``patch_size`` patch k of an
-  endless training. Patch k is a random crop of a random photo, randomly flipped and rotated; each pass over the photos takes
+- ``dataset[k]``: without ``patch_size`` the whole photo k, (blurry, sharp), (3, H, W) each; with it patch k of an endless
+  training. Patch k is a random crop of a random photo, randomly flipped and rotated; each pass over the photos takes
   each once. It depends on ``seed`` and k alone, so that any k >= 0 can be read in any order, from any process, and a
   resumed training sees exactly the patches it would have seen.
 - ``dataset.batch(items)``: those patches at once, [blurry, target, spectrum], as the training loop takes them.

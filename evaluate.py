@@ -1,111 +1,91 @@
-"""Sharpeners side by side on pairs of photos: how good each is, what it gains over the blurry input, what it costs.
+"""Compares sharpeners on pairs of photos: how good each is, what it gains over the blurry input, what it costs.
 
     python evaluate.py                                      the validation pairs in data/val
-    python evaluate.py PAIRS other.pth --picture best.png   PAIRS/NNN/{blurry,sharp}.png or PAIRS/LEVEL/NNN/...
+    python evaluate.py PAIRS other.pth --picture best.png   PAIRS/NNN/{blurry,sharp}.png or PAIRS/DEGRADATION/NNN/...
 
-The unsharp mask, which costs nothing, is there at its usual setting and at the best of a grid of settings, picked
-for each level with the answer in hand. Scores are of 8-bit pictures; a mean over levels counts each level once.
+The unsharp mask is listed at Pillow's default setting and as an oracle: the best of a grid of settings, tuned for each
+degradation on the ground truth. Scores are of 8-bit images; a mean over degradations counts each of them once.
 """
 
 import argparse
-
 import csv
-
 import math
-
 import os
-
 from pathlib import Path
 
 import numpy as np
-
-import torch
-
 from PIL import Image, ImageFilter
-
-from torch import Tensor, nn
-
+from torch import Tensor
 from tqdm import tqdm
 
-from checks import CliParser, check_folder
-
-from dataset import find_or_make_data, find_pairs
-
-from degradations import convolve, gaussian_kernel
-
-from files import atomic_write
-
+from blur.filters import convolve, gaussian_kernel
+from cli import CliParser, check_writable, run_cli
+from dataset import find_pairs
+from images.demo_data import find_or_make_data
+from images.files import atomic_write
+from images.photos import read_photo
+from images.pictures import FORMATS
+from inference import Sharpener
 from models import load_model
-
-from patches import to_pixels, to_tensor
-
-from photos import read_photo
-
-from pictures import FORMATS
-
-from report import side_by_side
-
-from sharpen import sharpen_pixels
-
+from training.report import side_by_side
 from utils import (
     Scores,
     UserError,
-    quantize_8bit,
     count_parameters,
     gmac_per_megapixel,
     ms_per_megapixel,
     one_line,
     pick_device,
     psnr,
-    run_cli,
+    quantize_8bit,
     ssim,
+    to_pixels,
+    to_tensor,
 )
 
-DATA = "data"  # whose val/ is scored unless another folder is named; without pairs, the demo data
-
-NETWORKS = {  # the first file that is there
+DATA = "data"  # its val/ is scored unless another folder is named; without pairs, the demo data
+NETWORKS = {  # the first file that exists
     "student": ("best_student_model.pth", Path(__file__).parent / "weights" / "student.pth"),
     "teacher": (Path(__file__).parent / "weights" / "teacher.pth",),
 }
+DEVICE = "auto"  # CUDA if available; or "cpu", "cuda:1", ...
+DEFAULT_MASK = ImageFilter.UnsharpMask(radius=2, percent=150, threshold=3)  # Pillow's defaults
+RADII, AMOUNTS = (0.5, 0.8, 1.2, 1.8, 2.5, 3.5), (0.3, 0.6, 1.0, 1.5, 2.2, 3.2, 4.5)  # the oracle's grid: pixels, factor
 
-DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
+Results = dict[str, dict[str, list[Scores]]]  # degradation -> sharpener -> scores of each photo
 
-USUAL = ImageFilter.UnsharpMask(radius=2, percent=150, threshold=3)  # Pillow's own
-
-RADII, AMOUNTS = (0.5, 0.8, 1.2, 1.8, 2.5, 3.5), (0.3, 0.6, 1.0, 1.5, 2.2, 3.2, 4.5)  # the grid: pixels, times the detail
-
-Results = dict[str, dict[str, list[Scores]]]  # level -> sharpener -> a score for each photo
 
 def main() -> None:
     parser = CliParser(__doc__)
-    parser.add_argument("pairs", nargs="?", type=Path, help=f"folder of pairs, or of levels ({DATA}/val)")
-    parser.add_argument("weights", nargs="*", type=Path, help="more networks, beside the student and the teacher")
+    parser.add_argument("pairs", nargs="?", type=Path, help=f"folder of pairs, or of degradations ({DATA}/val)")
+    parser.add_argument("weights", nargs="*", type=Path, help="more networks, besides student and teacher")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
-    parser.add_argument("--csv", type=Path, help="file for the scores of every photo")
-    parser.add_argument("--picture", type=Path, help="file for a photo of each level, where student and mask differ most")
+    parser.add_argument("--csv", type=Path, help="file for the scores of each photo")
+    parser.add_argument("--picture", type=Path, help="file for a photo per degradation, where student and mask differ most")
     options = parser.parse_args()
-    levels = find_levels(options.pairs or find_or_make_data(DATA) / "val")
-    check_results(options, [file for folders in levels.values() for folder in folders for file in folder.iterdir()])
+    degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
+    check_results(options, [file for folders in degradations.values() for folder in folders for file in folder.iterdir()])
     device = pick_device(DEVICE)
     files = {name: next((f for f in map(Path, files) if f.is_file()), None) for name, files in NETWORKS.items()}
     for name in [name for name, file in files.items() if file is None]:
-        print(f"there is no {name} ({' or '.join(map(str, NETWORKS[name]))}): it is left out")
+        print(f"there is no {name} ({' or '.join(map(str, NETWORKS[name]))}): it is skipped")
     for file in dict.fromkeys(options.weights):
         name = str(file).removesuffix(file.suffix)
+        if any(other and os.path.realpath(other) == os.path.realpath(file) for other in files.values()):
+            continue  # it is scored under its usual name
         files[str(file) if name in ("input", "unsharp", "best unsharp") or files.get(name) else name] = file
-    networks = {name: load_model(file).to(device).requires_grad_(False) for name, file in files.items() if file}
-    for network in networks.values():
-        network.to(memory_format=torch.channels_last)
+    files = {name: file for name, file in files.items() if file}
+    sharpeners = {name: Sharpener(load_model(file).requires_grad_(False), device) for name, file in files.items()}
 
     results: Results = {}
     pictures = []
-    for level, folders in levels.items():
-        results[level], picture = score_level(level, folders, networks, device)
+    for degradation, folders in degradations.items():
+        results[degradation], picture = score_degradation(degradation, folders, sharpeners)
         pictures.append(picture)
-    costs = {name: costs_of(network, device) for name, network in networks.items()}
-    names = {level: [folder.name for folder in folders] for level, folders in levels.items()}
-    text = "\n\n".join(([level_table(results)] if len(results) > 1 else []) + [summary_table(results, names, costs)])
-    print("\n".join(f"{name} is {file}" for name, file in files.items() if file), end="\n\n")
+    costs = {name: costs_of(sharpener) for name, sharpener in sharpeners.items()}
+    names = {degradation: [folder.name for folder in folders] for degradation, folders in degradations.items()}
+    text = "\n\n".join(([degradation_table(results)] if len(results) > 1 else []) + [summary_table(results, names, costs)])
+    print("\n".join(f"{name} is {file}" for name, file in files.items()), end="\n\n")
     print(f"{text}\n\n{losses(results, names)}")
     if options.markdown:
         atomic_write(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))
@@ -117,8 +97,9 @@ def main() -> None:
             tall.paste(picture, (0, sum(p.height + 12 for p in pictures[:i])))
         atomic_write(options.picture, tall.save)
 
+
 def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
-    """Raise ``UserError`` if a result could not be written after the work, or would take the place of an input."""
+    """Raise ``UserError`` if a result could not be written after the work, or would overwrite an input."""
     weights = [*options.weights, *(file for files in NETWORKS.values() for file in files)]
     taken = {os.path.realpath(file) for file in (*inputs, *weights)}
     kinds = {"--markdown": (options.markdown, ()), "--csv": (options.csv, ()), "--picture": (options.picture, FORMATS)}
@@ -130,45 +111,48 @@ def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
         taken.add(os.path.realpath(file))
         if suffixes and file.suffix.lower() not in suffixes:
             raise UserError(f"{name} {file} does not end in one of {', '.join(suffixes)}")
-        check_folder(file.parent, name)
+        check_writable(file.parent, name)
 
-def find_levels(pairs: Path) -> dict[str, list[Path]]:
-    """Name of each level -> its folders of pairs; a folder that holds pairs itself is one level."""
+
+def find_degradations(pairs: Path) -> dict[str, list[Path]]:
+    """Name of each degradation -> its folders of pairs; a folder that contains pairs itself is one degradation."""
     if not pairs.is_dir():
-        raise UserError(f"{pairs} is not a folder: name one that holds NNN/blurry.png and NNN/sharp.png")
+        raise UserError(f"{pairs} is not a folder: name one that contains NNN/blurry.png and NNN/sharp.png")
     inside = sorted(path for path in pairs.iterdir() if path.is_dir() and not path.name.startswith("."))
-    levels = [path for path in inside if any(path.glob("*/blurry.png"))]
-    if levels and any(pairs.glob("*/blurry.png")):
-        raise UserError(f"{pairs} holds both pairs and folders of pairs: name one of its folders")
-    return {path.name: find_pairs(path) for path in levels or [pairs]}
+    degradations = [path for path in inside if any(path.glob("*/blurry.png"))]
+    if degradations and any(pairs.glob("*/blurry.png")):
+        raise UserError(f"{pairs} contains both pairs and folders of pairs: name one of its folders")
+    return {path.name: find_pairs(path) for path in degradations or [pairs]}
 
-def score_level(
-    level: str, folders: list[Path], networks: dict[str, nn.Module], device: torch.device
+
+def score_degradation(
+    degradation: str, folders: list[Path], sharpeners: dict[str, Sharpener]
 ) -> tuple[dict[str, list[Scores]], Image.Image]:
-    """Scores of each sharpener on each photo, and a picture of the one where student and usual mask differ most."""
-    scores: dict[str, list[Scores]] = {name: [] for name in ("input", "unsharp", "best unsharp", *networks)}
+    """Scores of each sharpener on each photo, and a picture of the one where student and default mask differ most."""
+    scores: dict[str, list[Scores]] = {name: [] for name in ("input", "unsharp", "best unsharp", *sharpeners)}
     grid: dict[tuple[float, float], list[float]] = {(r, a): [] for r in RADII for a in AMOUNTS}
-    shown, furthest = folders[0], 0.0
-    for folder in tqdm(folders, level, unit="photo", leave=False, disable=None):
+    shown, largest = folders[0], 0.0
+    for folder in tqdm(folders, degradation, unit="photo", leave=False, disable=None):
         blurry, sharp = read_pair(folder)
-        masked = usual_unsharp(blurry)
+        masked = default_unsharp(blurry)
         scores["input"].append(score(blurry, sharp))
         scores["unsharp"].append(score(masked, sharp))
-        for radius in RADII if math.isfinite(scores["input"][-1].psnr) else ():  # else any change is for the worse
+        for radius in RADII if math.isfinite(scores["input"][-1].psnr) else ():  # else any change is a loss
             detail = blurry - convolve(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
                 grid[radius, amount].append(float(psnr(quantize_8bit(blurry + amount * detail)[None], sharp[None])))
-        for i, (name, network) in enumerate(networks.items()):
-            sharpened = run(network, blurry, device)
+        for i, (name, sharpener) in enumerate(sharpeners.items()):
+            sharpened = run(sharpener, blurry)
             scores[name].append(score(sharpened, sharp))
             apart = float((sharpened - masked).abs().mean())
-            if i == 0 and apart > furthest:
-                shown, furthest = folder, apart
+            if i == 0 and apart > largest:
+                shown, largest = folder, apart
     best = max(grid, key=lambda setting: np.mean(grid[setting] or [0]))
     for folder in folders:
         blurry, sharp = read_pair(folder)
         scores["best unsharp"].append(score(unsharp(blurry, *best), sharp))
-    return scores, draw(level, shown, best, networks, device)
+    return scores, draw(degradation, shown, best, sharpeners)
+
 
 def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
     blurry, sharp = (to_tensor(read_photo(folder / f"{name}.png")) for name in ("blurry", "sharp"))
@@ -176,55 +160,68 @@ def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
         raise UserError(f"{folder}: blurry.png and sharp.png differ in size: both must show the same pixels")
     return blurry, sharp
 
-def usual_unsharp(photo: Tensor) -> Tensor:
+
+def default_unsharp(photo: Tensor) -> Tensor:
     """(3, H, W) -> same, by Pillow."""
-    return to_tensor(np.array(Image.fromarray(to_pixels(photo)).filter(USUAL)))
+    return to_tensor(np.array(Image.fromarray(to_pixels(photo)).filter(DEFAULT_MASK)))
+
 
 def unsharp(photo: Tensor, radius: float, amount: float) -> Tensor:
-    """(3, H, W) plus ``amount`` times what a Gaussian blur of sigma ``radius`` takes from it, in 8 bits."""
+    """(3, H, W) plus ``amount`` times what a Gaussian blur of sigma ``radius`` removes, in 8 bits."""
     return quantize_8bit(photo + amount * (photo - convolve(photo, gaussian_kernel(radius))))
 
-def run(network: nn.Module, photo: Tensor, device: torch.device) -> Tensor:
+
+def run(sharpener: Sharpener, photo: Tensor) -> Tensor:
     """What sharpen.py would save: (3, H, W) -> same."""
-    return to_tensor(sharpen_pixels(network, to_pixels(photo), 1.0, device))
+    return to_tensor(sharpener(to_pixels(photo)))
+
 
 def score(image: Tensor, sharp: Tensor) -> Scores:
     return Scores(float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None])))
 
-def draw(level: str, folder: Path, best: tuple[float, float], networks: dict[str, nn.Module], device: torch.device):
-    blurry, sharp = read_pair(folder)
-    columns = {f"{level}/{folder.name}": blurry, f"unsharp mask {best[0]:g}, {best[1]:g}": unsharp(blurry, *best)}
-    columns |= {name: run(network, blurry, device) for name, network in networks.items()}
-    return side_by_side({**columns, "sharp": sharp}, sharp, zoom_on=tuple(list(columns.values())[1:3]) if networks else None)
 
-def costs_of(network: nn.Module, device: torch.device) -> tuple[str, str, str]:
+def draw(degradation: str, folder: Path, best: tuple[float, float], sharpeners: dict[str, Sharpener]):
+    blurry, sharp = read_pair(folder)
+    columns = {f"{degradation}/{folder.name}": blurry, f"unsharp mask {best[0]:g}, {best[1]:g}": unsharp(blurry, *best)}
+    columns |= {name: run(sharpener, blurry) for name, sharpener in sharpeners.items()}
+    return side_by_side(
+        {**columns, "sharp": sharp}, sharp, zoom_on=tuple(list(columns.values())[1:3]) if sharpeners else None
+    )
+
+
+def costs_of(sharpener: Sharpener) -> tuple[str, str, str]:
     """Parameters, GMAC per megapixel, and ms per megapixel here."""
-    time = ms_per_megapixel(network, device)
+    network, time = sharpener.network, ms_per_megapixel(sharpener.network, sharpener.device)
     return f"{count_parameters(network):,}", f"{gmac_per_megapixel(network):.1f}", f"{time:.0f}"
+
 
 # Tables
 
 
 def means(results: Results, name: str) -> Scores:
-    """Of a sharpener over the photos of a level, then over the levels with something to sharpen, if there is one."""
+    """Of a sharpener over the photos of each degradation, then over the degradations with something to sharpen, if any."""
     blurry = [scores for scores in results.values() if not is_perfect(scores)]
-    return Scores(*np.mean([level_mean(scores, name) for scores in blurry or results.values()], axis=0).tolist())
+    return Scores(*np.mean([mean_scores(scores, name) for scores in blurry or results.values()], axis=0).tolist())
+
 
 def is_perfect(scores: dict[str, list[Scores]]) -> bool:
     return all(math.isinf(s.psnr) for s in scores["input"])
 
-def level_mean(scores: dict[str, list[Scores]], name: str) -> Scores:
-    """Of the photos that are not perfect already, whose PSNR is infinite; where all are perfect, of all."""
+
+def mean_scores(scores: dict[str, list[Scores]], name: str) -> Scores:
+    """Over the photos that are not perfect already (infinite PSNR); over all if all are perfect."""
     counted = [s for s, blurry in zip(scores[name], scores["input"], strict=True) if math.isfinite(blurry.psnr)]
     return Scores(*np.mean(counted or scores[name], axis=0).tolist())
 
-def level_table(results: Results) -> str:
-    """PSNR / SSIM of each sharpener at each level."""
+
+def degradation_table(results: Results) -> str:
+    """PSNR / SSIM of each sharpener for each degradation."""
     names = list(next(iter(results.values())))
-    rows = [["level", *names]]
-    for level, scores in results.items():
-        rows.append([level, *(f"{p:.2f} / {s:.4f}" for p, s in (level_mean(scores, name) for name in names))])
+    rows = [["degradation", *names]]
+    for degradation, scores in results.items():
+        rows.append([degradation, *(f"{p:.2f} / {s:.4f}" for p, s in (mean_scores(scores, name) for name in names))])
     return as_markdown(rows)
+
 
 def summary_table(results: Results, names: dict[str, list[str]], costs: dict[str, tuple[str, str, str]]) -> str:
     """The mean of each sharpener, its gain over the input, the share of the teacher's gain, and its cost."""
@@ -248,14 +245,16 @@ def summary_table(results: Results, names: dict[str, list[str]], costs: dict[str
         rows.append(row + [""] * (len(rows[0]) - len(row)))
     return as_markdown(rows)
 
+
 def gains(results: Results, names: dict[str, list[str]], name: str) -> dict[str, float]:
     """Photo -> gain in dB of a sharpener, without photos that are perfect already."""
     each = {}
-    for level, scores in results.items():
-        for photo, blurry, sharpened in zip(names[level], scores["input"], scores[name], strict=True):
+    for degradation, scores in results.items():
+        for photo, blurry, sharpened in zip(names[degradation], scores["input"], scores[name], strict=True):
             if math.isfinite(blurry.psnr):
-                each[f"{level}/{photo}" if len(results) > 1 else photo] = sharpened.psnr - blurry.psnr
+                each[f"{degradation}/{photo}" if len(results) > 1 else photo] = sharpened.psnr - blurry.psnr
     return each
+
 
 def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> str:
     """Which photos the networks made worse, the worst first."""
@@ -267,24 +266,29 @@ def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> st
             lines.append(f"{name} made worse: " + ", ".join(f"{one_line(p)} ({g:+.2f} dB)" for g, p in worse[:shown]) + more)
     return "\n".join(lines) or "no network made a photo worse"
 
+
 def as_markdown(rows: list[list[str]]) -> str:
     rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]  # names of folders may hold them
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
+
 def write_csv(path: Path, results: Results, names: dict[str, list[str]]) -> None:
-    """A row for each level, photo and sharpener."""
+    """A row for each degradation, photo and sharpener."""
 
     def write(partial: Path) -> None:
         with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
-            writer.writerow(["level", "photo", "sharpener", "psnr", "ssim"])
-            for level, scores in results.items():
+            writer.writerow(["degradation", "photo", "sharpener", "psnr", "ssim"])
+            for degradation, scores in results.items():
                 for name, each in scores.items():
-                    writer.writerows([level, photo, name, *s] for photo, s in zip(names[level], each, strict=True))
+                    writer.writerows(
+                        [degradation, photo, name, *s] for photo, s in zip(names[degradation], each, strict=True)
+                    )
 
     atomic_write(path, write)
+
 
 if __name__ == "__main__":
     run_cli(main)

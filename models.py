@@ -73,9 +73,9 @@ class StudentCNN(nn.Module):
     """Small real-time network: a filter predicted for each photo, then a few convolutions, on luma alone.
 
     From the blur estimate follow one 9x9 filter and the routing weights that mix the experts of each convolution. Both
-    cost nothing per pixel, and kernels made for one blur do what many general ones cannot. Everything works on space-to-depth
-    blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers 12x12 pixels.
-    The change in luma is added to red, green and blue alike.
+    cost nothing per pixel, and kernels made for one blur do what many general ones cannot. Everything works on
+    space-to-depth blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers
+    12x12 pixels. The change in luma is added to red, green and blue alike.
 
     Args:
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
@@ -147,7 +147,9 @@ def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
         try:
             student.estimator.load_state_dict(teacher.estimator.state_dict())
         except RuntimeError:
-            raise UserError("the blur estimators of teacher and student differ in size: create both with BlurEstimator()") from None
+            raise UserError(
+                "the blur estimators of teacher and student differ in size: create both with BlurEstimator()"
+            ) from None
         student.estimator.requires_grad_(False)
     return shared
 

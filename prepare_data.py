@@ -1,106 +1,79 @@
-"""Makes the pairs that train.py learns from, data/{train,val}/NNN/{blurry,sharp}.png, of photos or a public data set.
+"""Makes the pairs that train.py trains on, data/{train,val}/NNN/{blurry,sharp}.png, from photos or a public data set.
 
-    python prepare_data.py photos FOLDER        sharp photos, each blurred in a way drawn from MIXTURE
-    python prepare_data.py pairs BLURRY SHARP   two folders with matching names; a sub-folder is one sequence
+    python prepare_data.py photos FOLDER        sharp photos, each degraded in a way drawn from MIXTURE
+    python prepare_data.py pairs BLURRY SHARP   two folders with matching file names; a sub-folder is one sequence
     python prepare_data.py gopro FOLDER         GoPro: {train,test}/SEQUENCE/{blur,sharp}/NNNNNN.png
     python prepare_data.py reds FOLDER          REDS: {train,val}_{blur,sharp}/SEQUENCE/NNNNNNNN.png
     python prepare_data.py hide FOLDER          HIDE: train/*.png, test/*/*.png and GT/*.png
-    python prepare_data.py realblur FOLDER      RealBlur-J: RealBlur_J_{train,test}_list.txt and what they name
+    python prepare_data.py realblur FOLDER      RealBlur-J: RealBlur_J_{train,test}_list.txt and the files they list
 
-Pairs that are there already stay as they are, so a second run goes on where the first was stopped. Tiles of one
-photo and frames of one sequence are all in train/ or all in val/.
+Existing pairs are kept, so that a second run continues where the first was stopped. Tiles of one photo and frames of
+one sequence are all in train/ or all in val/.
 """
 
 import argparse
-
 import contextlib
-
 import dataclasses
-
 import functools
-
 import os
-
 import shutil
-
 import time
-
 import zlib
-
 from collections.abc import Iterable
-
 from concurrent.futures import ThreadPoolExecutor
-
 from itertools import groupby
-
 from pathlib import Path
 
 import numpy as np
-
 from PIL import Image
-
 from tqdm import tqdm
 
-from checks import CliParser, check_folder
+from blur.degradations import Mixture, random_degradation, shrink, uniform
+from cli import CliParser, check_writable, run_cli
+from images.files import atomic_write
+from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
+from images.photos import read_photo
+from utils import UserError, make_generator, one_line, to_pixels, to_tensor
 
-from degradations import Mixture, random_degradation, shrink, uniform
+OUT = "data"  # contains train/ and val/
+VAL_SHARE = 0.1  # share of photos or sequences, at least one unless 0; data sets with a test set keep theirs
+SEED = 0  # of the split and the degradations
+SMALLEST = 128  # pixels; smaller photos are skipped: PATCH_SIZE in train.py would not fit
 
-from files import atomic_write
+# For sharp photos only
+MIXTURE = Mixture()  # kinds and strengths of blur, see blur/degradations.py
+COPIES = 1  # pairs from each photo, each degraded differently; every second one is shrunk, which makes it crisper
+MARGIN = 16  # pixels around a tile that are blurred with it and cut off again
+TILE = 1024  # pixels; larger photos are cut into tiles of about this size, each degraded differently
+LONGEST = None  # pixels; a photo with a longer side is first shrunk to it, which makes soft photos sharp
+SOURCE = "source.txt"  # beside each pair: what it was made from
 
-from layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
-
-from patches import generator_of, to_pixels, to_tensor
-
-from photos import read_photo
-
-from utils import UserError, one_line, run_cli
-
-OUT = "data"  # where train/ and val/ are
-
-VAL_SHARE = 0.1  # of the photos or sequences, at least one unless it is 0; data sets with a test part keep theirs
-
-SEED = 0  # of the split and the blur
-
-SMALLEST = 128  # pixels; smaller photos are left out: PATCH_SIZE of train.py would not fit
-
-# Only for sharp photos
-MIXTURE = Mixture()  # the blurs and their strengths, see degradations.py
-
-COPIES = 1  # pairs made of each photo, each with a blur of its own; every second one is shrunk, which makes it crisper
-
-MARGIN = 16  # pixels around a tile that are blurred with it and cut off again, as its real surroundings
-
-TILE = 1024  # pixels; larger photos are cut into tiles of about this, each with a blur of its own
-
-LONGEST = None  # pixels; a photo with a longer side is shrunk to it first, which makes a soft photo sharp
-
-SOURCE = "source.txt"  # beside each pair: what it was made of
 
 def main() -> None:
     parser = CliParser(__doc__)
     plans = {"pairs": plan_pairs, "gopro": plan_gopro, "reds": plan_reds, "hide": plan_hide, "realblur": plan_realblur}
-    parser.add_argument("kind", choices=["photos", *plans], help="what there is")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where it is: one, for pairs two")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"where train/ and val/ are made ({OUT})")
+    parser.add_argument("kind", choices=["photos", *plans], help="kind of data")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="its folder; two for pairs")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder for train/ and val/ ({OUT})")
     parser.add_argument(
         "--val-share",
         type=float,
         default=VAL_SHARE,
-        help=f"of the photos or sequences, 0 to 1 ({VAL_SHARE})",
+        help=f"share of photos or sequences, 0 to 1 ({VAL_SHARE})",
     )
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the split and the blur ({SEED})")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the split and the degradations ({SEED})")
     photos = parser.add_argument_group("only for photos")
     photos.add_argument("--blur", nargs="+", choices=MIXTURE.blurs, help="kinds of blur (those of MIXTURE)")
-    photos.add_argument("--copies", type=int, help=f"pairs made of each photo ({COPIES})")
-    photos.add_argument("--tile", type=int, help=f"cut larger photos into tiles of about this ({TILE})")
-    photos.add_argument("--longest", type=int, default=LONGEST, help="shrink photos with a longer side to this first")
+    photos.add_argument("--copies", type=int, help=f"pairs from each photo ({COPIES})")
+    photos.add_argument("--tile", type=int, help=f"cut larger photos into tiles of about this size ({TILE})")
+    photos.add_argument("--longest", type=int, default=LONGEST, help="first shrink photos with a longer side to this")
     options = parser.parse_args()
     check_options(options)
 
     problems: list[str] = []
     mixture, longest = MIXTURE, options.longest
     if options.kind == "photos":
-        mixture = dataclasses.replace(mixture, blurs={kind: mixture.blurs[kind] for kind in options.convolve or mixture.blurs})
+        mixture = dataclasses.replace(mixture, blurs={kind: mixture.blurs[kind] for kind in options.blur or mixture.blurs})
         copies, tile = options.copies or COPIES, options.tile or TILE
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
     else:
@@ -114,21 +87,25 @@ def main() -> None:
     for part in made:
         if parts[part] and not any(is_visible(path) for path in (options.out / part).iterdir()):
             raise UserError(
-                f"{options.out / part} is empty, since what was drawn for it cannot be used (see above): "
+                f"{options.out / part} is empty, since what was selected for it cannot be used (see above): "
                 "move some folders of the other part there by hand"
             )
     if problems:
-        raise SystemExit(1)  # as sharpen.py ends: all that could be done is
+        raise SystemExit(1)  # like sharpen.py: everything possible was done
+
 
 def is_visible(path: Path) -> bool:
     return not path.name.startswith(".")
+
 
 def check_options(options: argparse.Namespace) -> None:
     wanted = 2 if options.kind == "pairs" else 1
     if len(options.folders) != wanted:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
-    if options.kind != "photos" and (options.convolve or options.copies or options.tile or options.longest):
-        raise UserError(f"--blur, --copies, --tile and --longest are for sharp photos: {options.kind} stay as they are")
+    if options.kind != "photos" and (options.blur or options.copies or options.tile or options.longest):
+        raise UserError(
+            f"--blur, --copies, --tile and --longest apply to sharp photos only: {options.kind} are used as they are"
+        )
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
     for name, least in {"seed": 0, "copies": 1, "tile": SMALLEST, "longest": SMALLEST}.items():
@@ -136,26 +113,30 @@ def check_options(options: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be {least} or more")
     for part in ("train", "val"):
-        check_folder(options.out / part, "--out")
+        check_writable(options.out / part, "--out")
+
 
 # The split
 
 
 def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
-    """Without pairs that would go into the folder of another source."""
+    """Without pairs that would go to the same folder as another source."""
     kept: dict[str, Pair] = {}
     for pair in planned:
         twin = kept.setdefault(pair.name, pair)
-        if len(os.fsencode(pair.name)) > 200:  # bytes; most systems take 255, and ours are longer while they are written
-            problems.append(f"{pair.blurry or pair.sharp} has a name that is too long, with its folders: shorten it")
+        if (
+            len(os.fsencode(pair.name)) > 200
+        ):  # bytes; most file systems allow 255, and names are longer while they are written
+            problems.append(f"{pair.blurry or pair.sharp} has too long a name, with its folders: shorten it")
             del kept[pair.name]
         elif twin is not pair:
             one, other = (p.blurry or p.sharp for p in (pair, twin))
             problems.append(f"{one} would become {pair.name}, which {other} is: rename one of them")
     return list(kept.values())
 
+
 def split(planned: list[Pair], out: Path, share: float, seed: int, problems: list[str]) -> dict[str, list[Pair]]:
-    """The pairs of "train" and of "val": where the data set says, where the group is already, or else by chance."""
+    """The pairs of "train" and of "val": as the data set says, where the group already is, or else at random."""
     part_of = {pair.group: pair.part for pair in planned if pair.part == "train"}
     part_of |= {pair.group: pair.part for pair in planned if pair.part == "val"}
     for part in ("train", "val"):
@@ -169,26 +150,27 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
     parts = {"train": [], "val": []}
     for pair in planned:
         if pair.part == "train" and part_of[pair.group] == "val":
-            problems.append(f"{pair.blurry} is of {pair.group}, which is in the test part too: not in train/")
+            problems.append(f"{pair.blurry} belongs to {pair.group}, which is in the test set too: not in train/")
         else:
             parts[part_of[pair.group]].append(pair)
     for part, pairs in parts.items():
         unwanted = share == {"train": 1, "val": 0}[part]
         if not pairs and not unwanted and not any(is_visible(path) for path in (out / part).iterdir()):
-            why = f" ({len(problems)} left out, such as: {problems[0]})" if problems else ""
+            why = f" ({len(problems)} skipped, such as: {problems[0]})" if problems else ""
             raise UserError(
-                f"nothing is left for {out / part}: two photos or sequences are needed at least, and if all are in the "
-                f"other part already, move some of its folders by hand{why}"
+                f"nothing is left for {out / part}: at least two photos or sequences are needed; if all are in the other "
+                f"part already, move some of its folders by hand{why}"
             )
     return parts
 
-# Making them
+
+# Making pairs
 
 
 def make_all(
     parts: dict[str, list[Pair]], out: Path, mixture: Mixture, longest: int | None, seed: int, problems: list[str]
 ) -> tuple[dict[str, int], int]:
-    """Make the pairs that are not there yet; returns how many were made in each part, and how many were there."""
+    """Make the missing pairs; returns how many were made in each part, and how many existed."""
     made, there = {"train": 0, "val": 0}, 0
     for part, pairs in parts.items():
         remove_leftovers(out / part)
@@ -199,9 +181,11 @@ def make_all(
                 there += 1
                 if made_of_another(files[0].parent, pair):
                     there -= 1
-                    problems.append(f"{pair.blurry or pair.sharp} would be {pair.name}, which is another photo: rename it")
+                    problems.append(
+                        f"{pair.blurry or pair.sharp} would become {pair.name}, which is another photo: rename it"
+                    )
             elif files[0].parent.exists():
-                problems.append(f"{files[0].parent} is there but not whole: remove it and run again")
+                problems.append(f"{files[0].parent} is incomplete: remove it and run again")
             else:
                 todo.append(pair)
         by_source = [list(of_one) for _, of_one in groupby(todo, lambda pair: pair.sharp)]
@@ -217,8 +201,9 @@ def make_all(
                     bar.update(len(of_one))
     return made, there
 
+
 def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None, seed: int) -> list[str]:
-    """Make the pairs of one source in ``folder``; returns a sentence for each that cannot be."""
+    """Make the pairs of one source in ``folder``; returns a sentence for each that cannot be made."""
     problems = []
     try:
         sharp = read_photo(pairs[0].sharp)
@@ -245,10 +230,12 @@ def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None,
             write_pair(folder / pair.name, pair, blurry, sharp)
     return problems
 
+
 def source_of(pair: Pair) -> str:
-    """What tells photos of the same name apart, for a file beside the pair."""
+    """Distinguishes photos of the same name, for a file beside the pair."""
     files = [file for file in (pair.blurry, pair.sharp) if file]
     return "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
+
 
 def made_of_another(folder: Path, pair: Pair) -> bool:
     try:
@@ -256,12 +243,13 @@ def made_of_another(folder: Path, pair: Pair) -> bool:
     except OSError:
         return False  # made by hand
 
+
 def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(blurry, sharp) of a tile of ``photo``, (H, W, 3) uint8 each, blurred together with its surroundings."""
     top, left, bottom, right = pair.tile
     first_row, first_column = max(0, top - MARGIN), max(0, left - MARGIN)
     around = to_tensor(photo[first_row : bottom + MARGIN, first_column : right + MARGIN])
-    generator = generator_of(seed, zlib.crc32(pair.name.encode()))
+    generator = make_generator(seed, zlib.crc32(pair.name.encode()))
     if pair.crisper:
         sharp = around[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
         height, width = sharp.shape[1:]
@@ -272,11 +260,12 @@ def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tup
     rows, columns = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
     return to_pixels(blurry[:, rows, columns]), photo[top:bottom, left:right]
 
+
 def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray) -> None:
-    """Write both pictures, whole or not at all; PNG files of the same pixels are copied as they are."""
+    """Write both images, whole or not at all; PNG files with the same pixels are copied."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
         partial.mkdir()
         for name, pixels, source in ("blurry.png", blurry, pair.blurry), ("sharp.png", sharp, pair.blurry and pair.sharp):
             if source and is_plain_png(source):
@@ -287,33 +276,37 @@ def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray) 
         if not folder.exists():  # another run may have been faster
             os.rename(partial, folder)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): free some space, then run again to go on") from None
+        raise UserError(f"{folder} cannot be written ({error}): free some disk space, then run again to continue") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
+
 def is_plain_png(path: Path) -> bool:
-    with Image.open(path) as picture:
-        return picture.format == "PNG" and picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
+    with Image.open(path) as image:
+        return image.format == "PNG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
+
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a run that was killed left half done more than an hour ago."""
+    """Remove what a killed run left behind more than an hour ago."""
     for path in folder.glob(".*.partial"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 3600:  # seconds; a younger one may be another run's
+            if time.time() - path.stat().st_mtime > 3600:  # seconds; a younger one may belong to a running process
                 shutil.rmtree(path, ignore_errors=True)
+
 
 def report(out: Path, made: dict[str, int], there: int, problems: list[str], shown: int = 20) -> None:
     in_each = f"{made['train']} pairs made in {out / 'train'}, {made['val']} in {out / 'val'}"
-    print(f"{in_each}, {there} of that name were there already")
+    print(f"{in_each}, {there} existed already")
     if problems:
-        print(f"{len(problems)} left out:", *map(one_line, problems[:shown]), sep="\n  ")
+        print(f"{len(problems)} skipped:", *map(one_line, problems[:shown]), sep="\n  ")
         if len(problems) > shown:
-            file = out / "left_out.txt"
+            file = out / "skipped.txt"
             atomic_write(
                 file,
                 lambda partial: partial.write_text("\n".join(map(one_line, problems)) + "\n", "utf-8", "backslashreplace"),
             )
             print(f"  ... and {len(problems) - shown} more; all are in {file}")
+
 
 if __name__ == "__main__":
     run_cli(main)

@@ -5,93 +5,77 @@
     ffmpeg -i soft.mp4 -f rawvideo -pix_fmt rgb24 - | python sharpen.py --frames 1280x720 |
         ffmpeg -f rawvideo -pix_fmt rgb24 -s 1280x720 -r 30 -i - better.mp4
 
-Sizes, formats, 16 bits, transparency, EXIF and colour profiles are kept, and no input is ever overwritten.
+Sizes, formats, 16 bits, transparency, EXIF and color profiles are kept, and no input is ever overwritten.
 """
 
 import os
-
 import shutil
-
 import sys
-
 import time
-
 from pathlib import Path
 
 import numpy as np
-
-import torch
-
-from torch import nn
-
 from tqdm import tqdm
 
-from checks import CliParser, check_folder, size_of
+from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
+from images.files import atomic_write
+from images.photos import find_photos
+from images.pictures import FORMATS, read_picture, write_picture
+from inference import Sharpener
+from models import load_model
+from utils import UserError, one_line, pick_device
 
-from files import atomic_write
-
-from models import FusedStudent, StudentCNN, spectrum_of, load_model, tiles
-
-from photos import find_photos
-
-from pictures import FORMATS, read_picture, write_picture
-
-from utils import UserError, autocast, is_out_of_memory, one_line, pick_device, run_cli
-
-WEIGHTS = "best_student_model.pth"  # of train.py; where it is not there, the shipped student
-
+WEIGHTS = "best_student_model.pth"  # from train.py; if it does not exist, the shipped student
 SHIPPED = Path(__file__).parent / "weights" / "student.pth"
-
 OUT = "sharpened"  # folder
+STRENGTH = 1.0  # 0 is the input, 1 the network's output; more exaggerates
+MAX_STRENGTH = 2.0
+DEVICE = "auto"  # CUDA if available; or "cpu", "cuda:1", ...
 
-STRENGTH = 1.0  # 0 is the input, 1 what the network makes of it; more exaggerates
-
-MOST = 2.0  # the highest strength that is taken
-
-DEVICE = "auto"  # "auto" is CUDA when there is one; or "cpu", "cuda:1", ...
 
 def main() -> None:
     parser = CliParser(__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, and folders of photos")
     parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one photo a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
-    parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MOST}, 1 is as trained")
+    parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MAX_STRENGTH}, 1 is as trained")
     parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, ...")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--frames", metavar="WIDTHxHEIGHT", help="raw RGB frames from standard input to standard output")
     options = parser.parse_args()
-    if not 0 <= options.strength <= MOST:
-        raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MOST}")
+    if not 0 <= options.strength <= MAX_STRENGTH:
+        raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MAX_STRENGTH}")
     if bool(options.inputs) == bool(options.frames):
         raise UserError("name photos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)")
-    size = size_of("--frames", options.frames) if options.frames else None
+    size = parse_size("--frames", options.frames) if options.frames else None
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ([], [])
     if jobs:
-        check_folder(jobs[0][1].parent, "-o")
+        check_writable(jobs[0][1].parent, "-o")
     device = pick_device(options.device, "--device")
     weights = choose_weights(options.weights)
-    network = load_model(weights)
-    network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    sharpener = Sharpener(load_model(weights).requires_grad_(False), device)
     if size:
-        sharpen_frames(network, *size, options.strength, device)
+        sharpen_frames(sharpener, *size, options.strength)
     else:
-        sharpen_files(network, jobs, problems, options.strength, device, weights)
+        sharpen_files(sharpener, jobs, problems, options.strength, weights)
 
-def choose_weights(asked: Path | None) -> Path:
-    for path in (asked,) if asked else (Path(WEIGHTS), SHIPPED):
-        if path.is_file() or path == asked:
+
+def choose_weights(requested: Path | None) -> Path:
+    for path in (requested,) if requested else (Path(WEIGHTS), SHIPPED):
+        if path.is_file() or path == requested:
             return path
     raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
 
+
 def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """(photo, result) for each photo to be sharpened, and a sentence for each that cannot be."""
+    """(photo, result) for each photo to sharpen, and a sentence for each that cannot be sharpened."""
     one_file = bool(out.suffix) and not os.path.isdir(out) and not os.path.isdir(inputs[0])
     if one_file and len(inputs) > 1:
-        raise UserError(f"-o {out} is the name of one file: name a folder for the results of {len(inputs)} inputs")
+        raise UserError(f"-o {out} is one file: name a folder for the results of {len(inputs)} inputs")
     jobs, problems = [], []
     for path in inputs:
         if not os.path.lexists(path):
-            problems.append(f"{path} is missing: name photos and folders that are there")
+            problems.append(f"{path} is missing: name existing photos and folders")
         elif one_file:
             jobs.append((path, out))
         elif os.path.isdir(path):
@@ -106,7 +90,7 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tupl
         else:
             jobs.append((path, out / path.name))
     usable, taken, sources = [], {}, {real(photo) for photo, _ in jobs}
-    jobs = {(real(photo), real(result)): (photo, result) for photo, result in jobs}.values()  # what was named twice, once
+    jobs = {(real(photo), real(result)): (photo, result) for photo, result in jobs}.values()  # without duplicates
     for photo, result in jobs:
         if real(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
@@ -117,49 +101,45 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tupl
         elif photo.exists() and not photo.is_file():
             problems.append(f"{photo} is not a file: name a photo or a folder")
         elif os.path.lexists(result) and not overwrite:
-            problems.append(f"{result} is there already: move it, or allow --overwrite")
+            problems.append(f"{result} exists already: move it, or allow --overwrite")
         else:
             usable.append((photo, result))
     return usable, problems
 
+
 def real(path: Path) -> str:
-    """Where ``path`` leads; unlike ``Path.resolve`` it takes links that lead nowhere or in a circle."""
+    """The path without links; unlike ``Path.resolve`` it accepts broken and circular ones."""
     return os.path.realpath(path)
 
+
 def sharpen_files(
-    network: nn.Module,
-    jobs: list[tuple[Path, Path]],
-    problems: list[str],
-    strength: float,
-    device: torch.device,
-    weights: Path,
+    sharpener: Sharpener, jobs: list[tuple[Path, Path]], problems: list[str], strength: float, weights: Path
 ) -> None:
-    """Sharpen each photo; what cannot be done is said, the rest goes on, and the exit code is then 1."""
+    """Sharpen each photo. Failures are reported, the others are still sharpened, and the exit code is then 1."""
     failed, pixels, seconds = 0, 0, 0.0
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     for source, result in tqdm(jobs, "sharpening", unit="photo", leave=False, disable=None):
-        error, size, spent = sharpen_file(network, source, result, strength, device)
+        error, size, spent = sharpen_file(sharpener, source, result, strength)
         pixels, seconds = pixels + size, seconds + spent
         if error:
             failed += 1
             tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
-    speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {device}" if seconds else ""
+    speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {sharpener.device}" if seconds else ""
     print(f"{len(jobs) - failed} of {len(jobs) + len(problems)} photos sharpened with {weights}{speed}")
     if failed or problems:
         raise SystemExit(1)
 
-def sharpen_file(
-    network: nn.Module, source: Path, result: Path, strength: float, device: torch.device
-) -> tuple[str | None, int, float]:
-    """Returns what went wrong, if anything, the pixels that went through the network, and the seconds it took."""
+
+def sharpen_file(sharpener: Sharpener, source: Path, result: Path, strength: float) -> tuple[str | None, int, float]:
+    """Returns what went wrong, if anything, the number of pixels sharpened, and the seconds it took."""
     try:
         picture = read_picture(source)
         if strength == 0 and source.suffix.lower() == result.suffix.lower():
             atomic_write(result, lambda partial: shutil.copyfile(source, partial))
             return None, 0, 0.0
         start = time.perf_counter()
-        picture.pixels = sharpen_pixels(network, picture.pixels, strength, device)
+        picture.pixels = sharpener(picture.pixels, strength)
         seconds = time.perf_counter() - start
         write_picture(result, picture)
         return None, picture.pixels[..., 0].size, seconds
@@ -168,49 +148,44 @@ def sharpen_file(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return f"{source} does not fit in the memory: lower TILE in sharpen.py, or on a GPU take --device cpu", 0, 0.0
+        return f"{source} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu", 0, 0.0
 
-def sharpen_frames(network: nn.Module, height: int, width: int, strength: float, device: torch.device) -> None:
-    """Sharpen frames of 3 bytes a pixel (rgb24) from standard input to standard output until they end."""
-    fast = FusedStudent(network) if type(network) is StudentCNN else None
+
+def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:
+    """Sharpen rgb24 frames, 3 bytes a pixel, from standard input to standard output until they end."""
     frame, count, start = bytearray(height * width * 3), 0, time.perf_counter()
     if sys.stdin is None or sys.stdout is None:
-        raise UserError("--frames reads from standard input and writes to standard output: one of them is closed")
+        raise UserError("--frames reads standard input and writes standard output: one of them is closed")
     view, source, sink = memoryview(frame), sys.stdin.buffer, sys.stdout.buffer
     bar = tqdm(desc="sharpening", unit="frame", leave=False, disable=None)
     try:
         while got := read_fully(source, view):
             if got < len(frame):
                 raise UserError(f"the last frame ends after {got} of {len(frame)} bytes: is it {width}x{height}, rgb24?")
-            pixels = np.frombuffer(frame, np.uint8).reshape(height, width, 3)
-            if fast and count == 0:  # which says so where the weights give no finite number; FastStudent does not look
-                sharpen_pixels(network, pixels, strength, device)
-            if fast:
-                sharp = fast(torch.from_numpy(pixels).to(device), strength=strength).cpu().numpy()
-            else:
-                sharp = sharpen_pixels(network, pixels, strength, device)
-            sink.write(sharp.data)
+            sink.write(sharpener(np.frombuffer(frame, np.uint8).reshape(height, width, 3), strength).data)
             count += 1
             bar.update()
         sink.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
-        raise UserError(f"nobody takes the frames any more, after {count} of them") from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
+        raise UserError(f"the reader of the frames has ended, after {count} of them") from None
     except OSError as error:
-        raise UserError(f"frame {count + 1} cannot be passed on ({error}): free some space") from None
+        raise UserError(f"frame {count + 1} cannot be written ({error}): free some disk space") from None
     finally:
         bar.close()
     if not count:
-        raise UserError("no frame came in: look whether the program before it failed")
+        raise UserError("no frames came in: check whether the program before it failed")
     rate = count / (time.perf_counter() - start)
-    print(f"{count} frames sharpened, {rate:.1f} per second on {device}", file=sys.stderr)
+    print(f"{count} frames sharpened, {rate:.1f} per second on {sharpener.device}", file=sys.stderr)
+
 
 def read_fully(source, view: memoryview) -> int:
-    """Fill ``view`` from ``source``, which may give less at a time; returns the bytes read, fewer only at the end."""
+    """Fill ``view`` from ``source``, which may return less at a time; returns the bytes read, fewer only at the end."""
     got = 0
     while got < len(view) and (more := source.readinto(view[got:])):
         got += more
     return got
+
 
 if __name__ == "__main__":
     run_cli(main)

@@ -5,8 +5,6 @@
 trains on the pairs in data/, or on demo data if there are none. Edit the constants below, then run.
 """
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -16,13 +14,13 @@ from images.demo_data import find_or_make_data
 from inference import run_patches
 from models import StudentCNN, load_model, share_estimator
 from training.config import TrainConfig, check_network, check_paths
-from training.distributed import init_distributed, main_process_first, rank
+from training.distributed import init_distributed, main_process_first
 from training.fingerprint import fingerprint
 from training.loop import check_teacher, validate
-from training.report import draw_comparison, print_summary
+from training.report import summarize
 from training.run import TrainingRun, lock_output_dir
 from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
-from utils import Scores, autocast, print0
+from utils import autocast, print0
 
 # Files
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png
@@ -104,19 +102,8 @@ def main() -> None:
                     prediction = run_patches(run.model, blurry, spectrum)
                 run.step(loss_fn(prediction.float(), target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
-        if rank() == 0:
-            summarize(student, teacher, scores, val_set, data, device)
-
-
-def summarize(student, teacher, scores, val_set, data: Path, device: torch.device) -> None:
-    """Print the final table, draw pictures, and say what to do next."""
-    load_model(BEST_STUDENT, student)
-    scores["student"] = Scores(**student.metadata["val"])
-    networks = {"student": student, "teacher": teacher}
-    print_summary(networks, scores, device)
-    draw_comparison(Path(OUTPUTS), val_set, networks, device)
-    print(f"The best student is in {BEST_STUDENT}; pictures, curves and the table of epochs are in {OUTPUTS}/")
-    print(f"Next: python sharpen.py PHOTO --weights {BEST_STUDENT}, or python evaluate.py {data / 'val'}")
+        where = dict(best_file=BEST_STUDENT, outputs=OUTPUTS, pairs=data / "val")
+        summarize(student, teacher, scores, val_set, device, **where)
 
 
 if __name__ == "__main__":

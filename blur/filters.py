@@ -94,7 +94,9 @@ def shake_kernel(length: float, generator: torch.Generator) -> Tensor:
     A random walk with inertia, after Boracchi and Foi 2012, doi:10.1109/TIP.2012.2192126, section IV.
     """
     steps = 64 + 2 * math.ceil(length)
-    curl = 0.02 + (0.35 - 0.02) * float(torch.rand((), generator=generator))  # radians per step: from nearly straight to curled up
+    curl = 0.02 + (0.35 - 0.02) * float(
+        torch.rand((), generator=generator)
+    )  # radians per step: from nearly straight to curled up
     turns = torch.randn(steps, generator=generator) * curl
     jerks = torch.rand(steps, generator=generator) < 1.5 / steps  # one or two sudden changes of direction
     turns = torch.where(jerks, torch.randn(steps, generator=generator) * 1.5, turns)

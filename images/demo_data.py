@@ -83,7 +83,9 @@ def make_demo_data(root: Path | str) -> None:
             root.rmdir()
         os.replace(partial, root)  # whole or not at all
     except OSError as error:
-        raise UserError(f"demo data cannot be written to {root} ({error}): free some disk space or check the folder") from None
+        raise UserError(
+            f"demo data cannot be written to {root} ({error}): free some disk space or check the folder"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,52 +1,48 @@
-"""What a folder of photos or a public data set holds, as the pairs that prepare_data.py makes of it.
+"""The pairs in a folder of photos or in a public data set, as prepare_data.py makes them.
 
-What cannot be used goes to ``problems``, a sentence each.
+Each function appends a sentence to ``problems`` for whatever cannot be used.
 """
 
 import os
-
 import re
-
 from collections.abc import Iterator
-
 from dataclasses import dataclass
-
 from itertools import pairwise
-
 from pathlib import Path
 
 from tqdm import tqdm
 
-from photos import find_photos, open_picture, read_photo, why
-
+from images.photos import describe_error, find_photos, open_image, read_photo
 from utils import UserError
+
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair to be made: its folder's name, and where it comes from."""
+    """A pair to make: the name of its folder, and its sources."""
 
-    name: str  # begins with the group
-    group: str  # the photo or sequence, which is never on both sides of the split
+    name: str  # starts with the group
+    group: str  # photo or sequence, never on both sides of the split
     sharp: Path
-    blurry: Path | None = None  # None: sharp, blurred
-    part: str | None = None  # "train" or "val", where the data set says so
-    tile: tuple[int, int, int, int] | None = None  # of sharp after shrinking: top, left, bottom, right
-    crisper: bool = False  # the tile is shrunk further, by up to a half, before it is blurred
+    blurry: Path | None = None  # None: blur the sharp photo
+    part: str | None = None  # "train" or "val", if the data set says so
+    tile: tuple[int, int, int, int] | None = None  # of the sharp photo after shrinking: top, left, bottom, right
+    crisper: bool = False  # shrink the tile by up to a half before blurring
+
 
 def plan_photos(
     folder: Path, problems: list[str], out: Path, copies: int, tile: int, smallest: int, longest: int | None
 ) -> Iterator[Pair]:
     """Sharp photos, to be blurred ``copies`` times; large ones in tiles. Sizes in pixels, see prepare_data.py."""
     made = [os.path.realpath(out / part) + os.sep for part in ("train", "val", "demo")]
-    paths = [path for path in find_photos(folder) if not os.path.realpath(path).startswith(tuple(made))]  # not our own
-    for path in tqdm(paths, "looking at photos", unit="photo", leave=False, disable=None):
+    paths = [path for path in find_photos(folder) if not os.path.realpath(path).startswith(tuple(made))]  # not our output
+    for path in tqdm(paths, "reading photos", unit="photo", leave=False, disable=None):
         try:
             height, width = shrunk(upright_size(path), longest)
         except UserError as error:
             problems.append(str(error))
             continue
-        except Exception as error:  # a decoder fed damaged bytes may raise anything
-            problems.append(f"{path} cannot be read as a picture ({why(error)}): replace or remove it")
+        except Exception as error:  # damaged bytes may raise anything in a decoder
+            problems.append(f"{path} cannot be read as an image ({describe_error(error)}): replace or remove it")
             continue
         group = flat(path.relative_to(folder).with_suffix(""))
         rows, columns = cuts(height, tile, smallest), cuts(width, tile, smallest)
@@ -60,24 +56,27 @@ def plan_photos(
                     copy_name = f"{name}.copy{copy}" if copy else name
                     yield Pair(copy_name, group, path, tile=(top, left, bottom, right), crisper=copy % 2 == 1)
 
+
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
     blurry_files, sharp_files = (by_name(folder, problems) for folder in (blurry, sharp))
-    problems += [f"{blurry_files[p]} has no partner in {sharp}" for p in blurry_files if p not in sharp_files]
-    problems += [f"{sharp_files[p]} has no partner in {blurry}" for p in sharp_files if p not in blurry_files]
+    problems += [f"{blurry_files[p]} has no counterpart in {sharp}" for p in blurry_files if p not in sharp_files]
+    problems += [f"{sharp_files[p]} has no counterpart in {blurry}" for p in sharp_files if p not in blurry_files]
     for p in blurry_files:
         if p in sharp_files:
             alone = p.parent == Path()
             group = flat(p) if alone else flat(p.parent)
             yield Pair(group if alone else f"{group}.{flat(p.name)}", group, sharp_files[p], blurry_files[p])
 
+
 def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
-    """The photos of ``folder`` by their path in it without the suffix, so that a JPEG may belong to a PNG."""
+    """The photos of ``folder`` by their relative path without the suffix, so that a JPEG may match a PNG."""
     files: dict[Path, Path] = {}
     for path in find_photos(folder):
         name = path.relative_to(folder).with_suffix("")
         if files.setdefault(name, path) != path:
-            problems.append(f"{path} has the name of {files[name]}: rename one of them")
+            problems.append(f"{path} has the same name as {files[name]}: rename one of them")
     return files
+
 
 def plan_gopro(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for of_theirs, part in (("train", "train"), ("test", "val")):
@@ -85,6 +84,7 @@ def plan_gopro(folder: Path, problems: list[str]) -> Iterator[Pair]:
             sequence = path.parent.parent
             group = flat(sequence.name)
             yield Pair(f"{group}.{flat(path.stem)}", group, sequence / "sharp" / path.name, path, part)
+
 
 def plan_reds(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for part in ("train", "val"):
@@ -94,11 +94,13 @@ def plan_reds(folder: Path, problems: list[str]) -> Iterator[Pair]:
             sharp = inside / f"{part}_sharp" / path.parent.name / path.name
             yield Pair(f"{group}.{flat(path.stem)}", group, sharp, path, part)
 
+
 def plan_hide(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for pattern, part in (("train/*.png", "train"), ("test/*/*.png", "val")):
         for path in files_of(folder, pattern):
             group = flat(path.stem.partition("from")[2] or path.stem)  # 12fromGOPR0950.png is a frame of GOPR0950
             yield Pair(f"{group}.{flat(path.stem)}", group, folder / "GT" / path.name, path, part)
+
 
 def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for list_of_theirs, part in (("RealBlur_J_train_list.txt", "train"), ("RealBlur_J_test_list.txt", "val")):
@@ -106,43 +108,48 @@ def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
         try:
             lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError):
-            raise UserError(f"{path} is missing or not text: give the folder that RealBlur was unpacked in") from None
+            raise UserError(f"{path} is missing or not text: give the folder into which RealBlur was unpacked") from None
         for number, line in enumerate(lines, start=1):
             words = line.split()
             if len(words) < 2:
                 if words:
-                    problems.append(f"{path}, line {number} does not name a sharp and a blurry file")
+                    problems.append(f"{path}, line {number} does not contain a sharp and a blurry file name")
                 continue
             sharp, blurry = folder / words[0], folder / words[1]
             group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
             yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
 
+
 def files_of(folder: Path, pattern: str) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the folder that the data set was unpacked in")
+        raise UserError(f"{folder} is not a folder: give the folder into which the data set was unpacked")
     files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not files:
-        raise UserError(f"{folder} holds no {pattern}: give the folder that the data set was unpacked in")
+        raise UserError(f"{folder} contains no {pattern}: give the folder into which the data set was unpacked")
     return files
 
+
 def flat(path: Path | str) -> str:
-    """A name of a folder for ``path``: letters, digits and dashes as they are, anything else an underscore."""
+    """A folder name for ``path``: letters, digits and dashes stay, anything else becomes an underscore."""
     return re.sub(r"[^\w-]", "_", str(path))
 
+
 def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) as EXIF says the photo is looked at, from the head of the file where that tells."""
-    with open(path, "rb") as file, open_picture(file) as picture:
-        if picture.format == "TIFF":  # which Pillow turns itself, differently by version
+    """(height, width) after EXIF rotation, from the file's header if possible."""
+    with open(path, "rb") as file, open_image(file) as picture:
+        if picture.format == "TIFF":  # which Pillow rotates itself, depending on its version
             return read_photo(path).shape[:2]
         width, height = picture.size
-        on_its_side = picture.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF's tag Orientation
-    return (width, height) if on_its_side else (height, width)
+        sideways = picture.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF Orientation
+    return (width, height) if sideways else (height, width)
+
 
 def shrunk(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
     scale = min(1, longest / max(size)) if longest else 1
     return tuple(max(1, round(length * scale)) for length in size)
 
+
 def cuts(length: int, tile: int, smallest: int) -> list[tuple[int, int]]:
-    """``length`` in equal parts of at most ``tile``, or more where they would be below ``smallest``: (start, end) each."""
+    """Split ``length`` into equal parts of at most ``tile``, fewer if below ``smallest``: (start, end) each."""
     count = max(1, min(-(-length // tile), length // smallest))
     return list(pairwise(round(i * length / count) for i in range(count + 1)))

@@ -87,7 +87,9 @@ def test_the_spectrum_of_a_turned_photo_is_the_turned_spectrum(turn):
     turned = (photo[:, 1:, 1:].flip(2) if turn >= 4 else photo[:, 1:, 1:]).rot90(turn % 4, (1, 2))
     expected = photo.clone()
     expected[:, 1:, 1:] = turned
-    torch.testing.assert_close(transform_spectrum(log_power_spectrum(photo[None]), turn), log_power_spectrum(expected[None]), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        transform_spectrum(log_power_spectrum(photo[None]), turn), log_power_spectrum(expected[None]), atol=1e-2, rtol=1e-2
+    )
 
 
 def test_a_gauge_starts_with_the_filter_that_changes_nothing():

@@ -13,7 +13,10 @@ from estimator import log_power_spectrum
 from models import FusedStudent, StudentCNN, TeacherCNN, load_model, run_tiled, save_model, share_estimator
 from utils import UserError, gmac_per_megapixel
 
-SMALL = {TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1), StudentCNN: dict(convs=2, num_experts=3, hidden=8)}
+SMALL = {
+    TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1),
+    StudentCNN: dict(convs=2, num_experts=3, hidden=8),
+}
 
 
 def trained(network):

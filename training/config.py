@@ -46,7 +46,10 @@ class TrainConfig:
                 valid, wanted = type(value) is bool, "True or False"
             elif field.type is int:
                 minimum = 0 if field.name in ("seed", "num_workers") else 1
-                valid, wanted = type(value) is int and minimum <= value < 2**31, f"a whole number from {minimum} to {2**31 - 1}"
+                valid, wanted = (
+                    type(value) is int and minimum <= value < 2**31,
+                    f"a whole number from {minimum} to {2**31 - 1}",
+                )
             elif field.name == "distill_weight":
                 valid, wanted = type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
             else:
@@ -69,13 +72,15 @@ def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[
         read: name of the constant -> file or folder, or None if it is not used.
     """
     for name, value in {"OUTPUTS": outputs, **written, **read}.items():
-        if not isinstance(value, (str, Path)) and not (value is None and name in read) or value == "":
+        if (not isinstance(value, (str, Path)) and not (value is None and name in read)) or value == "":
             raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes")
     check_writable(Path(outputs), "OUTPUTS")
     for name, file in written.items():
         path = Path(file)
         if path.suffix != ".pth" or path.is_dir() or path.name in OUTPUT_FILES:
-            raise UserError(f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth, such as best.pth")
+            raise UserError(
+                f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth, such as best.pth"
+            )
         for other, source in read.items():
             if source is not None and os.path.realpath(source) == os.path.realpath(path):
                 raise UserError(f"{name} and {other} are both {file}, which would be overwritten: choose another file")
@@ -90,7 +95,9 @@ def check_network(network: nn.Module) -> None:
     try:
         type(network)(**getattr(network, "arguments", {}))
     except TypeError as error:
-        raise UserError(f"{name} cannot be built again ({error}): store its constructor's arguments in self.arguments") from None
+        raise UserError(
+            f"{name} cannot be built again ({error}): store its constructor's arguments in self.arguments"
+        ) from None
     try:
         result = network.eval()(photo)
     except Exception as error:  # anything may be wrong with a user's own network
@@ -99,7 +106,9 @@ def check_network(network: nn.Module) -> None:
     if not isinstance(result, torch.Tensor):
         raise UserError(f"{name} returns a {type(result).__name__} instead of a photo: return one tensor")
     if result.shape != photo.shape:
-        raise UserError(f"{name} turns a photo of shape {tuple(photo.shape)} into {tuple(result.shape)}: pad or crop in forward()")
+        raise UserError(
+            f"{name} turns a photo of shape {tuple(photo.shape)} into {tuple(result.shape)}: pad or crop in forward()"
+        )
     if world_size() > 1:
         result.sum().backward()
         unused = [part for part, value in network.named_parameters() if value.requires_grad and value.grad is None]

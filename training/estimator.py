@@ -27,7 +27,7 @@ BATCH_SIZE = 32
 def train_estimator(
     network: nn.Module, train_set: Dataset, val_set: Dataset, file: Path, config: TrainConfig, device: torch.device
 ) -> None:
-    """Train ``network.estimator`` on ``config.estimator_versions`` blurry versions of each photo, ``estimator_passes`` times.
+    """Train ``network.estimator`` on the number of blurry versions of each photo, and for the passes, that ``config`` says.
 
     The result is stored in ``file`` and reused for the same estimator, photos and settings. A network without a
     ``BlurEstimator`` is left alone.

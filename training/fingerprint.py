@@ -15,7 +15,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def identity_of(network: nn.Module, loss_fn) -> dict[str, str]:
     """What is compared of network and loss when a training is resumed: class, arguments and code."""
-    plain = {name: value for name, value in vars(loss_fn).items() if type(value) in (str, int, float, bool) and name != "training"}
+    plain = {
+        name: value for name, value in vars(loss_fn).items() if type(value) in (str, int, float, bool) and name != "training"
+    }
     loss_type = loss_fn if inspect.isroutine(loss_fn) else type(loss_fn)
     return {
         "the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}",

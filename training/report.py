@@ -1,34 +1,25 @@
-"""What a training prints and leaves: tables, curves, and validation photos side by side. Drawn with Pillow."""
+"""What a training prints and draws: tables, curves, and validation photos side by side."""
 
 import csv
-
 import math
-
 from pathlib import Path
 
 import numpy as np
-
 import torch
-
 from PIL import Image, ImageDraw, ImageFont
-
 from torch import Tensor, nn
-
 from torch.utils.data import Dataset
 
-from files import atomic_write
+from images.files import atomic_write
+from inference import run_tiled
+from models import load_model
+from training.distributed import rank
+from utils import Scores, autocast, count_parameters, ms_per_megapixel, psnr, quantize_8bit, ssim, to_pixels
 
-from models import run_tiled
-
-from patches import to_pixels
-
-from photos import remove_files
-
-from utils import Scores, quantize_8bit, autocast, count_parameters, ms_per_megapixel, psnr, ssim
-
-COLOURS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
-
+COLORS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
 ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
+PICTURES = 3  # comparison_1.png to comparison_3.png
+
 
 def epoch_row(epoch: int, loss: float, seconds: float, scores: dict[str, Scores]) -> dict[str, float]:
     """A row of the table of epochs: "epoch", "loss", "seconds", and "NAME_psnr" (dB) and "NAME_ssim" for each network."""
@@ -37,16 +28,40 @@ def epoch_row(epoch: int, loss: float, seconds: float, scores: dict[str, Scores]
         row |= {f"{name}_psnr": value.psnr, f"{name}_ssim": value.ssim}
     return row
 
-def print_epoch(title: str, row: dict[str, float], scores: Scores, reference: dict[str, Scores], better: bool) -> None:
-    others = ", ".join(f"{key} {value.psnr:.2f} {value.ssim:.4f}" for key, value in reference.items())
+
+def print_epoch(title: str, row: dict[str, float], scores: Scores, baselines: dict[str, Scores], better: bool) -> None:
+    others = ", ".join(f"{key} {value.psnr:.2f} {value.ssim:.4f}" for key, value in baselines.items())
     print(
         f"{title}  loss {row['loss']:.6f}  {scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}  ({others})"
         f"  {row['seconds']:.1f} s{'  best' if better else ''}",
         flush=True,
     )
 
+
+def summarize(
+    student: nn.Module,
+    teacher: nn.Module,
+    scores: dict[str, Scores],
+    val_set: Dataset,
+    device: torch.device,
+    *,
+    best_file: str | Path,
+    outputs: str | Path,
+    pairs: Path,
+) -> None:
+    """Load the best weights into ``student``; print the final table, draw pictures, and say what to do next."""
+    if rank() != 0:
+        return
+    load_model(best_file, student)
+    networks = {"student": student, "teacher": teacher}
+    print_summary(networks, scores | {"student": Scores(**student.metadata["val"])}, device)
+    draw_comparison(Path(outputs), val_set, networks, device)
+    print(f"The best student is in {best_file}; pictures, curves and the table of epochs are in {outputs}/")
+    print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {pairs}")
+
+
 def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:
-    """The table at the end: how good the student is, how much of the teacher it kept, what each costs."""
+    """The final table: how good the student is, how much of the teacher's gain it kept, what each costs."""
     blurry, student, teacher = scores["input"], scores["student"], scores["teacher"]
     kept = [(s - b) / (t - b) if t > b else math.nan for s, b, t in zip(student, blurry, teacher, strict=True)]
     print(f"\n{'':8s} {'PSNR dB':>8s} {'SSIM':>7s}  {'gain kept':>11s} {'parameters':>11s} {'ms/megapixel':>13s}")
@@ -55,7 +70,8 @@ def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], dev
         share = f"{kept[0]:.0%} / {kept[1]:.0%}" if name == "student" else ""
         row = f"{name:8s} {scores[name].psnr:8.2f} {scores[name].ssim:7.4f}  {share:>11s}"
         print(f"{row} {count_parameters(network):11,d} {ms_per_megapixel(network, device):13.1f}")
-    print("gain kept: the student's share of what the teacher gains over the input, in PSNR / SSIM\n")
+    print("gain kept: the student's gain over the input as a share of the teacher's, in PSNR / SSIM\n")
+
 
 def write_table(path: Path, rows: list[dict[str, float]]) -> None:
     """Write ``rows`` as CSV, a column for each key of the first."""
@@ -68,12 +84,9 @@ def write_table(path: Path, rows: list[dict[str, float]]) -> None:
 
     atomic_write(path, write)
 
-def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
-    """SSIM and PSNR by epoch, a line for each network that ``history`` has.
 
-    Args:
-        history: one dict per epoch, with "epoch" and, for each network, "NAME_psnr" (dB) and "NAME_ssim".
-    """
+def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
+    """SSIM and PSNR by epoch, a line for each network in ``history``, a list of ``epoch_row``."""
     picture = Image.new("RGB", (1040, 420), "white")
     names = [key.removesuffix("_ssim") for key in history[0] if key.endswith("_ssim")]
     for left, unit, digits in (0, "ssim", 3), (520, "psnr", 1):
@@ -81,6 +94,7 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
         title = "validation SSIM" if unit == "ssim" else "validation PSNR, dB"
         _draw_panel(ImageDraw.Draw(picture), left, title, lines, [row["epoch"] for row in history], digits)
     atomic_write(path, picture.save)
+
 
 def _draw_panel(
     draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str, list[float]], epochs: list[float], digits: int
@@ -93,8 +107,8 @@ def _draw_panel(
     low, high = low - margin, high + margin
 
     def point(epoch: float, value: float) -> tuple[float, float]:
-        along = (epoch - epochs[0]) / max(1, epochs[-1] - epochs[0])
-        return x0 + along * (x1 - x0), y0 + (value - low) / (high - low) * (y1 - y0)
+        position = (epoch - epochs[0]) / max(1, epochs[-1] - epochs[0])
+        return x0 + position * (x1 - x0), y0 + (value - low) / (high - low) * (y1 - y0)
 
     draw.text((x0, 20), title, "black", font)
     for tick in np.linspace(low + margin, high - margin, 5):
@@ -107,47 +121,48 @@ def _draw_panel(
     draw.rectangle([x0, y1, x1, y0], outline="black")
     for i, (name, line) in enumerate(lines.items()):
         points = [point(epoch, value) for epoch, value in zip(epochs, line, strict=True)]
-        colour = COLOURS.get(name, "black")
-        draw.line(points, colour, 2)
+        color = COLORS.get(name, "black")
+        draw.line(points, color, 2)
         for x, y in points:
-            draw.ellipse([x - 2, y - 2, x + 2, y + 2], colour)
-        draw.line([(x0 + i * 130, 400), (x0 + i * 130 + 24, 400)], colour, 3)
+            draw.ellipse([x - 2, y - 2, x + 2, y + 2], color)
+        draw.line([(x0 + i * 130, 400), (x0 + i * 130 + 24, 400)], color, 3)
         draw.text((x0 + i * 130 + 30, 400), name, "black", font, anchor="lm")
 
+
 @torch.no_grad()
-def draw_comparison(
-    folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device, photos: int = 3
-) -> None:
-    """Write ``folder``/comparison_K.png: blurry, each network and sharp side by side, with a zoomed crop of each.
+def draw_comparison(folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device) -> None:
+    """Write ``folder``/comparison_K.png, K = 1 to 3: blurry, each network and sharp side by side, and a magnified crop.
 
-    The photos are among the blurrier half of ``val_set``, where there is something to see.
-
-    Args:
-        val_set: (blurry, sharp) photos, each (3, H, W) in [0, 1].
+    The photos are from the blurrier half of ``val_set``, where there is something to see. Pictures of an earlier training
+    with more photos are removed.
     """
-    remove_files(folder.glob("comparison_*.png"))  # of an earlier training, on other photos perhaps
-    looked_at = range(min(len(val_set), 100))
-    by_blur = sorted(looked_at, key=lambda i: float(psnr(val_set[i][0][None], val_set[i][1][None])))
+    candidates = range(min(len(val_set), 100))
+    by_blur = sorted(candidates, key=lambda i: float(psnr(val_set[i][0][None], val_set[i][1][None])))
     blurrier = by_blur[: max(1, (len(by_blur) + 1) // 2)]
-    for k, i in enumerate(blurrier[:: max(1, len(blurrier) // photos)][:photos], start=1):
-        blurry, sharp = val_set[i]
+    shown = blurrier[:: max(1, len(blurrier) // PICTURES)][:PICTURES]
+    for k in range(1, PICTURES + 1):
+        path = folder / f"comparison_{k}.png"
+        if k > len(shown):
+            path.unlink(missing_ok=True)
+            continue
+        blurry, sharp = val_set[shown[k - 1]]
         columns = {"blurry": blurry}
         for name, network in networks.items():
             with autocast(device):
                 columns[name] = quantize_8bit(run_tiled(network.eval(), blurry[None].to(device)))[0].cpu()
-        picture = side_by_side({**columns, "sharp": sharp}, sharp)
-        atomic_write(folder / f"comparison_{k}.png", picture.save)
+        atomic_write(path, side_by_side({**columns, "sharp": sharp}, sharp).save)
+
 
 def side_by_side(
     columns: dict[str, Tensor], sharp: Tensor, width: int = 360, zoom_on: tuple[Tensor, Tensor] | None = None
 ) -> Image.Image:
-    """A picture with one column per image: its name, its PSNR and SSIM, the whole photo, a crop zoomed fourfold.
+    """A picture with one column per image: name, PSNR and SSIM, the whole photo, a crop magnified four times.
 
     Args:
         columns: name -> (3, H, W) in [0, 1]; the first is the blurry photo.
         sharp: (3, H, W).
         width: of a column, in pixels.
-        zoom_on: the crop is where these two, (3, H, W) each, differ most; if None, the first column and sharp.
+        zoom_on: crop where these two images, (3, H, W) each, differ most; by default the first column and sharp.
     """
     height = max(1, round(width * sharp.shape[-2] / sharp.shape[-1]))
     crop = max(1, min(width // ZOOM, *sharp.shape[-2:]))
@@ -165,16 +180,17 @@ def side_by_side(
         resample = Image.Resampling.LANCZOS if pixels.width > width else Image.Resampling.NEAREST
         picture.paste(pixels.resize((width, height), resample), (x, head))
         zoomed = pixels.crop((cols.start, rows.start, cols.stop, rows.stop))
-        zoomed = zoomed.resize((crop * ZOOM, crop * ZOOM), Image.Resampling.NEAREST)  # the pixels as they are
+        zoomed = zoomed.resize((crop * ZOOM, crop * ZOOM), Image.Resampling.NEAREST)  # pixels stay visible
         picture.paste(zoomed, (x, head + height + gap))
-        frame = [(cols.start, rows.start), (cols.stop, rows.stop)]
+        corners = [(cols.start, rows.start), (cols.stop, rows.stop)]
         scale = width / sharp.shape[-1]
-        draw.rectangle([(x + a * scale, head + b * scale) for a, b in frame], outline="yellow", width=2)
+        draw.rectangle([(x + a * scale, head + b * scale) for a, b in corners], outline="yellow", width=2)
     return picture
 
-def _worst_window(blurry: Tensor, sharp: Tensor, size: int) -> tuple[slice, slice]:
+
+def _worst_window(first: Tensor, second: Tensor, size: int) -> tuple[slice, slice]:
     """Rows and columns of the square of ``size`` pixels where two (3, H, W) images differ most."""
-    error = (blurry - sharp).square().mean(0)[None, None].double()
+    error = (first - second).square().mean(0)[None, None].double()
     means = torch.nn.functional.avg_pool2d(error, size, stride=max(1, size // 8))[0, 0]
     top, left = (int(i) * max(1, size // 8) for i in np.unravel_index(int(means.argmax()), means.shape))
     return slice(top, top + size), slice(left, left + size)

@@ -74,7 +74,9 @@ class TrainingRun:
         self.optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
         total = config.num_epochs * self.steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_cosine(step, total))
-        self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"} | (extra or {})
+        self.identity = (
+            config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"} | (extra or {})
+        )
         self.checkpoint = checkpoint_file(self.outputs, name)
         self.progress = dict(step=0, loss_sum=0.0, history=[], best_ssim=-math.inf)
         self.loss_sum = torch.zeros((), device=device)
@@ -181,7 +183,12 @@ class TrainingRun:
         if torch.cuda.is_initialized():
             generators["cuda"] = torch.cuda.get_rng_state()
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        content = {"states": states, "generators": generators, "identity": self.identity, "progress": self.progress | progress}
+        content = {
+            "states": states,
+            "generators": generators,
+            "identity": self.identity,
+            "progress": self.progress | progress,
+        }
         write_torch_file(self.checkpoint, content)
         self.last_save = time.monotonic()
 
@@ -198,7 +205,8 @@ class TrainingRun:
         self.progress = content["progress"]
         if self.progress["history"] and not self.best_file.is_file():
             raise UserError(
-                f"{self.best_file}, the best weights of an interrupted training, is missing: put it back or set RESUME = False"
+                f"{self.best_file}, the best weights of the interrupted training, is missing: "
+                "put it back or set RESUME = False"
             )
         torch.set_rng_state(content["generators"]["cpu"])
         if "cuda" in content["generators"] and torch.cuda.is_initialized():
