@@ -171,7 +171,8 @@ class SyntheticBlurDataset(Dataset):
         if self.versions.get(index, (None,))[0] != blur_version:
             blurry, sharp = self.whole(index, blur_version)
             spectrum = log_power_spectrum(blurry[None])[0]
-            self.versions[index] = blur_version, (to_pixels(blurry), to_pixels(sharp)), spectrum
+            pixels = tuple(np.ascontiguousarray(to_pixels(photo)) for photo in (blurry, sharp))
+            self.versions[index] = blur_version, pixels, spectrum
         return self.versions[index][1:]
 
 

@@ -18,12 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from checks import CliParser, check_folder, whole_number
-from degradations import Mixture, random_degradation
-from files import atomic_write
-from patches import generator_of, to_pixels, to_tensor
-from photos import find_photos, read_photo
-from utils import UserError, run_cli
+from blur.degradations import Mixture, random_degradation
+from cli import CliParser, check_writable, run_cli, whole_number
+from images.files import atomic_write
+from images.photos import find_photos, read_photo
+from utils import UserError, make_generator, to_pixels, to_tensor
 
 RANGES = {
     "gaussian": "sigma",
@@ -43,14 +42,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already: name another folder, or remove it")
-    check_folder(options.out, "OUT")
+    check_writable(options.out, "OUT")
     paths = find_photos(options.folder)
     paths = [paths[i * len(paths) // options.photos] for i in range(min(options.photos, len(paths)))]
     levels = make_levels(Mixture())
     for number, path in enumerate(tqdm(paths, "blurring", unit="photo", disable=None)):
         sharp = to_tensor(read_photo(path))
         for level, mixture in levels.items():
-            blurry = random_degradation(sharp, generator_of(zlib.crc32(f"{level}/{path.stem}".encode())), mixture)
+            blurry = random_degradation(sharp, make_generator(zlib.crc32(f"{level}/{path.stem}".encode())), mixture)
             folder = options.out / level / f"{number:03d}-{path.stem}"  # photos of sub-folders may have one name
             for name, image in ("blurry", blurry), ("sharp", sharp):
                 picture = Image.fromarray(to_pixels(image))

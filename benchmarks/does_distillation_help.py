@@ -18,13 +18,14 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from student_designs import teach
+from utils_MISSING import seed_everything
 
 import train
-from checks import CliParser, whole_number
+from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset, find_pairs
 from models import StudentCNN, load_model, share_estimator
-from processes import init_distributed
-from utils import Scores, run_cli, seed_everything
+from training.distributed import init_distributed
+from utils import Scores
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 CASES = ["the teacher's answers", "half of each", "the sharp photos", "a quarter sharp, the rest answers"]
@@ -45,7 +46,7 @@ def main() -> None:
     folder, val_set = options.data / "train", PairedImageDataset(options.data / "val")
     teacher = load_model(options.weights).to(device, memory_format=torch.channels_last)
 
-    def mixed_weights(weight: float) -> Callable[[int], Dataset]:
+    def mix_experts(weight: float) -> Callable[[int], Dataset]:
         def make(seed: int) -> Dataset:
             photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
             if weight:
@@ -64,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as known:
         for pair in known_pairs(folder):
             (Path(known) / pair.name).symlink_to(pair.resolve())
-        makers = [mixed_weights(1), mixed_weights(0.5), mixed_weights(0), partly_known]
+        makers = [mix_experts(1), mix_experts(0.5), mix_experts(0), partly_known]
         makers.append(lambda seed: PairedImageDataset(Path(known), train.PATCH_SIZE, seed))
         cases = {name: make for name, make in zip(CASES, makers, strict=True) if name in only}
         blurry, best = (train.validate(network, val_set, device) for network in (nn.Identity(), teacher))

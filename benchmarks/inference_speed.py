@@ -21,11 +21,11 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from checks import CliParser, size_of, whole_number
-from models import FusedStudent, StudentCNN, TeacherCNN
-from processes import init_distributed
-from sharpen import sharpen_pixels
-from utils import count_parameters, gmac_per_megapixel, run_cli
+from cli import CliParser, parse_size, run_cli, whole_number
+from inference import FusedStudent, sharpen_pixels
+from models import StudentCNN, TeacherCNN
+from training.distributed import init_distributed
+from utils import count_parameters, gmac_per_megapixel
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each in each of the laps")
     parser.add_argument("--slow-rounds", type=whole_number(1), default=2, help="the same of what takes seconds on a CPU")
     options = parser.parse_args()
-    height, width = size_of("--size", options.size)
+    height, width = parse_size("--size", options.size)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = init_distributed("auto")

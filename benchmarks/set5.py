@@ -19,13 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from checks import CliParser, check_folder
-from files import atomic_write
+from cli import CliParser, check_writable, run_cli
+from images.files import atomic_write
+from images.photos import find_photos, read_photo
+from inference import sharpen_pixels
 from models import load_model
-from photos import find_photos, read_photo
-from processes import init_distributed
-from sharpen import sharpen_pixels
-from utils import UserError, gmac_per_megapixel, run_cli
+from training.distributed import init_distributed
+from utils import UserError, gmac_per_megapixel
 
 PUBLISHED = {"bicubic": (33.66, None), "SRCNN": (36.66, 57.2), "VDSR": (37.53, 664.7)}  # dB, GMAC per megapixel
 BORDER = 2  # pixels
@@ -84,7 +84,7 @@ def psnr_of_brightness(picture: np.ndarray, sharp: np.ndarray) -> float:
 
 
 def make_pairs(folder: Path, out: Path) -> None:
-    check_folder(out, "OUT")
+    check_writable(out, "OUT")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is there already: name another folder, or remove it")
     for number, path in enumerate(tqdm(find_photos(folder), "halving and enlarging", unit="photo", disable=None)):

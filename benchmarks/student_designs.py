@@ -20,15 +20,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils_MISSING import seed_everything
+
 import train
-from checks import CliParser, whole_number
+from blur.estimator import BlurEstimator
+from blur.spectrum import log_power_spectrum
+from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset
-from evaluate import find_levels
-from estimator import BlurEstimator, log_power_spectrum
-from layers import CondConv2d, pad_to_multiple, zero_init
-from models import FusedStudent, StudentCNN, load_model, share_estimator
-from processes import init_distributed
-from utils import count_parameters, gmac_per_megapixel, run_cli, seed_everything
+from evaluate import find_degradations
+from inference import FusedStudent
+from models import CondConv2d, StudentCNN, load_model, pad_to_multiple, share_estimator
+from training.distributed import init_distributed
+from utils import count_parameters, gmac_per_megapixel, zero_init
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -125,9 +128,9 @@ def main() -> None:
     teacher = load_model(WEIGHTS).to(device)
     train_set.cache_teacher_outputs(teacher, device)
     pairs = options.pairs or options.data / "val"
-    sets = {level: PairedImageDataset(folders[0].parent) for level, folders in find_levels(pairs).items()}
+    sets = {level: PairedImageDataset(folders[0].parent) for level, folders in find_degradations(pairs).items()}
     blurry = {name: train.validate(nn.Identity(), pairs, device) for name, pairs in sets.items()}
-    judged = [name for name, scores in blurry.items() if scores.psnr < train.PERFECT]
+    judged = [name for name, scores in blurry.items() if scores.psnr < train.MAX_PSNR]
     print(f"{'design':48s} {'params':>7s} {'GMAC/MP':>7s} {'ms/1080p':>8s} {'gain dB':>8s} {'SSIM':>7s} {'unhurt dB':>9s}")
     for name in options.only:
         seed_everything(0)
@@ -151,7 +154,7 @@ def main() -> None:
 def teach(network: nn.Module, train_set: Dataset, steps: int, device: torch.device) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), train.LEARNING_RATE, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: train.warmup_cosine(step, steps))
-    batches = train.start_batches(train_set, device, range(steps), train.BATCH_SIZE, 0)
+    batches = train.load_batches(train_set, device, range(steps), train.BATCH_SIZE, 0)
     train.train_one_epoch(
         network, train.as_given, nn.MSELoss(), batches, optimizer, schedule, device, "", range(steps), 0.0, lambda *_: None
     )

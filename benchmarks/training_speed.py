@@ -26,15 +26,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from processes_MISSING import free_gpu_memory
+
 import train
-from checks import CliParser, size_of, whole_number
+from blur.degradations import random_degradation
+from cli import CliParser, parse_size, run_cli, whole_number
 from dataset import PairedImageDataset
-from degradations import random_degradation
-from files import atomic_write
+from images.files import atomic_write
 from models import StudentCNN, TeacherCNN, load_model, share_estimator
-from patches import to_pixels, to_tensor
-from processes import free_gpu_memory, init_distributed
-from utils import autocast, run_cli
+from training.distributed import init_distributed
+from utils import autocast, to_pixels, to_tensor
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -52,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.pairs) < arguments.batch:
         parser.error("--pairs is fewer than --batch: the plain loop would have no whole batch")
-    height, width = size_of("--size", arguments.size)
+    height, width = parse_size("--size", arguments.size)
     device = init_distributed("auto")
     with tempfile.TemporaryDirectory() as temporary:
         for count in arguments.pairs:
@@ -119,7 +120,7 @@ class OurLoop:
         share_estimator(teacher, self.student)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        self.batches = train.start_batches(train_set, device, range(10**9), batch_size, 0)
+        self.batches = train.load_batches(train_set, device, range(10**9), batch_size, 0)
         if one_batch:
             batch = [part.to(device) for part in next(self.batches)]
             self.batches = itertools.repeat(batch)
@@ -190,7 +191,7 @@ def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, ba
             prediction = student(batch[0], batch[2])
         return nn.functional.mse_loss(prediction.float(), batch[1])
 
-    def crop_and_augment():
+    def augment():
         return [part.to(device) for part in next(loop.batches)]
 
     def update():
@@ -199,7 +200,7 @@ def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, ba
         optimizer.zero_grad()
 
     for _ in range(steps):
-        loss = timed("forward and loss", lambda: forward(timed("cutting patches", crop_and_augment)))
+        loss = timed("forward and loss", lambda: forward(timed("cutting patches", augment)))
         timed("backward", loss.backward)
         timed("clipping and optimizer", update)
     spent["forward and loss"] -= spent["cutting patches"]  # which ran inside it

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts are not installed
 
+import inference
+import pretrain
+import train
+import training.teacher_cache
+import utils
 from blur.filters import convolve, gaussian_kernel
+from dataset import PairedImageDataset
+from inference import run_patches
+from models import TeacherCNN, save_model
+from training.config import TrainConfig
+from training.loop import validate
+from training.run import TrainingRun, lock_output_dir
 from utils import to_pixels, to_tensor
 
 # For tests of what runs on a GPU too
@@ -35,6 +48,47 @@ def write_pair(folder: Path, height: int = 40, width: int = 48, seed: int = 0) -
     sharp = dummy_photo(height, width, seed)
     Image.fromarray(sharp).save(folder / "sharp.png")
     Image.fromarray(to_pixels(convolve(to_tensor(sharp), gaussian_kernel(1.2)))).save(folder / "blurry.png")
+
+
+def small_config(**changes) -> TrainConfig:
+    """A training of two epochs of three steps on the pairs below."""
+    small = dict(num_epochs=2, patches_per_photo=3, batch_size=3, patch_size=32, learning_rate=1e-2, seed=0)
+    return TrainConfig(**(small | changes))
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def precision(request, monkeypatch) -> torch.dtype:
+    """Autocast in this type whatever the processor prefers: the claims hold on all."""
+    for module in utils, inference, training.teacher_cache:
+        monkeypatch.setattr(module, "autocast_dtype", lambda device: request.param)
+    return request.param
+
+
+def small_teacher(strength=0.02):
+    """A teacher that changes the luma of its input a little, so that there is something a student can learn."""
+    teacher = TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1)
+    nn.init.normal_(teacher.tail.weight, std=strength)
+    teacher.tail.weight.data = teacher.tail.weight.data[:4].repeat(3, 1, 1, 1)  # of four pixels, alike for each color
+    return teacher.eval().requires_grad_(False)
+
+
+class FailsAtStep5(nn.MSELoss):
+    """Stands for anything that goes wrong in the second epoch: calls ``fail`` on the loss."""
+
+    steps = 0
+
+    def __init__(self, fail):
+        super().__init__()
+        self.fail = fail
+
+    def forward(self, prediction, target):
+        self.steps += 1
+        loss = super().forward(prediction, target)
+        return self.fail(loss) if self.steps == 5 else loss
+
+
+def interrupt(loss):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -84,6 +138,67 @@ def _as_if_alone(start_method: str, log: Path, work: Callable, *arguments) -> No
     os.dup2(file, 1)
     os.dup2(file, 2)
     work(*arguments)
+
+
+def fit(network, train_set, val_set, config, best, outputs, target_of=None, loss_fn=None, validate=validate) -> None:
+    """The loop of train.py, on the CPU."""
+    loss_fn, device = loss_fn or nn.MSELoss(), torch.device("cpu")
+    files = dict(best_file=best, outputs=outputs)
+    with TrainingRun("student", network, loss_fn, train_set, val_set.key, config, device, baselines={}, **files) as run:
+        for _ in run.epochs():
+            for blurry, target, spectrum in run.batches():
+                with torch.no_grad():
+                    target = target_of(blurry, target, spectrum) if target_of else target
+                with utils.autocast(device):
+                    prediction = run_patches(run.model, blurry, spectrum)
+                run.step(loss_fn(prediction.float(), target))
+            run.finish_epoch(validate(network, val_set, device))
+
+
+@pytest.fixture
+def run(pairs, tmp_path):
+    """``fit`` on dummy pairs, two epochs of three steps unless told otherwise."""
+    train_set, val_set = PairedImageDataset(pairs / "train", 32), PairedImageDataset(pairs / "val")
+
+    def run(network, target_of=None, loss_fn=None, best="best.pth", epochs=2, steps=3, outputs="outputs", **more):
+        checks = {name: more.pop(name) for name in list(more) if name == "validate"}
+        config = small_config(num_epochs=epochs, patches_per_photo=steps, **more)
+        fit(network, train_set, val_set, config, tmp_path / best, tmp_path / outputs, target_of, loss_fn, **checks)
+
+    run.train_set, run.val_set = train_set, val_set
+    return run
+
+
+@pytest.fixture
+def constants(pairs, tmp_path, monkeypatch):
+    """train.py's constants for a run of seconds in a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    small = dict(NUM_EPOCHS=2, PATCHES_PER_PHOTO=3, BATCH_SIZE=2, PATCH_SIZE=32, DEVICE="cpu", NUM_WORKERS=0)
+    for module in train, pretrain:
+        for name, value in small.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(pretrain, "ESTIMATOR_VERSIONS", 2)
+    monkeypatch.setattr(pretrain, "ESTIMATOR_PASSES", 1)
+    monkeypatch.setattr(train, "TEACHER_WEIGHTS", "teacher.pth")
+    monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", False)
+    monkeypatch.setattr(
+        "training.report.ms_per_megapixel", lambda network, device: 1.0
+    )  # which takes longer than all the rest
+    save_model(tmp_path / "teacher.pth", small_teacher())
+    return tmp_path
+
+
+def hold_lock(folder: Path) -> None:
+    lock = lock_output_dir(folder)  # noqa: F841  held until it is killed
+    print("held", flush=True)
+    time.sleep(60)
+
+
+def wait_for(text: str, process: multiprocessing.Process, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while text not in log.read_text():
+        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)

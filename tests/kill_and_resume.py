@@ -1,4 +1,4 @@
-"""Kills a training at random moments, lets it go on, and compares its weights with those of one left alone.
+"""Kills a training at random moments, resumes it, and compares its weights with those of one left alone.
 
     python tests/kill_and_resume.py --kills 10 --workers 2
 
@@ -22,33 +22,31 @@ import torch
 import torch._dynamo  # which an optimizer would import, in two seconds, in each of the children
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from conftest import write_pair
+from conftest import fit, small_config, write_pair
 from torch import nn
 
 from dataset import PairedImageDataset
 from models import StudentCNN, load_model
-from train import as_given, fit
 
 EPOCHS = 2
 
 
 def dropout_student() -> StudentCNN:
     student = StudentCNN(convs=2, num_experts=2, hidden=8)
-    student.see = nn.Sequential(*student.see, nn.Dropout(0.1))
+    student.embed = nn.Sequential(*student.embed, nn.Dropout(0.1))
     student.estimator.requires_grad_(False)  # as train.py does
     return student
 
 
 def training(folder: Path, name: str, workers: int, steps: int) -> None:
-    """A short training of a small student with dropout: its chance must go on where it was, too."""
+    """A short training of a small student with dropout: its random generator must be restored, too."""
     torch.manual_seed(0)
     student = dropout_student()
-    settings = dict(NUM_EPOCHS=EPOCHS, BATCH_SIZE=2, PATCHES_PER_PHOTO=steps, LEARNING_RATE=1e-2)
-    machine = dict(device=torch.device("cpu"), outputs=folder / name, workers=workers, compiled=False)
     train_set, val_set = PairedImageDataset(folder / "pairs", 16), PairedImageDataset(folder / "pairs")
-    best = folder / name / "best.pth"
-    fit("student", student, as_given, nn.MSELoss(), train_set, val_set, {}, best, settings,
-        checkpoint_minutes=0, resume=True, **machine)  # fmt: skip
+    config = small_config(
+        num_epochs=EPOCHS, batch_size=2, patches_per_photo=steps, num_workers=workers, checkpoint_minutes=1e-9
+    )
+    fit(student, train_set, val_set, config, folder / name / "best.pth", folder / name)
     torch.save(student.state_dict(), folder / f"{name}.pth")
 
 
@@ -72,7 +70,7 @@ def in_a_process(folder: Path, name: str, workers: int, steps: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(spectrum=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -93,7 +91,7 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
         killed, patience = 0, 0.3
         while killed < kills:
             child = in_a_process(folder, "killed", workers, steps)
-            last_file, seen = folder / "killed" / "last.pth", set()
+            last_file, seen = folder / "killed" / "student_checkpoint.pth", set()
             before = last_file.stat().st_mtime_ns if last_file.exists() else None
             deadline = time.monotonic() + 60
             while len(seen) < 2 and time.monotonic() < deadline:  # the one at its start, then one within the training
@@ -112,8 +110,8 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
             os.waitpid(child, 0)
             killed += 1
         assert os.waitpid(in_a_process(folder, "killed", workers, steps), 0)[1] == 0, "the last run failed"
-        went_on = (folder / "killed.log").read_text()
-        went_on = sum(int(step) > 0 for step in re.findall(r"interrupted after step (\d+)", went_on))
+        resumed = (folder / "killed.log").read_text()
+        resumed = sum(int(step) > 0 for step in re.findall(r"training after step (\d+)", resumed))
         one, other = (torch.load(folder / f"{name}.pth", weights_only=True) for name in ("alone", "killed"))
         same = all(torch.equal(one[key], other[key]) for key in one)
         tables = []
@@ -124,8 +122,8 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
             with open(folder / name / "student_epochs.csv") as file:
                 tables.append([row | {"seconds": ""} for row in csv.DictReader(file)])
         same = same and one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-        print(f"{killed} kills, went on from a checkpoint {went_on} times, weights {'the same' if same else 'DIFFER'}")
-        assert same and killed and went_on == killed and tables[0] == tables[1] and len(tables[0]) == EPOCHS
+        print(f"{killed} kills, resumed from a checkpoint {resumed} times, weights {'the same' if same else 'DIFFER'}")
+        assert same and killed and resumed == killed and tables[0] == tables[1] and len(tables[0]) == EPOCHS
 
 
 if __name__ == "__main__":

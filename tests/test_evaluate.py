@@ -11,8 +11,7 @@ from skimage.metrics import structural_similarity
 
 import evaluate
 from models import StudentCNN, TeacherCNN, save_model
-from patches import to_pixels, to_tensor
-from utils import Scores, UserError, count_parameters, gmac_per_megapixel
+from utils import Scores, UserError, count_parameters, gmac_per_megapixel, to_pixels, to_tensor
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def test_other_networks_are_rows_of_their_own_and_missing_ones_are_said(run, pai
     monkeypatch.setitem(evaluate.NETWORKS, "student", ("nowhere.pth",))
     printed = run("data/val", "student.pth")
     assert (
-        "there is no student (nowhere.pth): it is left out" in printed
+        "there is no student (nowhere.pth): it is skipped" in printed
         and cells(printed, "student")[7] == f"{count_parameters(StudentCNN()):,}"
     )
 
@@ -162,7 +161,7 @@ def test_a_mistake_is_one_sentence(run, tmp_path):
         run("nowhere")
     write_pair(tmp_path / "mixed" / "1")
     write_pair(tmp_path / "mixed" / "level" / "1")
-    with pytest.raises(evaluate.UserError, match="holds both pairs and folders of pairs"):
+    with pytest.raises(evaluate.UserError, match="contains both pairs and folders of pairs"):
         run("mixed")
 
 

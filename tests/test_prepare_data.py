@@ -7,7 +7,7 @@ from PIL import Image
 
 import prepare_data
 from dataset import PairedImageDataset
-from photos import read_photo
+from images.photos import read_photo
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def test_photos_become_pairs_that_the_data_set_takes(prepare, tmp_path):
     for k in range(10):
         save(tmp_path / "photos" / "holiday" / f"beach {k}.png", seed=k)
     out = prepare("photos", "photos")
-    assert "9 pairs made in data/train, 1 in data/val, 0 of that name" in out and "left out" not in out and not prepare.code
+    assert (
+        "9 pairs made in data/train, 1 in data/val, 0 existed already" in out and "skipped" not in out and not prepare.code
+    )
     assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 9
     for folder in (tmp_path / "data").glob("*/h*"):
         source = tmp_path / "photos" / "holiday" / f"{folder.name.removeprefix('holiday_').replace('_', ' ')}.png"
@@ -134,10 +136,10 @@ def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
     save(tmp_path / "photos" / "tiny.png", height=20)
     save(tmp_path / "photos" / "0.jpg")
     (tmp_path / "photos" / "text.png").write_text("no picture")
-    crop_and_augment = (tmp_path / "photos" / "3.png").read_bytes()
-    (tmp_path / "photos" / "cut.png").write_bytes(crop_and_augment[: len(crop_and_augment) // 2])
+    augment = (tmp_path / "photos" / "3.png").read_bytes()
+    (tmp_path / "photos" / "cut.png").write_bytes(augment[: len(augment) // 2])
     out = prepare("photos", "photos")
-    assert "4 left out" in out and prepare.code == 1
+    assert "4 skipped" in out and prepare.code == 1
     twin = "0.png would become 0, which photos/0.jpg is"
     for said in "tiny.png is 136x20, smaller", twin, "text.png cannot", "cut.png cannot":
         assert said in out, said
@@ -148,8 +150,8 @@ def test_a_long_list_of_what_was_left_out_goes_to_a_file(prepare, tmp_path):
     save_photos(tmp_path, 2)
     for k in range(30):
         (tmp_path / "photos" / f"bad{k}.png").write_text("no picture")
-    assert "and 10 more; all are in data/left_out.txt" in prepare("photos", "photos")
-    assert len((tmp_path / "data/left_out.txt").read_text().splitlines()) == 30
+    assert "and 10 more; all are in data/skipped.txt" in prepare("photos", "photos")
+    assert len((tmp_path / "data/skipped.txt").read_text().splitlines()) == 30
 
 
 def test_pairs_are_matched_by_name_and_copied_byte_for_byte(prepare, tmp_path):
@@ -162,12 +164,12 @@ def test_pairs_are_matched_by_name_and_copied_byte_for_byte(prepare, tmp_path):
     save(tmp_path / "sharp" / "odd.png", width=140)
     save(tmp_path / "soft" / "4.jpg", seed=4)
     out = prepare("pairs", "soft", "sharp")
-    assert "4 left out" in out
+    assert "4 skipped" in out
     for said in (
-        "alone.png has no partner in sharp",
-        "other.jpg has no partner in soft",
+        "alone.png has no counterpart in sharp",
+        "other.jpg has no counterpart in soft",
         "odd.png is 136x128, sharp/odd.png is 140x128",
-        "soft/4.png has the name of soft/4.jpg",
+        "soft/4.png has the same name as soft/4.jpg",
     ):
         assert said in out, said
     for folder in (tmp_path / "data").glob("*/[0-3]"):
@@ -235,7 +237,7 @@ def test_a_public_data_set_is_taken_as_it_is_unpacked(prepare, tmp_path, kind):
     assert "4 pairs made in data/train, 2 in data/val" in prepare(kind, "download")
     assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 4 and one in names(tmp_path / "data/train")
     assert "0 pairs made in data/train, 0 in data/val, 6 " in prepare(kind, "download")
-    assert re.match("error: .*elsewhere.*: give the folder that ", prepare(kind, "elsewhere"))
+    assert re.match("error: .*elsewhere.*: give the folder into which ", prepare(kind, "elsewhere"))
 
 
 def test_a_frame_without_its_sharp_one_is_left_out_and_named(prepare, tmp_path):
@@ -250,7 +252,7 @@ def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, t
     for folder in "train", "GT":
         save(tmp_path / "download" / folder / "9fromGOPR3.png")
     out = prepare("hide", "download")
-    assert "9fromGOPR3.png is of GOPR3, which is in the test part too" in out
+    assert "9fromGOPR3.png belongs to GOPR3, which is in the test set too" in out
     assert not any("GOPR3" in name for name in names(tmp_path / "data/train"))
 
 
@@ -258,13 +260,13 @@ def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, t
     ("arguments", "said"),
     [
         (("photos", "nowhere"), "nowhere is not a folder"),
-        (("photos", "one"), "nothing is left for data/val: two photos or sequences are needed"),
+        (("photos", "one"), "nothing is left for data/val: at least two photos or sequences are needed"),
         (("photos", "one", "two"), "photos takes 1 folder, not 2"),
         (("pairs", "one"), "pairs takes 2 folders, not 1"),
         (("photos", "one", "--val-share", 1.1), "--val-share 1.1 must be from 0 to 1"),
         (("photos", "one", "--copies", 0), "--copies 0 must be 1 or more"),
         (("photos", "one", "--tile", 20), "--tile 20 must be 128 or more"),
-        (("gopro", "one", "--blur", "line"), "are for sharp photos: gopro stay as they are"),
+        (("gopro", "one", "--blur", "line"), "apply to sharp photos only: gopro are used as they are"),
         (("photos", "one", "--out", "one/1.png"), "one/1.png is not a folder"),
     ],
 )
@@ -327,7 +329,7 @@ def test_another_photo_of_the_same_name_is_said(prepare, tmp_path):
     prepare("photos", "a")
     before = pixels(tmp_path / "data")
     out = prepare("photos", "b")
-    assert "3 left out" in out and "b/2.png would be 2, which is another photo: rename it" in out
+    assert "3 skipped" in out and "b/2.png would become 2, which is another photo: rename it" in out
     assert pixels(tmp_path / "data") == before
 
 
@@ -345,4 +347,4 @@ def test_a_name_that_is_too_long_is_left_out(prepare, tmp_path):
     save_photos(tmp_path, 2)
     save(tmp_path / "photos" / ("x" * 150) / ("y" * 150 + ".png"))
     out = prepare("photos", "photos")
-    assert "1 left out" in out and "too long" in out and "1 pairs made in data/train, 1 in data/val" in out
+    assert "1 skipped" in out and "too long" in out and "1 pairs made in data/train, 1 in data/val" in out

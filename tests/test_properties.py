@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from conftest import fit, small_config
 from torch import nn
 
-import degradations as D
+import blur.degradations as D
+from blur.filters import convolve
+from blur.spectrum import log_power_spectrum
 from dataset import PairedImageDataset
 from models import StudentCNN, TeacherCNN
-from patches import generator_of
-from train import as_given, fit
-from utils import quantize_8bit, psnr, ssim
+from utils import make_generator, psnr, quantize_8bit, ssim
 
 NETWORKS = {
     "student": lambda: StudentCNN(convs=2, num_experts=3, hidden=8),
@@ -19,7 +20,7 @@ NETWORKS = {
 
 
 def random_photo(rng: np.random.Generator, most: int = 70) -> torch.Tensor:
-    """(3, H, W) of any size: noise, one colour, black, white or a ramp, in 8-bit steps."""
+    """(3, H, W) of any size: noise, one color, black, white or a ramp, in 8-bit steps."""
     height, width = (int(n) for n in rng.integers(1, most, 2))
     kind = rng.integers(5)
     if kind == 0:
@@ -36,21 +37,21 @@ def random_photo(rng: np.random.Generator, most: int = 70) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(30))
 def test_any_photo_is_blurred_to_8_bits_of_its_size_the_same_each_time(seed):
     photo = random_photo(np.random.default_rng([1, seed]))
-    blurry = D.random_degradation(photo, generator_of(1, seed))
+    blurry = D.random_degradation(photo, make_generator(1, seed))
     assert blurry.shape == photo.shape and torch.isfinite(blurry).all()
     assert torch.equal(blurry, quantize_8bit(blurry))
-    assert torch.equal(blurry, D.random_degradation(photo, generator_of(1, seed)))
+    assert torch.equal(blurry, D.random_degradation(photo, make_generator(1, seed)))
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "anisotropic", "defocus", "line", "shake"])
 def test_any_kernel_of_the_mixture_keeps_energy_and_amplifies_nothing(kind):
     for seed in range(15):
-        kernel = D.random_kernel(kind, generator_of(2, seed), D.Mixture())
+        kernel = D.random_kernel(kind, make_generator(2, seed), D.Mixture())
         assert kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1 and (kernel >= 0).all()
         assert float(kernel.sum()) == pytest.approx(1, abs=1e-5)
         assert float(torch.fft.fft2(kernel).abs().max()) <= 1 + 1e-5
         photo = random_photo(np.random.default_rng([2, seed]))
-        blurry = D.convolve(photo, kernel)
+        blurry = convolve(photo, kernel)
         assert blurry.min() >= photo.min() - 1e-5 and blurry.max() <= photo.max() + 1e-5
 
 
@@ -87,7 +88,7 @@ def test_a_photo_that_is_moved_by_whole_squares_is_sharpened_alike(name):
         nn.init.normal_(parameter, std=0.05)
     photo = torch.rand(1, 3, 240, 240)
     with torch.no_grad():
-        spectrum = network.log_power_spectrum(photo)
+        spectrum = log_power_spectrum(photo)
         whole, moved = network(photo, spectrum), network(photo[..., 4:, 8:], spectrum)
     inner = slice(100, 130)
     torch.testing.assert_close(whole[..., 104:134, 108:138], moved[..., inner, inner], atol=1e-4, rtol=0)
@@ -100,13 +101,8 @@ def test_a_short_seeded_training_gains_what_it_always_did(pairs, tmp_path):
         train_set, val_set = PairedImageDataset(pairs / "train", 32, seed=1), PairedImageDataset(pairs / "val")
         torch.manual_seed(1)
         student = StudentCNN()
-        settings = dict(NUM_EPOCHS=1, BATCH_SIZE=4, PATCHES_PER_PHOTO=80, LEARNING_RATE=2e-3)
-        machine = dict(device=torch.device("cpu"), outputs=tmp_path / name, workers=0, compiled=False)
-        best = tmp_path / name / "best.pth"
-        fit(
-            "student", student, as_given, nn.MSELoss(), train_set, val_set, {}, best, settings,
-            **machine, checkpoint_minutes=5, resume=False,
-        )  # fmt: skip
+        config = small_config(num_epochs=1, batch_size=4, patches_per_photo=80, learning_rate=2e-3)
+        fit(student, train_set, val_set, config, tmp_path / name / "best.pth", tmp_path / name)
         with torch.no_grad():
             gains = [psnr(student.eval()(b[None]), s[None]) - psnr(b[None], s[None]) for b, s in val_set]
         return float(torch.cat(gains).mean()), student.state_dict()

@@ -1,8 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +5,7 @@ from conftest import DEVICES
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
-from files import growing_file, atomic_write
-from utils import PSNRAndSSIMLoss, UserError, quantize_8bit, autocast_dtype, ms_per_megapixel, psnr, ssim
+from utils import PSNRAndSSIMLoss, UserError, autocast_dtype, ms_per_megapixel, psnr, quantize_8bit, ssim
 
 
 def two_images(height, width, noise=0.1, seed=0):
@@ -92,49 +86,8 @@ def test_the_loss_is_minus_the_mean_psnr_where_that_is_low_and_what_ssim_lacks_t
     assert float(PSNRAndSSIMLoss(floor=1e-3)(x, x)) == pytest.approx(-30, abs=1e-4)
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def fails_halfway(partial):
-        partial.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="file.txt cannot be written .*No space left"):
-        atomic_write(path, fails_halfway)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_the_time_for_a_megapixel_is_a_number_above_0():
     assert 0 < ms_per_megapixel(torch.nn.Conv2d(3, 3, 3), torch.device("cpu"), size=16) < np.inf
-
-
-def test_what_a_stopped_process_wrote_is_gone_on_with_and_a_running_one_is_left_alone(tmp_path):
-    stopped = subprocess.Popen([sys.executable, "-c", ""])
-    stopped.wait()
-    running = os.getppid()
-    for process, text in (stopped.pid, "one "), (running, "other"):
-        (tmp_path / f".a.txt.{socket.gethostname()}.{process}.partial").write_text(text)
-    with pytest.raises(KeyboardInterrupt), growing_file(tmp_path / "a.txt") as file:
-        file.write(b"two ")
-        raise KeyboardInterrupt
-    with growing_file(tmp_path / "a.txt") as file:  # this process again
-        file.write(b"three")
-    assert (tmp_path / "a.txt").read_text() == "one two three"
-    assert [path.read_text() for path in tmp_path.glob(".*")] == ["other"]
-
-
-def test_a_file_that_cannot_grow_is_one_sentence(tmp_path):
-    sentence = r"a\.txt cannot be written .*No space left.*: free some space"
-    with pytest.raises(UserError, match=sentence), growing_file(tmp_path / "a.txt"):
-        raise OSError(28, "No space left on device")
-
-
-def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path):
-    for name in "a" * 251 + ".txt", "ä" * 125 + ".txt":
-        atomic_write(tmp_path / name, lambda partial: partial.write_text("all"))
-        assert [path.name for path in tmp_path.iterdir()] == [name]
-        (tmp_path / name).unlink()
 
 
 def test_an_unknown_device_is_one_sentence():

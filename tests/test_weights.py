@@ -6,10 +6,10 @@ import skimage
 import torch
 from PIL import Image
 
-from degradations import add_noise, convolve, gaussian_kernel
+from blur.degradations import add_noise
+from blur.filters import convolve, gaussian_kernel
 from models import load_model
-from patches import to_tensor
-from utils import quantize_8bit, count_parameters, psnr, ssim
+from utils import count_parameters, psnr, quantize_8bit, ssim, to_tensor
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 

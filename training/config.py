@@ -63,14 +63,22 @@ class TrainConfig:
         return {name.upper(): value for name, value in asdict(self).items() if name not in free}
 
 
-def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[str, str | Path | None]) -> None:
+def check_paths(
+    outputs: str | Path,
+    written: dict[str, str | Path],
+    read: dict[str, str | Path],
+    optional: dict[str, str | Path | None] | None = None,
+) -> None:
     """Raise ``UserError`` if a file cannot be written, or would overwrite one that is read.
 
     Args:
         outputs: the constant OUTPUTS.
         written: name of the constant -> file for weights.
-        read: name of the constant -> file or folder, or None if it is not used.
+        read: name of the constant -> file or folder.
+        optional: more of these, or None if it is not used.
     """
+    used = {name: value for name, value in (optional or {}).items() if value is not None}
+    read = read | used
     for name, value in {"OUTPUTS": outputs, **written, **read}.items():
         if (not isinstance(value, (str, Path)) and not (value is None and name in read)) or value == "":
             raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes")

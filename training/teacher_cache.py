@@ -47,7 +47,7 @@ def cache_teacher_outputs(teacher: nn.Module, data: PairedImageDataset, weight: 
             file = _writable_cache(data) / file.name
             if rank() == 0:
                 lock = lock_output_dir(file.parent)
-                remove_files(p for p in file.parent.glob(f"{data.key}-*.outputs") if not p.name.startswith(name))
+                remove_files(p for p in file.parent.glob("*.outputs") if not p.name.startswith(name))
             _run_teacher(teacher, data, weight, device, file)
         except UserError as caught:
             error = str(caught)
@@ -104,7 +104,7 @@ def cache_blur_embeddings(network: nn.Module, data: PairedImageDataset, device: 
     with main_process_first():
         if not file.is_file():
             file = _writable_cache(data) / file.name
-            remove_files(file.parent.glob(f"{data.key}-*.embeddings"))
+            remove_files(file.parent.glob("*.embeddings"))
             bar = tqdm(data.spectra, "estimating blur", unit="photo", leave=False, disable=None)
             orientations = (torch.stack([transform_spectrum(each, dihedral) for dihedral in range(8)]) for each in bar)
             write_torch_file(file, torch.stack([network.embed_blur(each.to(device)).cpu() for each in orientations]))

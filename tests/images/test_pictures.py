@@ -4,8 +4,8 @@ import skimage.io
 import tifffile
 from PIL import Image
 
-from photos import read_photo
-from pictures import Picture, read_picture, write_picture
+from images.photos import read_photo
+from images.pictures import Picture, read_picture, write_picture
 from utils import UserError
 
 
@@ -32,7 +32,7 @@ def same(a, b):
 def test_8_bits_come_back_in_every_format_that_holds_them(tmp_path, suffix, channels):
     path, picture = tmp_path / f"a.{suffix}", picture_of(channels, np.uint8)
     if suffix in ("jpg", "bmp") and channels in (2, 4):
-        with pytest.raises(UserError, match="holds no transparency, choose a name that ends in .png"):
+        with pytest.raises(UserError, match="has no transparency, choose a name that ends in .png"):
             write_picture(path, picture)
         assert not any(tmp_path.iterdir())
         return
@@ -65,7 +65,7 @@ def test_16_bit_pngs_of_many_rows_are_right_across_the_blocks_they_are_packed_in
 
 def test_16_bits_do_not_go_into_a_format_of_8(tmp_path):
     for suffix in "jpg", "webp", "bmp":
-        with pytest.raises(UserError, match="holds no 16 bits"):
+        with pytest.raises(UserError, match="has no 16 bits"):
             write_picture(tmp_path / f"a.{suffix}", picture_of(3, np.uint16))
 
 
@@ -137,7 +137,7 @@ def test_exif_of_webp_is_kept_in_a_jpeg(tmp_path):
 def test_a_fourth_channel_that_is_no_plain_alpha_is_not_taken_for_it(tmp_path):
     for name, extra in ("multiplied", "assocalpha"), ("other", "unspecified"), ("plain", "unassalpha"):
         tifffile.imwrite(tmp_path / f"{name}.tif", values(4, np.uint16), photometric="rgb", extrasamples=[extra])
-    with pytest.raises(UserError, match="multiplied by its alpha"):
+    with pytest.raises(UserError, match="premultiplied alpha"):
         read_picture(tmp_path / "multiplied.tif")
     assert read_picture(tmp_path / "other.tif").alpha is None
     assert read_picture(tmp_path / "plain.tif").alpha.dtype == np.uint16
@@ -168,11 +168,11 @@ def test_what_cannot_be_kept_as_it_is_is_refused(tmp_path):
     photo.convert("LAB").save(tmp_path / "lab.tif")
     photo.save(tmp_path / "two.tif", save_all=True, append_images=[photo])
     for name, said in {
-        "inks.jpg": "inks of a printer",
+        "inks.jpg": "CMYK",
         "fax.png": "black and white",
-        "float.tif": "floating point",
-        "lab.tif": "kind LAB",
-        "two.tif": "holds 2 frames",
+        "float.tif": "floating-point",
+        "lab.tif": "color mode LAB",
+        "two.tif": "contains 2 frames",
     }.items():
         with pytest.raises(UserError, match=f"{name} .*{said}"):
             read_picture(tmp_path / name)
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_whole_picture_is_one_sentence(tmp_path):
     whole = (tmp_path / "whole.png").read_bytes()
     for name, content in {"cut": whole[:700], "empty": b"", "text": b"not a picture"}.items():
         (tmp_path / f"{name}.png").write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.png cannot be read as a picture .*replace or remove it"):
+        with pytest.raises(UserError, match=f"{name}.png cannot be read as an image .*replace or remove it"):
             read_picture(tmp_path / f"{name}.png")
     with pytest.raises(UserError, match="nowhere.png is missing"):
         read_picture(tmp_path / "nowhere.png")

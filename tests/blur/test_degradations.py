@@ -3,16 +3,17 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-import degradations as D
+import blur.degradations as D
+from blur import filters
 from utils import psnr
 
 KERNELS = {
-    "a gaussian": lambda g: D.gaussian_kernel(1.7),
-    "an anisotropic gaussian": lambda g: D.gaussian_kernel(2.5, 0.7, 0.6),
-    "a disk": lambda g: D.disk_kernel(2.5),
-    "a disk below a pixel": lambda g: D.disk_kernel(0.01),
-    "a line": lambda g: D.line_kernel(9, 0.4),
-    "a shake": lambda g: D.shake_kernel(15, g),
+    "a gaussian": lambda g: filters.gaussian_kernel(1.7),
+    "an anisotropic gaussian": lambda g: filters.gaussian_kernel(2.5, 0.7, 0.6),
+    "a disk": lambda g: filters.disk_kernel(2.5),
+    "a disk below a pixel": lambda g: filters.disk_kernel(0.01),
+    "a line": lambda g: filters.line_kernel(9, 0.4),
+    "a shake": lambda g: filters.shake_kernel(15, g),
 }
 
 
@@ -28,7 +29,7 @@ def photo(height=40, width=50, seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_kernel_keeps_brightness_and_place(name, seed):
     kernel = KERNELS[name](generator(seed))
-    x, y = D.grid(kernel.shape[0] // 2)
+    x, y = filters._grid(kernel.shape[0] // 2)
     assert kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1
     assert (kernel >= 0).all() and float(kernel.sum()) == pytest.approx(1, abs=1e-5)
     assert float((kernel * x).sum()) == pytest.approx(0, abs=1e-3)
@@ -37,38 +38,38 @@ def test_a_kernel_keeps_brightness_and_place(name, seed):
 
 def test_kernels_have_the_width_they_are_asked_for():
     def variance(kernel, axis):
-        return float((kernel * D.grid(kernel.shape[0] // 2)[axis] ** 2).sum())
+        return float((kernel * filters._grid(kernel.shape[0] // 2)[axis] ** 2).sum())
 
-    assert variance(D.gaussian_kernel(2.0), 0) == pytest.approx(4, rel=0.01)
-    assert variance(D.gaussian_kernel(3.0, 1.0, 0.0), 0) == pytest.approx(9, rel=0.01)
-    assert variance(D.gaussian_kernel(3.0, 1.0, 0.0), 1) == pytest.approx(1, rel=0.01)
-    assert variance(D.disk_kernel(4.0), 0) == pytest.approx(4**2 / 4 + 1 / 12, rel=0.02)  # disk and pixel
-    assert variance(D.line_kernel(12, 0.0), 0) == pytest.approx(12**2 / 12, rel=0.1)  # of a segment
-    assert variance(D.line_kernel(12, 0.0), 1) == pytest.approx(0, abs=1e-6)
+    assert variance(filters.gaussian_kernel(2.0), 0) == pytest.approx(4, rel=0.01)
+    assert variance(filters.gaussian_kernel(3.0, 1.0, 0.0), 0) == pytest.approx(9, rel=0.01)
+    assert variance(filters.gaussian_kernel(3.0, 1.0, 0.0), 1) == pytest.approx(1, rel=0.01)
+    assert variance(filters.disk_kernel(4.0), 0) == pytest.approx(4**2 / 4 + 1 / 12, rel=0.02)  # disk and pixel
+    assert variance(filters.line_kernel(12, 0.0), 0) == pytest.approx(12**2 / 12, rel=0.1)  # of a segment
+    assert variance(filters.line_kernel(12, 0.0), 1) == pytest.approx(0, abs=1e-6)
 
 
 def test_gaussian_blur_equals_scipy():
     image = photo()
     expected = gaussian_filter(image.numpy(), (0, 1.5, 1.5), mode="mirror")
-    np.testing.assert_allclose(D.convolve(image, D.gaussian_kernel(1.5)).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(filters.convolve(image, filters.gaussian_kernel(1.5)).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("function", [D.convolve, D.convolve_linear_light])
+@pytest.mark.parametrize("function", [filters.convolve, filters.convolve_linear_light])
 def test_blur_leaves_an_even_photo_as_it_is_up_to_the_border(function):
     image = torch.full((3, 30, 20), 0.3)
-    assert torch.allclose(function(image, D.disk_kernel(4)), image, atol=1e-5)
+    assert torch.allclose(function(image, filters.disk_kernel(4)), image, atol=1e-5)
 
 
 def test_blur_in_linear_light_spreads_bright_points_further():
     image = torch.zeros(3, 21, 21)
     image[:, 10, 10] = 1
-    kernel = D.gaussian_kernel(1.5)
-    assert (D.convolve_linear_light(image, kernel)[:, 10, 12] > 2 * D.convolve(image, kernel)[:, 10, 12]).all()
+    kernel = filters.gaussian_kernel(1.5)
+    assert (filters.convolve_linear_light(image, kernel)[:, 10, 12] > 2 * filters.convolve(image, kernel)[:, 10, 12]).all()
 
 
 def test_srgb_and_linear_light_are_inverse():
     values = torch.linspace(0, 1, 256)
-    assert torch.allclose(D.linear_to_srgb(D.srgb_to_linear(values)), values, atol=1e-5)
+    assert torch.allclose(filters.linear_to_srgb(filters.srgb_to_linear(values)), values, atol=1e-5)
 
 
 @pytest.mark.parametrize("down", ["bicubic", "bilinear", "area"])

@@ -5,35 +5,24 @@ import fcntl
 import os
 import shutil
 import signal
-import time
 
 import pytest
 import torch
+from conftest import hold_lock, small_teacher, wait_for
 
 import train
-from checkpoints import lock_output_dir, unfinished
-from dataset import PairedImageDataset, without_traceback
-from models import TeacherCNN
-from utils import UserError, run_cli
-
-
-def hold(folder):
-    lock = lock_output_dir(folder)  # noqa: F841  held until it is killed
-    print("held", flush=True)
-    time.sleep(60)
-
-
-def wait_for(text, process, log):
-    deadline = time.monotonic() + 60
-    while text not in log.read_text():
-        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+from cli import run_cli
+from dataset import PairedImageDataset
+from models import save_model
+from training.loop import catch_worker_exit
+from training.run import lock_output_dir, read_checkpoint
+from utils import UserError
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path, start):
-    other = start(hold, tmp_path, log=tmp_path / "log")
+    other = start(hold_lock, tmp_path, log=tmp_path / "log")
     wait_for("held", other, tmp_path / "log")
-    with pytest.raises(UserError, match="another training is at work in"):
+    with pytest.raises(UserError, match="another training is running in"):
         lock_output_dir(tmp_path)
     other.kill()
     other.join()
@@ -44,10 +33,12 @@ def endless_training(folder):
     os.chdir(folder)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
-    settings = dict(NUM_EPOCHS=10**6, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=4, TEACHER_WEIGHTS=None, DEVICE="cpu")
+    settings = dict(
+        NUM_EPOCHS=10**6, PATCH_SIZE=32, PATCHES_PER_PHOTO=4, BATCH_SIZE=4, DEVICE="cpu", REQUIRE_GOOD_TEACHER=False
+    )
     vars(train).update(settings)
-    train.TeacherCNN = lambda: TeacherCNN(4, 8, 1, 1)
-    train.train_estimator = lambda *_, **__: None
+    train.TEACHER_WEIGHTS = "teacher.pth"
+    save_model("teacher.pth", small_teacher())
     run_cli(train.main)
 
 
@@ -59,17 +50,17 @@ def test_a_training_that_is_stopped_leaves_no_half_file(pairs, tmp_path, start):
         trainings[number] = start(endless_training, folder, log=folder / "log")
     for number, training in trainings.items():
         log = tmp_path / number.name / "log"
-        wait_for("teacher 2/", training, log)
+        wait_for("student 2/", training, log)
         os.kill(training.pid, number)
         training.join(30)
         assert training.exitcode == 130 and "Traceback" not in log.read_text()
         assert not list((tmp_path / number.name).rglob("*partial*"))
-        torch.load(tmp_path / number.name / "outputs" / "last_teacher.pth", weights_only=True)
+        torch.load(tmp_path / number.name / "outputs" / "student_checkpoint.pth", weights_only=True)
 
 
 def test_a_data_worker_that_dies_is_one_sentence(pairs):
-    batches = without_traceback(iter(torch.utils.data.DataLoader(Dies(), batch_size=None, num_workers=1)))
-    with pytest.raises(UserError, match=r"a process that cuts patches has ended.*run again to go on, with NUM_WORKERS = 0"):
+    batches = catch_worker_exit(iter(torch.utils.data.DataLoader(Dies(), batch_size=None, num_workers=1)))
+    with pytest.raises(UserError, match=r"a worker process has ended.*run again to resume, with NUM_WORKERS = 0"):
         list(batches)
 
 
@@ -99,14 +90,14 @@ def test_a_folder_without_locks_is_used_all_the_same(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     "error, sentence",
     [
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-            "there is not enough memory",
+            "out of memory",
         ),
         (
-            PermissionError(errno.EACCES, "Permission denied", "outputs/last.pth"),
-            "outputs/last.pth failed (Permission denied)",
+            PermissionError(errno.EACCES, "Permission denied", "outputs/best.pth"),
+            "outputs/best.pth failed (Permission denied)",
         ),
     ],
 )
@@ -124,6 +115,6 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     (tmp_path / "last.pth").touch()
-    monkeypatch.setattr("files.zipfile.ZipFile", forbidden)  # root may read everything
+    monkeypatch.setattr("images.files.zipfile.ZipFile", forbidden)  # root may read everything
     with pytest.raises(PermissionError):
-        unfinished(tmp_path / "last.pth")
+        read_checkpoint(tmp_path / "last.pth")

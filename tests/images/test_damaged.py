@@ -10,9 +10,9 @@ from PIL import Image
 
 import sharpen
 from dataset import PairedImageDataset
+from images.photos import read_photo
+from images.pictures import read_picture
 from models import StudentCNN, save_model
-from photos import read_photo
-from pictures import read_picture
 from utils import UserError
 
 COPIES = 30  # damaged files of each kind
@@ -40,7 +40,7 @@ KINDS = {  # what Pillow is told to write, and the end of the name
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """``content`` with bytes flipped, cut off, zeroed, doubled or left out at random."""
+    """``content`` with bytes flipped, cut off, zeroed, doubled or skipped at random."""
     values = np.frombuffer(content, np.uint8).copy()
     place = int(rng.integers(len(values)))
     length = int(rng.integers(1, max(2, len(values) // 8)))

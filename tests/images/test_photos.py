@@ -5,7 +5,7 @@ import pytest
 from conftest import dummy_photo
 from PIL import Image
 
-from photos import DecodedPhotos, find_photos, read_photo
+from images.photos import DecodedPhotos, find_photos, read_photo
 from utils import UserError
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
@@ -43,7 +43,7 @@ def test_an_unreadable_photo_is_one_sentence_that_names_it(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
     for name in "cut", "empty", "text":
-        with pytest.raises(UserError, match=f"{name}.png cannot be read as a picture") as caught:
+        with pytest.raises(UserError, match=f"{name}.png cannot be read as an image") as caught:
             read_photo(tmp_path / f"{name}.png")
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="nothing.png is missing"):
@@ -57,7 +57,7 @@ def test_photos_are_found_in_sub_folders_in_order_and_hidden_ones_are_not(tmp_pa
     (tmp_path / "notes.txt").touch()
     assert find_photos(tmp_path) == [tmp_path / "a/c.JPG", tmp_path / "b.png"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no photos"):
+    with pytest.raises(UserError, match="empty contains no photos"):
         find_photos(tmp_path / "empty")
     with pytest.raises(UserError, match="elsewhere is not a folder"):
         find_photos(tmp_path / "elsewhere")
@@ -82,7 +82,7 @@ def test_decoded_photos_equal_the_files(tmp_path):
 def test_photos_are_decoded_once_until_one_is_changed_added_or_removed(tmp_path, monkeypatch):
     paths = photos_in(tmp_path)
     opened = []
-    monkeypatch.setattr("photos.read_photo", lambda path: opened.append(path) or read_photo(path))
+    monkeypatch.setattr("images.photos.read_photo", lambda path: opened.append(path) or read_photo(path))
     DecodedPhotos(paths, tmp_path / "cache")
     DecodedPhotos(paths, tmp_path / "cache")
     assert len(opened) == 3
@@ -90,6 +90,35 @@ def test_photos_are_decoded_once_until_one_is_changed_added_or_removed(tmp_path,
     assert DecodedPhotos(paths, tmp_path / "cache").shapes[1] == (9, 9)
     assert DecodedPhotos(paths[:2], tmp_path / "cache").shapes == [(10, 20), (9, 9)]
     assert len(list((tmp_path / "cache").iterdir())) == 2  # the pixels and index of earlier states are gone
+
+
+def test_the_key_depends_on_what_the_photos_show_alone(tmp_path):
+    keys = []
+    for folder in "a", "b":
+        (tmp_path / folder).mkdir()
+        keys.append(DecodedPhotos(photos_in(tmp_path / folder), tmp_path / folder / "cache").key)
+    for path in photos_in(tmp_path / "a"):
+        os.utime(path, (1, 1))
+    keys.append(DecodedPhotos(photos_in(tmp_path / "a"), tmp_path / "a" / "cache").key)
+    assert len(set(keys)) == 1
+    Image.fromarray(dummy_photo(10, 20, seed=7)).save(tmp_path / "a" / "0.png")
+    assert DecodedPhotos(sorted((tmp_path / "a").glob("*.png")), tmp_path / "a" / "cache").key not in keys
+
+
+def test_a_moved_folder_stays_decoded(tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    decoded = DecodedPhotos(photos_in(tmp_path / "old"), tmp_path / "old" / "cache")
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.delattr("images.photos.read_photo")
+    assert DecodedPhotos(sorted((tmp_path / "new").glob("*.png")), tmp_path / "new" / "cache").key == decoded.key
+
+
+def test_a_complete_cache_in_a_folder_that_cannot_be_written_to_is_used(tmp_path, monkeypatch, capsys):
+    paths = photos_in(tmp_path)
+    DecodedPhotos(paths, tmp_path / "cache")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.delattr("images.photos.read_photo")
+    assert DecodedPhotos(paths, tmp_path / "cache").cache == tmp_path / "cache" and not capsys.readouterr().out
 
 
 def test_all_unreadable_photos_are_named_and_nothing_is_kept(tmp_path):
@@ -105,7 +134,7 @@ def test_an_unwritable_cache_is_replaced_by_a_temporary_one(tmp_path, capsys):
     (tmp_path / "file").touch()
     decoded = DecodedPhotos(photos_in(tmp_path), tmp_path / "file" / "cache")
     assert decoded[2].shape == (12, 18, 3)
-    assert "cannot be written" in capsys.readouterr().out
+    assert "cannot be written to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("by_seeking", [False, True])
@@ -123,5 +152,5 @@ def test_pixels_that_are_cut_off_while_in_use_are_one_sentence(tmp_path):
     assert decoded[2].shape == (12, 18, 3)
     os.truncate(decoded.file, 1300)
     assert decoded[0].shape == (10, 20, 3)
-    with pytest.raises(UserError, match="was removed or cut while it was in use"):
+    with pytest.raises(UserError, match="was removed or truncated while in use"):
         decoded[2]

@@ -1,0 +1,54 @@
+import os
+
+import pytest
+
+from images.files import atomic_write, resumable_file
+from utils import UserError
+
+
+def test_an_interrupted_file_continues_where_it_was(tmp_path):
+    with pytest.raises(KeyboardInterrupt), resumable_file(tmp_path / "a.txt") as file:
+        file.write(b"one ")
+        raise KeyboardInterrupt
+    assert not (tmp_path / "a.txt").exists()
+    with resumable_file(tmp_path / "a.txt") as file:
+        file.write(b"two")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "one two")]
+
+
+def test_a_folder_is_listed_once_for_many_writes_and_old_leftovers_are_removed(tmp_path, monkeypatch):
+    old, young = tmp_path / ".a.1.partial.txt", tmp_path / ".b.2.partial.txt"
+    for path in old, young:
+        path.touch()
+    os.utime(old, (1, 1))
+    listed, glob = [], type(tmp_path).glob
+    monkeypatch.setattr(type(tmp_path), "glob", lambda self, *_, **__: listed.append(self) or glob(self, *_, **__))
+    for k in range(5):
+        atomic_write(tmp_path / f"{k}.txt", lambda partial: partial.write_text("all"))
+    assert listed == [tmp_path] and not old.exists() and young.exists()
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fails_halfway(partial):
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="file.txt cannot be written .*No space left"):
+        atomic_write(path, fails_halfway)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_grow_is_one_sentence(tmp_path):
+    sentence = r"a\.txt cannot be written .*No space left.*: free some disk space"
+    with pytest.raises(UserError, match=sentence), resumable_file(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path):
+    for name in "a" * 251 + ".txt", "ä" * 125 + ".txt":
+        atomic_write(tmp_path / name, lambda partial: partial.write_text("all"))
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
