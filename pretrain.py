@@ -68,8 +68,10 @@ def main() -> None:
         checkpoint_minutes=CHECKPOINT_MINUTES,
         resume=RESUME,
     )
-    inputs = {"START_FROM": START_FROM, "PHOTOS": PHOTOS, "VAL_PHOTOS": VAL_PHOTOS, "DATA": DATA}
-    check_paths(OUTPUTS, {"TEACHER": TEACHER}, inputs)
+    optional = {"START_FROM": START_FROM, "PHOTOS": PHOTOS, "VAL_PHOTOS": VAL_PHOTOS}
+    check_paths(OUTPUTS, {"TEACHER": TEACHER}, {"DATA": DATA}, optional)
+    if VAL_PHOTOS and not PHOTOS:
+        raise UserError(f"VAL_PHOTOS = {VAL_PHOTOS!r} needs PHOTOS, which is None: set both or neither")
     device = init_distributed(DEVICE)
     torch.manual_seed(SEED)
     outputs = Path(OUTPUTS)
@@ -105,8 +107,6 @@ def main() -> None:
 
 
 def open_pairs() -> tuple[PairedImageDataset, PairedImageDataset]:
-    if VAL_PHOTOS:
-        raise UserError(f"VAL_PHOTOS = {VAL_PHOTOS!r} needs PHOTOS, which is None: set both or neither")
     data = find_or_make_data(DATA)
     return PairedImageDataset(data / "train", PATCH_SIZE, SEED), PairedImageDataset(data / "val")
 

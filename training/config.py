@@ -77,10 +77,9 @@ def check_paths(
         read: name of the constant -> file or folder.
         optional: more of these, or None if it is not used.
     """
-    used = {name: value for name, value in (optional or {}).items() if value is not None}
-    read = read | used
+    read = read | {name: value for name, value in (optional or {}).items() if value is not None}
     for name, value in {"OUTPUTS": outputs, **written, **read}.items():
-        if (not isinstance(value, (str, Path)) and not (value is None and name in read)) or value == "":
+        if not isinstance(value, (str, Path)) or not str(value):
             raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes")
     check_writable(Path(outputs), "OUTPUTS")
     for name, file in written.items():
@@ -90,7 +89,7 @@ def check_paths(
                 f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth, such as best.pth"
             )
         for other, source in read.items():
-            if source is not None and os.path.realpath(source) == os.path.realpath(path):
+            if os.path.realpath(source) == os.path.realpath(path):
                 raise UserError(f"{name} and {other} are both {file}, which would be overwritten: choose another file")
         check_writable(path.parent, name)
 

@@ -97,6 +97,7 @@ def test_each_is_sharpened_or_has_its_sentence(folder, tmp_path, monkeypatch, ca
         assert read_picture(tmp_path / "out" / name).pixels.shape == read_picture(folder / name).pixels.shape
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # run_cli ignores them, too
 def test_each_is_read_or_has_its_sentence_before_a_training(folder, tmp_path):
     good, bad = [], []
     for path in sorted(folder.iterdir()):

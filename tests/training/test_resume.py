@@ -50,10 +50,10 @@ def test_a_finished_training_is_followed_by_a_new_one(constants, capsys):
 def test_an_interrupted_training_goes_on_and_says_so(run, tmp_path, capsys):
     alone, stopped, again = small_student(), small_student(), small_student()
     run(alone, outputs=tmp_path / "alone")
-    loss_fn, outputs = FailsAtStep5(interrupt), tmp_path / "stopped"
+    outputs = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, loss_fn=loss_fn, outputs=outputs)
-    run(again, loss_fn=loss_fn, outputs=outputs)
+        run(stopped, loss_fn=FailsAtStep5(interrupt), outputs=outputs)
+    run(again, loss_fn=FailsAtStep5(lambda loss: loss), outputs=outputs)
     assert "resuming the interrupted training after step 3 of 6" in capsys.readouterr().out
     assert same_weights(alone, again)
 
@@ -73,9 +73,7 @@ def test_a_run_killed_after_its_last_epoch_only_draws_its_pictures(constants, mo
 
 def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
     (interrupted / "best_student_model.pth").unlink()
-    with pytest.raises(
-        UserError, match=r"best_student_model.pth, the best weights .*is missing: put it back or set RESUME = False"
-    ):
+    with pytest.raises(UserError, match=r"best_student_model.pth, the best weights .*is missing: put it back"):
         train.main()
 
 
@@ -160,9 +158,7 @@ def test_with_the_old_values_an_interrupted_main_is_resumed_whatever_the_times_o
 def test_a_damaged_checkpoint_is_one_sentence(interrupted, content):
     last = interrupted / "outputs" / "student_checkpoint.pth"
     last.write_bytes(last.read_bytes()[:5000] if content is None else content)
-    with pytest.raises(
-        UserError, match=r"student_checkpoint.pth is damaged or not a checkpoint: remove it or set RESUME = False"
-    ):
+    with pytest.raises(UserError, match=r"student_checkpoint.pth is damaged or not a checkpoint: remove it"):
         train.main()
 
 
@@ -173,8 +169,6 @@ def test_a_full_disk_is_a_sentence_and_the_earlier_checkpoint_survives(interrupt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("images.files.torch.save", full)
-    with pytest.raises(
-        UserError, match=r"student_checkpoint\.pth cannot be written .*No space left on device.*: free some disk space"
-    ):
+    with pytest.raises(UserError, match=r"checkpoint\.pth cannot be written .*No space left.*: free some disk space"):
         train.main()
     assert (interrupted / "outputs" / "student_checkpoint.pth").read_bytes() == before

@@ -1,0 +1,22 @@
+"""Imports go down only: scripts -> training -> inference -> models, dataset -> images -> blur -> cli -> utils."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"train", "pretrain", "prepare_data", "sharpen", "evaluate"}
+FLOORS = [{"utils"}, {"cli"}, {"blur"}, {"images"}, {"models", "dataset"}, {"inference"}, {"training"}, SCRIPTS]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def test_imports_go_down_only_and_every_file_has_its_floor():
+    files = [*ROOT.glob("*.py"), *(file for name in ("blur", "images", "training") for file in (ROOT / name).glob("*.py"))]
+    assert {file.relative_to(ROOT).parts[0].removesuffix(".py") for file in files} == FLOOR_OF.keys()
+    for file in files:
+        room = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+                for other in {name.partition(".")[0] for name in names} & FLOOR_OF.keys():
+                    inside = other == room and (ROOT / room).is_dir()
+                    assert inside or FLOOR_OF[other] < FLOOR_OF[room], f"{file.name} imports {other}"
