@@ -1,10 +1,10 @@
-"""Blurs sharp photos at both ends and in the middle of every range of degradations.Mixture, a folder for each level.
+"""Blurs sharp photos at both ends and in the middle of every range of degradations.Mixture, a folder for each case.
 
     python benchmarks/blur_ranges.py PHOTOS OUT [--photos 20]
     python evaluate.py OUT
 
-Noise is in the middle of its range but where it is varied itself; a middle is the geometric one, as blurs are
-drawn, but for noise and JPEG. The same photos and version give the same pixels.
+Noise is in the middle of its range except where it is varied itself; the middle is the geometric one, as blurs are drawn,
+except for noise and JPEG. The same photos and version give the same pixels.
 """
 
 import dataclasses
@@ -37,47 +37,47 @@ RANGES = {
 def main() -> None:
     parser = CliParser(__doc__)
     parser.add_argument("folder", type=Path, help="sharp photos")
-    parser.add_argument("out", type=Path, help="a folder that is not there yet, or empty")
+    parser.add_argument("out", type=Path, help="a new or empty folder")
     parser.add_argument("--photos", type=whole_number(1), default=20, help="how many, evenly from the folder (20)")
     options = parser.parse_args()
     if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
-        raise UserError(f"{options.out} is there already: name another folder, or remove it")
+        raise UserError(f"{options.out} exists already: name another folder, or remove it")
     check_writable(options.out, "OUT")
     paths = find_photos(options.folder)
     paths = [paths[i * len(paths) // options.photos] for i in range(min(options.photos, len(paths)))]
-    levels = make_levels(Mixture())
+    cases = make_cases(Mixture())
     for number, path in enumerate(tqdm(paths, "blurring", unit="photo", disable=None)):
         sharp = to_tensor(read_photo(path))
-        for level, mixture in levels.items():
-            blurry = random_degradation(sharp, make_generator(zlib.crc32(f"{level}/{path.stem}".encode())), mixture)
-            folder = options.out / level / f"{number:03d}-{path.stem}"  # photos of sub-folders may have one name
+        for case, mixture in cases.items():
+            blurry = random_degradation(sharp, make_generator(zlib.crc32(f"{case}/{path.stem}".encode())), mixture)
+            folder = options.out / case / f"{number:03d}-{path.stem}"  # photos in sub-folders may share a name
             for name, image in ("blurry", blurry), ("sharp", sharp):
                 picture = Image.fromarray(to_pixels(image))
-                atomic_write(folder / f"{name}.png", functools.partial(picture.save, compress_level=3))
-    print(f"{len(paths)} photos at {len(levels)} levels are in {options.out}")
+                atomic_write(folder / f"{name}.png", functools.partial(picture.save, compress_case=3))
+    print(f"{len(paths)} photos at {len(cases)} cases are in {options.out}")
 
 
-def make_levels(mixture: Mixture) -> dict[str, Mixture]:
-    """Name of a level -> a mixture that draws nothing but this one."""
+def make_cases(mixture: Mixture) -> dict[str, Mixture]:
+    """Name of a case -> a mixture that draws only this one."""
     noise = sum(mixture.noise_sigma) / 2
     fixed = dataclasses.replace(
         mixture, identity=0, linear_light=0, then_rescale=0, noise=1, noise_rescaled=1, noise_sigma=(noise, noise), jpeg=0
     )
-    levels = {}
+    cases = {}
     for kind, name in RANGES.items():
         low, high = getattr(mixture, name)
         for value in low, math.sqrt(low * high), high:
             only = dataclasses.replace(fixed, blurs={kind: 1.0}, **{name: (value, value)})
-            levels[f"{kind}-{value:.2f}"] = only
+            cases[f"{kind}-{value:.2f}"] = only
     middle = math.sqrt(mixture.sigma[0] * mixture.sigma[1])
     soft = dataclasses.replace(fixed, blurs={"gaussian": 1.0}, sigma=(middle, middle))
-    levels["linear-light"] = dataclasses.replace(soft, linear_light=1)
+    cases["linear-light"] = dataclasses.replace(soft, linear_light=1)
     for sigma in mixture.noise_sigma:
-        levels[f"noise-{sigma:.1f}"] = dataclasses.replace(soft, noise_sigma=(sigma, sigma))
+        cases[f"noise-{sigma:.1f}"] = dataclasses.replace(soft, noise_sigma=(sigma, sigma))
     low, high = mixture.quality
     for quality in low, (low + high) / 2, high:
-        levels[f"jpeg-{quality:.0f}"] = dataclasses.replace(soft, jpeg=1, quality=(quality, quality))
-    return levels
+        cases[f"jpeg-{quality:.0f}"] = dataclasses.replace(soft, jpeg=1, quality=(quality, quality))
+    return cases
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Does a student learn more from its teacher than from the sharp photos? The same student, steps and seeds for each answer.
+"""Does a student learn more from its teacher than from ground truth? The same student, steps and seeds for each target.
 
     python benchmarks/does_distillation_help.py DATA
 
-DATA holds train/ and val/ as train.py wants them. DISTILL_WEIGHT is 1, 0.5 or 0; then there are sharp photos for a quarter
-of the pairs only: the student learns from these alone, or also from the teacher's answers to the other blurry photos.
+DATA contains train/ and val/ as for train.py. DISTILL_WEIGHT is 1, 0.5 or 0; in the last two rows sharp photos exist for a
+quarter of the pairs only: the student learns from these alone, or also from the teacher's outputs for the other photos.
 """
 
 import sys
@@ -17,18 +17,19 @@ from torch import nn
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from student_designs import teach
-from utils_MISSING import seed_everything
+from student_designs import train_student
 
 import train
 from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset, find_pairs
 from models import StudentCNN, load_model, share_estimator
 from training.distributed import init_distributed
+from training.loop import validate
+from training.teacher_cache import cache_teacher_outputs
 from utils import Scores
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
-CASES = ["the teacher's answers", "half of each", "the sharp photos", "a quarter sharp, the rest answers"]
+CASES = ["teacher outputs", "half of each", "sharp photos", "a quarter sharp, the rest teacher outputs"]
 CASES += ["a quarter sharp, nothing else"]
 KNOWN = 4  # every fourth photo has a sharp version in the last two cases
 
@@ -46,31 +47,30 @@ def main() -> None:
     folder, val_set = options.data / "train", PairedImageDataset(options.data / "val")
     teacher = load_model(options.weights).to(device, memory_format=torch.channels_last)
 
-    def mix_experts(weight: float) -> Callable[[int], Dataset]:
+    def weighted(weight: float) -> Callable[[int], Dataset]:
         def make(seed: int) -> Dataset:
             photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
             if weight:
-                photos.cache_teacher_outputs(teacher, device, weight)
+                photos.targets = cache_teacher_outputs(teacher, photos, weight, device)
             return photos
 
         return make
 
     def partly_known(seed: int) -> Dataset:
         photos = PairedImageDataset(folder, train.PATCH_SIZE, seed)
-        sharp = photos.target
-        photos.cache_teacher_outputs(teacher, device)
-        photos.target = SomeOf(sharp, photos.target, {photos.folders.index(pair) for pair in known_pairs(folder)})
+        outputs = cache_teacher_outputs(teacher, photos, 1.0, device)
+        photos.targets = SomeOf(photos.sharp, outputs, {photos.folders.index(pair) for pair in known_pairs(folder)})
         return photos
 
     with tempfile.TemporaryDirectory() as known:
         for pair in known_pairs(folder):
             (Path(known) / pair.name).symlink_to(pair.resolve())
-        makers = [mix_experts(1), mix_experts(0.5), mix_experts(0), partly_known]
+        makers = [weighted(1), weighted(0.5), weighted(0), partly_known]
         makers.append(lambda seed: PairedImageDataset(Path(known), train.PATCH_SIZE, seed))
         cases = {name: make for name, make in zip(CASES, makers, strict=True) if name in only}
-        blurry, best = (train.validate(network, val_set, device) for network in (nn.Identity(), teacher))
+        blurry, best = (validate(network, val_set, device) for network in (nn.Identity(), teacher))
         print(f"input {blurry.psnr:.2f} dB / {blurry.ssim:.4f}, teacher {best.psnr:.2f} dB / {best.ssim:.4f}")
-        print(f"{'the student learns from':36s} {'PSNR dB':>8s} {'+-':>5s} {'SSIM':>7s} {'+-':>6s}   each seed")
+        print(f"{'target':36s} {'PSNR dB':>8s} {'+-':>5s} {'SSIM':>7s} {'+-':>6s}   each seed")
         scores = {name: [] for name in cases}
         for seed in range(options.seeds):
             for name, make in cases.items():  # seed by seed: a slow machine can be stopped early
@@ -85,11 +85,10 @@ def main() -> None:
 
 
 def trained(teacher: nn.Module, photos: Dataset, val_set: Dataset, steps: int, seed: int, device: torch.device) -> Scores:
-    seed_everything(seed)
+    torch.manual_seed(seed)
     student = StudentCNN().to(device, memory_format=torch.channels_last)
     share_estimator(teacher, student)  # in all cases, so that they differ in their targets alone
-    teach(student, photos, steps, device)
-    return train.validate(student, val_set, device)
+    return train_student(student, photos, val_set, steps, device)
 
 
 def known_pairs(folder: Path) -> list[Path]:
@@ -100,7 +99,7 @@ def known_pairs(folder: Path) -> list[Path]:
 
 
 class SomeOf:
-    """The pixels of the photos ``known`` from one store, of the others from another."""
+    """The pixels of the photos ``known`` from one place, of the others from another."""
 
     def __init__(self, these, others, known: set[int]):
         self.these, self.others, self.known = these, others, known

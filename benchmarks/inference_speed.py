@@ -1,11 +1,11 @@
-"""How long one 1920x1080 frame takes, 8-bit picture in memory to 8-bit picture in memory.
+"""How long one 1920x1080 frame takes, from 8-bit pixels in memory to 8-bit pixels in memory.
 
     python benchmarks/inference_speed.py
     python benchmarks/inference_speed.py --threads 1 --size 3840x2160
 
-Each takes some frames one after another, as in a video, and that in three laps. "Convolutions alone" are those of the
-fast student on tensors that are there already: the limit. Untrained networks are as fast as trained ones. Close other
-programs first.
+Each method processes some frames one after another, as in a video, in three rounds. "Convolutions alone" are those of the
+fused student on tensors that are already there: the limit. Untrained networks are as fast as trained ones. Close
+other programs first.
 """
 
 import sys
@@ -32,8 +32,8 @@ def main() -> None:
     parser = CliParser(__doc__)
     parser.add_argument("--size", default="1920x1080", help="WIDTHxHEIGHT of the frame")
     parser.add_argument("--threads", type=whole_number(1, 1024), help="of torch on the CPU; all cores, if not given")
-    parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each in each of the laps")
-    parser.add_argument("--slow-rounds", type=whole_number(1), default=2, help="the same of what takes seconds on a CPU")
+    parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each method in each round")
+    parser.add_argument("--slow-rounds", type=whole_number(1), default=2, help="the same for what takes seconds on a CPU")
     options = parser.parse_args()
     height, width = parse_size("--size", options.size)
     if options.threads:
@@ -45,7 +45,7 @@ def main() -> None:
         measure(*size, device, options.rounds, options.slow_rounds)
 
 
-PATCHES_PER_VERSION = 3
+ROUNDS = 3
 SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}
 
 
@@ -56,23 +56,23 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
     nn.init.normal_(student.convs[-1].base.weight, std=0.05)
     for network in student, teacher:
         network.to(memory_format=torch.channels_last)
-    fast, plain = FusedStudent(student), FusedStudent(student, torch.float32)
+    fused, plain = FusedStudent(student), FusedStudent(student, torch.float32)
     picture, pillow = torch.from_numpy(frame).to(device), Image.fromarray(frame)
-    convolutions = ConvolutionsAlone(fast, picture)
-    name = f"student, fast ({str(fast.dtype).removeprefix('torch.')})"
+    convolutions = ConvolutionsAlone(fused, picture)
+    name = f"student, fused ({str(fused.dtype).removeprefix('torch.')})"
     ways = {
-        name: lambda: fast(picture),
+        name: lambda: fused(picture),
         "student, float32": lambda: in_float32(student, picture),
-        "student, fast in float32": lambda: plain(picture),
+        "student, fused in float32": lambda: plain(picture),
         "convolutions alone": convolutions.run,
         "Pillow UnsharpMask(2, 150, 3)": lambda: pillow.filter(ImageFilter.UnsharpMask(2, 150, 3)),
         "scipy Gaussian unsharp mask": lambda: scipy_unsharp(frame),
         "teacher": lambda: sharpen_pixels(teacher, frame, 1.0, device),
     }
     if device.type == "cuda":
-        ways["student, fast, 8 frames"] = lambda: [fast(picture) for _ in range(8)]
+        ways["student, fused, 8 frames"] = lambda: [fused(picture) for _ in range(8)]
     seconds = {way: [] for way in ways}
-    for _ in range(PATCHES_PER_VERSION):  # a way's frames follow each other, as a video's do
+    for _ in range(ROUNDS):  # frames of one method follow each other, as in a video
         for way, run in ways.items():
             count = slow_rounds if way in SLOW else rounds
             for done in range(-2, count):  # two to warm up
@@ -89,10 +89,10 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
         middle[way], slow = np.median(spent) * 1000, np.percentile(spent, 95) * 1000
         network = networks.get(way.split(",")[0])
         gmac = network and gmac_per_megapixel(network) * height * width / 1e6
-        metadata = f"{count_parameters(network):12,d} {gmac:13.1f}" if network else ""
-        print(f"{way:32s} {middle[way]:8.1f} {slow:16.1f} {facts}")
+        columns = f"{count_parameters(network):12,d} {gmac:13.1f}" if network else ""
+        print(f"{way:32s} {middle[way]:8.1f} {slow:16.1f} {columns}")
     others = [way for way in ways if way != name]
-    print("fast student / " + ", / ".join(f"{way} {middle[name] / middle[way]:.2f}" for way in others))
+    print("fused student / " + ", / ".join(f"{way} {middle[name] / middle[way]:.2f}" for way in others))
 
 
 def example_frame(height: int, width: int) -> np.ndarray:
@@ -113,9 +113,9 @@ def scipy_unsharp(frame: np.ndarray) -> np.ndarray:
 
 
 class ConvolutionsAlone:
-    """Those of ``fast`` for ``picture``, without all that is done between them."""
+    """Those of ``fused`` for ``picture``, without everything between them."""
 
-    def __init__(self, fast: FusedStudent, picture: Tensor):
+    def __init__(self, fused: FusedStudent, picture: Tensor):
         calls = self.calls = []
 
         def noted(convolution):
@@ -128,7 +128,7 @@ class ConvolutionsAlone:
         kept = F.conv2d, F.conv_transpose2d
         F.conv2d, F.conv_transpose2d = map(noted, kept)
         try:
-            fast(picture)
+            fused(picture)
         finally:
             F.conv2d, F.conv_transpose2d = kept
 

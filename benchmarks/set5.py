@@ -1,10 +1,10 @@
-"""The field's oldest table: photos halved and enlarged again by bicubic, then sharpened; PSNR of brightness on Set5.
+"""The field's oldest table: photos halved and enlarged again bicubically, then sharpened; PSNR of luma on Set5.
 
     python benchmarks/set5.py score SET5 [WEIGHTS ...]
     python benchmarks/set5.py pairs PHOTOS OUT
 
-SET5 is the folder of the five photos. "pairs" makes OUT/train and OUT/val of a folder of sharp photos, one in ten for
-validation: with DATA = "OUT", pretrain.py and train.py then teach a teacher and a student this task alone.
+SET5 is the folder of the five photos. "pairs" makes OUT/train and OUT/val from a folder of sharp photos, one in ten for
+validation: with DATA = "OUT", pretrain.py and train.py then train a teacher and a student for this task alone.
 
 The protocol is that of the published figures: sides cut to even numbers, bicubic with antialiasing, 8 bits, Y of YCbCr as
 MATLAB has it, 2 pixels cut off at each border. Published, for a scale of 2: SRCNN arXiv:1501.00092, VDSR arXiv:1511.04587.
@@ -53,10 +53,10 @@ def score(folder: Path, weights: list[Path]) -> None:
     paths = find_photos(folder)
     for path in paths:
         sharp, blurry = halved_and_enlarged(path)
-        sums["bicubic"] += psnr_of_brightness(blurry, sharp)
+        sums["bicubic"] += psnr_of_luma(blurry, sharp)
         for name, network in networks.items():
-            sums[name] += psnr_of_brightness(sharpen_pixels(network, blurry, 1.0, device), sharp)
-    print(f"PSNR of brightness, mean of {len(paths)} photos; GMAC per megapixel")
+            sums[name] += psnr_of_luma(sharpen_pixels(network, blurry, 1.0, device), sharp)
+    print(f"PSNR of luma, mean of {len(paths)} photos; GMAC per megapixel")
     for name, total in sums.items():
         cost = f"{gmac_per_megapixel(networks[name]):8.1f}" if name in networks else ""
         print(f"{name:40s} {total / len(paths):6.2f} dB {cost}")
@@ -75,7 +75,7 @@ def halved_and_enlarged(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return sharp, np.array(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def psnr_of_brightness(picture: np.ndarray, sharp: np.ndarray) -> float:
+def psnr_of_luma(picture: np.ndarray, sharp: np.ndarray) -> float:
     """PSNR in dB of Y, from 16 to 235 for 8 bits as ITU-R BT.601 has it, without the border."""
     inner = slice(BORDER, -BORDER)
     weights = np.array([65.481, 128.553, 24.966]) / 255
@@ -86,7 +86,7 @@ def psnr_of_brightness(picture: np.ndarray, sharp: np.ndarray) -> float:
 def make_pairs(folder: Path, out: Path) -> None:
     check_writable(out, "OUT")
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is there already: name another folder, or remove it")
+        raise UserError(f"{out} exists already: name another folder, or remove it")
     for number, path in enumerate(tqdm(find_photos(folder), "halving and enlarging", unit="photo", disable=None)):
         pair = out / ("train" if number % VAL_EVERY else "val") / f"{number:05d}"
         for name, pixels in zip(("sharp.png", "blurry.png"), halved_and_enlarged(path), strict=True):

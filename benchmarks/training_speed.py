@@ -1,11 +1,11 @@
-"""How much of the time of a training is training: images per second of the plain loop, of train.py, and of the limit.
+"""How much of a training's time is training: images per second of a plain loop, of train.py, and of the limit.
 
     python benchmarks/training_speed.py
     python benchmarks/training_speed.py --pairs 100 2000 --size 1280x720 --small-teacher --keep FOLDER
 
-The plain loop decodes both PNGs for each patch, asks the teacher at every step, and computes in float32.
-The limit is train.py's own step on a batch that is in memory already. All are measured in turns, round by
-round, on the same photos and networks; the medians of the rounds are printed. Close other programs first.
+The plain loop decodes both PNGs for each patch, runs the teacher at every step, and computes in float32. The limit is
+train.py's own step on a batch that is already in memory. All are measured in turns, round by round, on the same photos
+and networks; medians of the rounds are printed. Close other programs first.
 """
 
 import functools
@@ -26,15 +26,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from processes_MISSING import free_gpu_memory
-
 import train
 from blur.degradations import random_degradation
 from cli import CliParser, parse_size, run_cli, whole_number
 from dataset import PairedImageDataset
 from images.files import atomic_write
+from inference import run_patches
 from models import StudentCNN, TeacherCNN, load_model, share_estimator
+from training.config import TrainConfig
 from training.distributed import init_distributed
+from training.run import TrainingRun
+from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
 from utils import autocast, to_pixels, to_tensor
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
@@ -48,8 +50,8 @@ def main() -> None:
     parser.add_argument("--batch", type=whole_number(1), default=train.BATCH_SIZE)
     parser.add_argument("--patch", type=whole_number(1), default=train.PATCH_SIZE)
     parser.add_argument("--rounds", type=whole_number(1), default=5)
-    parser.add_argument("--small-teacher", action="store_true", help="an untrained one, to fill the caches fast")
-    parser.add_argument("--keep", type=Path, help="folder to make the pairs in and to find them again")
+    parser.add_argument("--small-teacher", action="store_true", help="an untrained teacher, to fill the caches fast")
+    parser.add_argument("--keep", type=Path, help="folder for the pairs, which are reused")
     arguments = parser.parse_args()
     if min(arguments.pairs) < arguments.batch:
         parser.error("--pairs is fewer than --batch: the plain loop would have no whole batch")
@@ -71,13 +73,13 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
     start = time.perf_counter()
     train_set = PairedImageDataset(folder, patch_size)
     decoded = time.perf_counter()
-    train_set.cache_teacher_outputs(teacher.to(memory_format=torch.channels_last), device)
+    teacher.to(memory_format=torch.channels_last)
+    train_set.targets = cache_teacher_outputs(teacher, train_set, 1.0, device)
     student = StudentCNN().to(device)
     share_estimator(teacher, student)
-    train_set.cache_blur_embeddings(student, device)
+    train_set.embeddings = cache_blur_embeddings(student, train_set, device)
     filled = time.perf_counter()
-    train_set.load_onto(device, free_gpu_memory(device))
-    for store in train_set.blurry, train_set.target:  # into the system's memory, as after the first epochs
+    for store in train_set.blurry, train_set.targets:  # into the system's memory, as after the first epochs
         for _ in store:
             pass
 
@@ -101,36 +103,40 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
         print(f"{name:10s} {middle[name]:8.1f} images/s   (rounds {min(values[1:]):.1f} to {max(values[1:]):.1f})")
     print(f"train.py / plain loop {middle['train.py'] / middle['plain loop']:6.1f}")
     print(f"train.py / limit      {middle['train.py'] / middle['limit']:6.2f}")
-    lap = len(train_set) / middle["plain loop"]
+    one_pass = len(train_set) / middle["plain loop"]
     print(f"filling the caches: decoding {decoded - start:.1f} s, the rest {filled - decoded:.1f} s")
     patches = train.PATCHES_PER_PHOTO
-    print(f"an epoch of the plain loop: {lap:.1f} s at one patch per photo, {patches * lap:.0f} s at train.py's {patches}")
+    print(
+        f"an epoch of the plain loop: {one_pass:.1f} s with one patch per photo, {patches * one_pass:.0f} s with {patches}"
+    )
     print(f"resident memory while train.py's loop runs: {memory} MB")
     print_parts(train_set, teacher, device, batch_size)
 
 
 class OurLoop:
-    """train.py's own loop, on patches as they come or on one batch again and again."""
+    """The loop of train.py, on patches as they come or on one batch again and again."""
 
     def __init__(
         self, train_set: Dataset, teacher: nn.Module, device: torch.device, batch_size: int, one_batch: bool = False
     ):
-        self.device = device
+        self.device, self.loss_fn = device, nn.MSELoss()
         self.student = StudentCNN().to(device, memory_format=torch.channels_last)
         share_estimator(teacher, self.student)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        self.batches = train.load_batches(train_set, device, range(10**9), batch_size, 0)
+        config = TrainConfig(1, 10**6, batch_size, train_set.patch_size, 1e-3, 0, resume=False)  # as good as endless
+        files = dict(best_file=train_set.cache / "best.pth", outputs=train_set.cache / "outputs")
+        self.training = TrainingRun(
+            "student", self.student, self.loss_fn, train_set, "", config, device, baselines={}, **files
+        )
         if one_batch:
-            batch = [part.to(device) for part in next(self.batches)]
-            self.batches = itertools.repeat(batch)
+            self.training.loader = itertools.repeat([part.to(device) for part in next(self.training.loader)])
+        self.batches = self.training.batches()
 
     def run(self, steps: int) -> None:
-        # The loop reads its loss at the end, which on a GPU waits for all that it was given to do
-        train.train_one_epoch(
-            self.student, train.as_given, nn.MSELoss(), self.batches, self.optimizer, self.schedule, self.device,
-            "", range(steps), 0.0, lambda *_: None,
-        )  # fmt: skip
+        for blurry, target, spectrum in itertools.islice(self.batches, steps):
+            with autocast(self.device):
+                prediction = run_patches(self.student, blurry, spectrum)
+            self.training.step(self.loss_fn(prediction.float(), target))
+        self.training.loss_sum.item()  # on a GPU this waits for all that it was given to do
 
 
 class PlainPairs(Dataset):
@@ -175,7 +181,7 @@ class PlainLoop:
 def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, batch_size: int, steps: int = 60) -> None:
     """Where a step's time goes, in milliseconds; the parts are waited for one by one, so a GPU overlaps less."""
     loop = OurLoop(train_set, teacher, device, batch_size)
-    student, optimizer = loop.student, loop.optimizer
+    student, optimizer = loop.student, loop.training.optimizer
     spent = dict.fromkeys(["cutting patches", "forward and loss", "backward", "clipping and optimizer"], 0.0)
 
     def timed(part: str, work):
@@ -191,8 +197,8 @@ def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, ba
             prediction = student(batch[0], batch[2])
         return nn.functional.mse_loss(prediction.float(), batch[1])
 
-    def augment():
-        return [part.to(device) for part in next(loop.batches)]
+    def load():
+        return next(loop.batches)
 
     def update():
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -200,7 +206,7 @@ def print_parts(train_set: Dataset, teacher: nn.Module, device: torch.device, ba
         optimizer.zero_grad()
 
     for _ in range(steps):
-        loss = timed("forward and loss", lambda: forward(timed("cutting patches", augment)))
+        loss = timed("forward and loss", lambda: forward(timed("cutting patches", load)))
         timed("backward", loss.backward)
         timed("clipping and optimizer", update)
     spent["forward and loss"] -= spent["cutting patches"]  # which ran inside it

@@ -19,7 +19,7 @@ def test_brightness_is_that_of_matlab():
     black = np.zeros((8, 8, 3), np.uint8)
     for colour, y in ((255, 255, 255), 235), ((255, 0, 0), 81.481), ((0, 255, 0), 144.553), ((0, 0, 255), 40.966):
         painted = black + np.array(colour, np.uint8)
-        assert set5.psnr_of_brightness(painted, black) == pytest.approx(20 * np.log10(255 / (y - 16)), abs=1e-3)
+        assert set5.psnr_of_luma(painted, black) == pytest.approx(20 * np.log10(255 / (y - 16)), abs=1e-3)
 
 
 def test_the_border_does_not_count():
@@ -27,7 +27,7 @@ def test_the_border_does_not_count():
     spoilt = photo.copy()
     spoilt[:2], spoilt[-2:], spoilt[:, :2], spoilt[:, -2:] = 0, 0, 0, 0
     spoilt[10, 10, 0] ^= 1
-    assert set5.psnr_of_brightness(spoilt, photo) > 60
+    assert set5.psnr_of_luma(spoilt, photo) > 60
 
 
 def test_photos_are_cut_to_even_sides_and_lose_their_detail(tmp_path):
