@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -79,6 +80,7 @@ def main() -> None:
 
 def kill_and_resume(kills: int, workers: int, seed: int) -> None:
     """Raises AssertionError if a training that was killed ``kills`` times differs from one that was left alone."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # on few cores
     rng = random.Random(seed)
     steps = 5 + 50 * kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
     with tempfile.TemporaryDirectory() as folder:
@@ -100,14 +102,15 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, patience) * usual)
             ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:  # too late to kill it: once more from the start, with less patience
-                assert status == 0, "a run failed before it was killed"
+            if not ended:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            if ended or not last_file.exists():  # it had finished: once more from the start, with less patience
+                assert not ended or status == 0, "a run failed before it was killed"
                 shutil.rmtree(folder / "killed")
                 (folder / "killed.log").unlink()
                 killed, patience = 0, patience / 2
                 continue
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
             killed += 1
         assert os.waitpid(in_a_process(folder, "killed", workers, steps), 0)[1] == 0, "the last run failed"
         resumed = (folder / "killed.log").read_text()
