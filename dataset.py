@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blur.degradations import Mixture, chance, random_degradation, shrink
+from blur.degradations import Mixture, random_degradation, shrink
+from blur.local import surroundings
 from blur.spectrum import log_power_spectrum, transform_spectrum
 from images.photos import DecodedPhotos, list_problems
-from utils import UserError, make_generator, to_pixels, to_tensor
+from utils import UserError, chance, make_generator, to_pixels, to_tensor
 
 # Photos from one source are about equally crisp. A network that has seen no others takes a crisper one for blurry and
 # over-sharpens it; a photo that was shrunk is crisper than before
@@ -86,7 +87,7 @@ class PairedImageDataset(Dataset):
         return torch.cat([log_power_spectrum(to_tensor(photo)[None]) for photo in self.blurry])
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and target, (N, 3, S, S), and spectra (N, 2, 64, 33) or embeddings (N, E)."""
+        """The patches ``items``: blurry and target, (N, 3, S, S), and spectra (N, 4, 64, 33) or embeddings (N, E)."""
         blurry, targets, spectra = [], [], []
         for k in items:
             index, generator = sample_index(k, len(self), self.seed)
@@ -95,7 +96,8 @@ class PairedImageDataset(Dataset):
             blurry.append(augment(self.blurry.crop(index, *window), dihedral))
             targets.append(augment(self.targets.crop(index, *window), dihedral))
             if self.embeddings is None:
-                spectra.append(transform_spectrum(self.spectra[index], dihedral))
+                region = self.blurry.crop(index, *patch_surroundings(window, self.shapes[index]))
+                spectra.append(transform_spectrum(patch_spectra(region, self.spectra[index]), dihedral))
             else:
                 spectra.append(self.embeddings[index, dihedral])
         return [to_batch(blurry), to_batch(targets), torch.stack(spectra)]
@@ -142,7 +144,7 @@ class SyntheticBlurDataset(Dataset):
             return tuple(part[0] for part in self.batch([k]))
         index = range(len(self))[k]
         sharp = to_tensor(self.photos[index])
-        return random_degradation(sharp, make_generator(self.seed, 2, index), self.mixture), sharp
+        return random_degradation(sharp, make_generator(self.seed, 2, index), self.mixture)
 
     def whole(self, index: int, blur_version: int = 0) -> tuple[Tensor, Tensor]:
         """A version of photo ``index``, blurry and sharp, (3, H, W) each; SHRUNK of them are shrunk first."""
@@ -151,10 +153,10 @@ class SyntheticBlurDataset(Dataset):
         factor = min(1 + chance(generator), min(sharp.shape[1:]) / smallest)
         if chance(generator) < SHRUNK:
             sharp = shrink(sharp, tuple(max(smallest, round(length / factor)) for length in sharp.shape[1:]))
-        return random_degradation(sharp, generator, self.mixture), sharp
+        return random_degradation(sharp, generator, self.mixture)
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and sharp, (N, 3, S, S), and spectra of the whole photos, (N, 2, 64, 33)."""
+        """The patches ``items``: blurry and sharp, (N, 3, S, S), and spectra (N, 4, 64, 33)."""
         blurry, sharp, spectra = [], [], []
         for k in items:
             index, generator = sample_index(k, len(self), self.seed)
@@ -163,7 +165,8 @@ class SyntheticBlurDataset(Dataset):
             dihedral = int(torch.randint(8, (), generator=generator))
             blurry.append(augment(photos[0][window], dihedral))
             sharp.append(augment(photos[1][window], dihedral))
-            spectra.append(transform_spectrum(spectrum, dihedral))
+            region = photos[0][patch_surroundings(window, photos[0].shape[:2])]
+            spectra.append(transform_spectrum(patch_spectra(region, spectrum), dihedral))
         return [to_batch(blurry), to_batch(sharp), torch.stack(spectra)]
 
     def _version(self, index: int, blur_version: int) -> tuple[tuple[np.ndarray, np.ndarray], Tensor]:
@@ -233,6 +236,16 @@ def random_window(shape: tuple[int, int], size: int, generator: torch.Generator)
     """Rows and columns of a random square of ``size`` pixels in a photo of (H, W)."""
     top, left = (int(torch.randint(length - size + 1, (), generator=generator)) for length in shape)
     return slice(top, top + size), slice(left, left + size)
+
+
+def patch_surroundings(window: tuple[slice, slice], shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns around a patch whose spectrum tells its blur."""
+    return surroundings(tuple((part.start + part.stop) // 2 for part in window), shape)
+
+
+def patch_spectra(region: np.ndarray, whole: Tensor) -> Tensor:
+    """(4, 64, 33): ``log_power_spectrum`` of a patch's surroundings, (H, W, 3) uint8, and ``whole``, of its photo."""
+    return torch.cat([log_power_spectrum(to_tensor(region)[None])[0], whole])
 
 
 def augment(patch: np.ndarray, dihedral: int) -> np.ndarray:

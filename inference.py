@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blur.estimator import BlurEstimator
-from blur.spectrum import log_power_spectrum
+from blur.local import BlurMap
 from models import FILTER_RADIUS, LUMA, StudentCNN, padded_indices, to_space_to_depth_kernel
 from utils import UserError, autocast, autocast_dtype
 
@@ -55,12 +55,12 @@ def sharpen_pixels(
     result = np.empty_like(pixels)
     height, width, channels = pixels.shape
     radius, tile = tile_geometry(network, (height, width), tile)
-    spectrum = spectrum_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
+    blur = blur_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
     for outer, inner, place in tiles(height, width, (tile, tile), radius):
         part = torch.from_numpy(pixels[outer].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
         part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         with autocast(device):
-            change = network(part, *spectrum).float() - part
+            change = network(part, *crop_blur(blur, outer)).float() - part
         if not torch.isfinite(change).all():
             raise UserError(NOT_FINITE)
         sharpened = (part + strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
@@ -82,26 +82,44 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
     radius, tile = tile_geometry(network, (height, width), tile)
     if height * width <= tile * tile:
         return network(photo)
-    spectrum = spectrum_of(network, photo)
+    blur = blur_of(network, photo)
     output = torch.empty_like(photo)
     for outer, inner, place in tiles(height, width, (tile, tile), radius):
-        output[(..., *place)] = network(photo[(..., *outer)], *spectrum)[(..., *inner)]
+        output[(..., *place)] = network(photo[(..., *outer)], *crop_blur(blur, outer))[(..., *inner)]
     return output
 
 
-def spectrum_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tuple[Tensor, ...]:
-    """The second argument of ``network`` for a part of ``photo``: the spectrum of all of it, or nothing."""
-    return (log_power_spectrum(photo, peak),) if takes_spectrum(network) else ()
+def run_ensemble(network: nn.Module, photo: Tensor, orientations: int) -> Tensor:
+    """Mean of ``network`` over the first ``orientations``, 1 to 8, of the flips and rotations of (N, 3, H, W).
+
+    Source: Lim et al. 2017, arXiv:1707.02921, section 3.4 (geometric self-ensemble).
+    """
+    total = torch.zeros_like(photo)
+    for dihedral in range(orientations):
+        flipped = photo.flip(-1) if dihedral >= 4 else photo
+        output = run_tiled(network, flipped.rot90(dihedral % 4, (2, 3))).rot90(-(dihedral % 4), (2, 3))
+        total += output.flip(-1) if dihedral >= 4 else output
+    return total / orientations
 
 
-def takes_spectrum(network: nn.Module) -> bool:
-    """Whether ``network`` estimates blur, from a spectrum as its second argument."""
+def blur_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tuple[BlurMap | Tensor, ...]:
+    """The second argument of ``network`` for ``photo``: its estimated blur, or nothing."""
+    return (network.estimate_blur(photo, peak),) if estimates_blur(network) else ()
+
+
+def crop_blur(blur: tuple[BlurMap | Tensor, ...], place: tuple[slice, slice]) -> tuple[BlurMap | Tensor, ...]:
+    """The same for a part of the photo."""
+    return tuple(each.crop(*place) if isinstance(each, BlurMap) else each for each in blur)
+
+
+def estimates_blur(network: nn.Module) -> bool:
+    """Whether ``network`` has a blur estimator, and so takes a blur as its second argument."""
     return isinstance(getattr(getattr(network, "module", network), "estimator", None), BlurEstimator)  # module: under DDP
 
 
 def run_patches(network: nn.Module, patches: Tensor, spectrum: Tensor) -> Tensor:
-    """``network`` on (N, 3, S, S) patches of photos whose spectra, (N, 2, 64, 33), it is given if it takes them."""
-    return network(patches, spectrum) if takes_spectrum(network) else network(patches)
+    """``network`` on (N, 3, S, S) patches with spectra (N, 4, 64, 33), or blur embeddings, if it estimates blur."""
+    return network(patches, spectrum) if estimates_blur(network) else network(patches)
 
 
 def tile_geometry(network: nn.Module, size: tuple[int, int], tile: int) -> tuple[int, int]:
@@ -151,7 +169,7 @@ class FusedStudent(nn.Module):
     def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
         """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
         height, width, _ = picture.shape
-        layers = self.fuse_weights(log_power_spectrum(picture.movedim(-1, 0)[None], 255), strength)
+        layers = self.fuse_weights(self.student.estimate_blur(picture.movedim(-1, 0)[None], 255), strength)
         result = torch.empty_like(picture)
         # In bands: larger buffers would be unmapped and zeroed again by the system each time
         for outer, inner, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.receptive_radius):
@@ -181,9 +199,9 @@ class FusedStudent(nn.Module):
         # All of one type: mixed types take several times longer
         return rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
 
-    def fuse_weights(self, spectrum: Tensor, strength: float) -> tuple:
-        """(weight, bias) of each layer for a photo of that spectrum."""
-        kernel, routing_weights = self.student.predict_kernel_and_routing(self.student.embed_blur(spectrum))
+    def fuse_weights(self, blur: Tensor, strength: float) -> tuple:
+        """(weight, bias) of each layer for a photo with that blur embedding, (1, 145)."""
+        kernel, routing_weights = self.student.predict_kernel_and_routing(blur)
         *deep, last = (tuple(part[0] for part in conv.mix_experts(routing_weights)) for conv in self.student.convs)
         for weight, _ in deep:
             weight[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)

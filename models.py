@@ -1,11 +1,13 @@
 """The two networks and their blocks, and how they are saved and loaded.
 
-Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur of the whole photo, which
-a patch does not show (blur/estimator.py), and undo most of it with one filter. Convolutions add the rest, mostly
+Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur from power spectra
+(blur/estimator.py) and undo most of it with a filter: the teacher's differs from place to place, the student's is one
+for the whole photo. Convolutions add the rest, mostly
 at a quarter of the resolution, where a 3x3 convolution costs a sixteenth and covers four times the distance. Filters and
 last layers start at zero, so that an untrained network returns its input.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blur.estimator import EMBEDDING, KERNEL_RADIUS, BlurEstimator
-from blur.filters import apply_filter, reflect_indices
+from blur.filters import reflect_indices
+from blur.local import BlurMap, local_spectra
 from blur.spectrum import log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
@@ -25,16 +28,17 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue. So
 class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
 
-    The blur estimator predicts one filter that undoes most of a photo's blur. The filtered photo is the second input of
-    the first layer, and what the convolutions find is added to it: texture and edges, minus the noise.
+    The blur estimator predicts filters that undo most of a photo's blur, each for a region (blur/local.py). The filtered
+    photo is the second input of the first layer, and what the convolutions find is added to it: texture and edges, minus
+    the noise.
 
     Args:
         width: channels at half resolution.
         deep_width: channels at a quarter, where nearly all of the arithmetic is.
         blocks: residual blocks at a quarter.
         fine_blocks: residual blocks at half resolution, after the two scales are merged.
-    Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the
-        ``log_power_spectrum`` of the whole photo, (N, 2, 64, 33).
+    Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass its blur: the
+        cropped ``BlurMap`` of the whole photo or, for a patch with one blur, spectra (N, 4, 64, 33).
     Sources: pixel shuffle, arXiv:1609.05158; blocks, arXiv:1707.02921; global skip, arXiv:1511.04587.
     """
 
@@ -53,14 +57,26 @@ class TeacherCNN(nn.Module):
         self.film_deep = FiLM(blocks, deep_width)
         self.film_fine = FiLM(1 + fine_blocks, width)  # the head and the fine blocks
 
-    def forward(self, photo: Tensor, spectrum: Tensor | None = None) -> Tensor:
-        kernel, embedding = self.estimator(log_power_spectrum(photo) if spectrum is None else spectrum)
-        filtered = apply_filter(photo, kernel, exact=not self.training)
+    def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
+        """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
+        rows = [self.estimator(spectra.flatten(0, 1)) for spectra in local_spectra(photo, peak)]
+        kernels, embeddings = (
+            torch.stack([row.unflatten(0, (len(photo), -1)) for row in part], 1) for part in zip(*rows, strict=True)
+        )
+        return BlurMap(kernels[:, :, :, 0], embeddings)
+
+    def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
+        if blur is None:
+            blur = self.estimate_blur(photo)
+        elif isinstance(blur, Tensor):
+            kernel, embedding = self.estimator(blur)
+            blur = BlurMap(kernel[:, None], embedding[:, None, None])
+        filtered = blur.apply_filters(photo, exact=not self.training)
         x = pad_to_multiple(torch.cat([photo.to(filtered.dtype), filtered], 1), 4)
-        film_head, *film_fine = self.film_fine(embedding)
+        film_head, *film_fine = self.film_fine(blur, x.shape, 2)
         half = F.relu(modulate(self.head(F.pixel_unshuffle(x, 2)), film_head))
         quarter = self.down(half)
-        for block, film in zip(self.deep, self.film_deep(embedding), strict=True):
+        for block, film in zip(self.deep, self.film_deep(blur, x.shape, 4), strict=True):
             quarter = block(quarter, film)
         half = half + F.pixel_shuffle(self.up(quarter), 2)
         for block, film in zip(self.fine, film_fine, strict=True):
@@ -81,17 +97,19 @@ class StudentCNN(nn.Module):
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
         num_experts: of each convolution.
         hidden: width of the layer that predicts the filter and the routing weights.
-    Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the
-        ``log_power_spectrum`` of the whole photo, (N, 2, 64, 33), or the result of ``embed_blur``, (N, 145).
+        context: of the blur estimator; False for weights from before it had one.
+    Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
+        whole photo: what ``estimate_blur`` returns, (N, 145), or spectra whose last two channels are its
+        ``log_power_spectrum``, (N, 2 or 4, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
     """
 
-    def __init__(self, convs: int = 3, num_experts: int = 16, hidden: int = 128):
+    def __init__(self, convs: int = 3, num_experts: int = 16, hidden: int = 128, context: bool = True):
         super().__init__()
-        self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden)
+        self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden, context=context)
         self.receptive_radius = FILTER_RADIUS + 4 * convs + 3  # pixels
-        self.estimator = BlurEstimator()
+        self.estimator = BlurEstimator(context=context)
         size = 2 * FILTER_RADIUS + 1
         self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
         self.router = nn.Linear(hidden, num_experts)
@@ -103,10 +121,12 @@ class StudentCNN(nn.Module):
         zero_init(bases[-1])
         self.convs = nn.ModuleList(CondConv2d(base, num_experts) for base in bases)
 
-    def forward(self, photo: Tensor, spectrum: Tensor | None = None) -> Tensor:
-        if spectrum is None or spectrum.dim() > 2:
-            spectrum = self.embed_blur(log_power_spectrum(photo) if spectrum is None else spectrum)
-        kernel, routing_weights = self.predict_kernel_and_routing(spectrum)
+    def forward(self, photo: Tensor, blur: Tensor | None = None) -> Tensor:
+        if blur is None:
+            blur = self.estimate_blur(photo)
+        elif blur.dim() > 2:
+            blur = self.embed_blur(blur)
+        kernel, routing_weights = self.predict_kernel_and_routing(blur)
         with torch.autocast(photo.device.type, enabled=False):  # a strong filter would amplify rounding
             blocks = F.pixel_unshuffle(reflect_pad(luma(photo)), 4)
             change = conv2d_per_sample(blocks, to_space_to_depth_kernel(kernel, self.space_to_depth_indices))
@@ -117,9 +137,13 @@ class StudentCNN(nn.Module):
         change = change + self.convs[-1](x, routing_weights)
         return photo + F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
 
+    def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> Tensor:
+        """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]."""
+        return self.embed_blur(log_power_spectrum(photo, peak))
+
     def embed_blur(self, spectrum: Tensor) -> Tensor:
-        """Blur embedding and the centre of the estimator's filter, (N, 64 + 9 * 9), from spectra (N, 2, 64, 33)."""
-        kernel, embedding = self.estimator(spectrum)
+        """Blur embedding and the centre of the estimator's filter, (N, 64 + 9 * 9), from spectra of whole photos."""
+        kernel, embedding = self.estimator(spectrum[:, -2:])
         centre = slice(KERNEL_RADIUS - FILTER_RADIUS, KERNEL_RADIUS + FILTER_RADIUS + 1)
         return torch.cat([embedding, kernel[:, 0, centre, centre].flatten(1)], 1)
 
@@ -170,9 +194,10 @@ class ResidualBlock(nn.Module):
 
 
 class FiLM(nn.Module):
-    """Predicts a scale and a shift for each channel of each block from a blur embedding; 1 and 0 at the start.
+    """Predicts a scale and a shift for each channel of each block from blur embeddings; 1 and 0 at the start.
 
-    Shapes: (N, 64) -> ``blocks`` pairs of (N, channels, 1, 1).
+    Shapes: a ``BlurMap`` of photos of a shape (N, C, H, W) -> ``blocks`` pairs of (N, channels, H / step, W / step), or of
+        (N, channels, 1, 1) for a single region.
     Source: FiLM, arXiv:1709.07871, section 2.
     """
 
@@ -182,14 +207,16 @@ class FiLM(nn.Module):
         last = zero_init(nn.Linear(hidden, 2 * channels * blocks))
         self.layers = nn.Sequential(nn.Linear(EMBEDDING, hidden), nn.ReLU(), last)
 
-    def forward(self, embedding: Tensor) -> list[tuple[Tensor, Tensor]]:
-        with torch.autocast(embedding.device.type, enabled=False):
-            predicted = self.layers(embedding)[:, :, None, None]
-        return [(1 + scale, shift) for scale, shift in (part.chunk(2, 1) for part in predicted.chunk(self.blocks, 1))]
+    def forward(self, blur: BlurMap, shape: torch.Size, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        with torch.autocast(blur.embeddings.device.type, enabled=False):
+            predicted = self.layers(blur.embeddings)
+        for part in predicted.chunk(self.blocks, -1):  # one after another: as maps, all together would fill the memory
+            scale, shift = blur.interpolate(part, shape[-2] // step, shape[-1] // step, step).chunk(2, 1)
+            yield 1 + scale, shift
 
 
 def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-    """Scale and shift each channel of (N, channels, H, W) by (N, channels, 1, 1) each."""
+    """Scale and shift (N, channels, H, W) by (N, channels, H, W) or (N, channels, 1, 1) each."""
     scale, shift = film
     return x * scale.to(x.dtype) + shift.to(x.dtype)
 

@@ -28,12 +28,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from blur.degradations import Mixture, random_degradation, shrink, uniform
+from blur.degradations import Mixture, random_degradation, shrink
 from cli import CliParser, check_writable, run_cli
 from images.files import atomic_write
 from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from images.photos import read_photo
-from utils import UserError, make_generator, one_line, to_pixels, to_tensor
+from utils import UserError, make_generator, one_line, to_pixels, to_tensor, uniform
 
 OUT = "data"  # contains train/ and val/
 VAL_SHARE = 0.1  # share of photos or sequences, at least one unless 0; data sets with a test set keep theirs
@@ -73,7 +73,8 @@ def main() -> None:
     problems: list[str] = []
     mixture, longest = MIXTURE, options.longest
     if options.kind == "photos":
-        mixture = dataclasses.replace(mixture, blurs={kind: mixture.blurs[kind] for kind in options.blur or mixture.blurs})
+        if options.blur:  # these alone, without what cameras do
+            mixture = dataclasses.replace(mixture, camera=0, blurs={kind: mixture.blurs[kind] for kind in options.blur})
         copies, tile = options.copies or COPIES, options.tile or TILE
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
     else:
@@ -255,10 +256,11 @@ def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tup
         height, width = sharp.shape[1:]
         factor = uniform((1, min(2, height / SMALLEST, width / SMALLEST)), generator)
         sharp = shrink(sharp, (round(height / factor), round(width / factor)))
-        return to_pixels(random_degradation(sharp, generator, mixture)), to_pixels(sharp)
-    blurry = random_degradation(around, generator, mixture)
+        blurry, sharp = random_degradation(sharp, generator, mixture)
+        return to_pixels(blurry), to_pixels(sharp)
+    pair = random_degradation(around, generator, mixture)
     rows, columns = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
-    return to_pixels(blurry[:, rows, columns]), photo[top:bottom, left:right]
+    return tuple(to_pixels(image[:, rows, columns]) for image in pair)
 
 
 def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray) -> None:

@@ -31,6 +31,7 @@ OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint
 # Distillation
 DISTILL_WEIGHT = 1.0  # 1: the target is the teacher's output; 0: the sharp photo (ground truth only)
 CACHE_TEACHER = True  # run the teacher once per photo; False: at every step, for a teacher with random outputs
+TEACHER_ORIENTATIONS = 8  # flips and rotations over which the cached outputs are averaged: better and 8 times slower than 1
 REQUIRE_GOOD_TEACHER = True  # stop if the teacher does not beat the blurry input on the validation pairs
 
 # Training
@@ -58,6 +59,7 @@ def main() -> None:
         seed=SEED,
         distill_weight=DISTILL_WEIGHT,
         cache_teacher=CACHE_TEACHER,
+        teacher_orientations=TEACHER_ORIENTATIONS,
         num_workers=NUM_WORKERS,
         checkpoint_minutes=CHECKPOINT_MINUTES,
         resume=RESUME,
@@ -82,7 +84,7 @@ def main() -> None:
     student.to(device, memory_format=torch.channels_last)
     loss_fn.to(device)
     if CACHE_TEACHER and DISTILL_WEIGHT > 0:  # else the targets are the sharp photos
-        train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device)
+        train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
     if CACHE_TEACHER and shared:
         train_set.embeddings = cache_blur_embeddings(student, train_set, device)
 

@@ -3,8 +3,10 @@
 Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
 """
 
+import math
 import os
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +92,30 @@ def make_generator(*numbers: int) -> torch.Generator:
     """An independent random stream for each tuple of whole numbers >= 0."""
     state = np.random.SeedSequence(numbers).generate_state(1)[0]  # torch keeps only the low 32 bits of a seed
     return torch.Generator().manual_seed(int(state))
+
+
+def chance(generator: torch.Generator) -> float:
+    """Uniform in [0, 1)."""
+    return float(torch.rand((), generator=generator))
+
+
+def uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
+    low, high = bounds
+    return low + (high - low) * chance(generator)
+
+
+def log_uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
+    """Between two positive bounds, every doubling equally likely."""
+    return math.exp(uniform((math.log(bounds[0]), math.log(bounds[1])), generator))
+
+
+def choose(options: Sequence, generator: torch.Generator):
+    """One of ``options``, all equally likely."""
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+def weighted_choice(weights: dict[str, float], generator: torch.Generator) -> str:
+    return list(weights)[int(torch.multinomial(torch.tensor(list(weights.values())), 1, generator=generator))]
 
 
 def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:
@@ -253,7 +279,7 @@ def count_parameters(network: nn.Module) -> int:
 def gmac_per_megapixel(network: nn.Module) -> float:
     """Billions of multiply-accumulate operations per million pixels.
 
-    Work done once per photo (the blur estimator, 0.1 GMAC) and Fourier transforms are not counted.
+    Work done once per photo (a blur estimate takes 0.1 GMAC) and Fourier transforms are not counted.
     """
     parameter = next(network.parameters())
     counts = []

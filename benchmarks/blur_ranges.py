@@ -49,7 +49,7 @@ def main() -> None:
     for number, path in enumerate(tqdm(paths, "blurring", unit="photo", disable=None)):
         sharp = to_tensor(read_photo(path))
         for case, mixture in cases.items():
-            blurry = random_degradation(sharp, make_generator(zlib.crc32(f"{case}/{path.stem}".encode())), mixture)
+            blurry, _ = random_degradation(sharp, make_generator(zlib.crc32(f"{case}/{path.stem}".encode())), mixture)
             folder = options.out / case / f"{number:03d}-{path.stem}"  # photos in sub-folders may share a name
             for name, image in ("blurry", blurry), ("sharp", sharp):
                 picture = Image.fromarray(to_pixels(image))
@@ -61,7 +61,15 @@ def make_cases(mixture: Mixture) -> dict[str, Mixture]:
     """Name of a case -> a mixture that draws only this one."""
     noise = sum(mixture.noise_sigma) / 2
     fixed = dataclasses.replace(
-        mixture, identity=0, linear_light=0, then_rescale=0, noise=1, noise_rescaled=1, noise_sigma=(noise, noise), jpeg=0
+        mixture,
+        identity=0,
+        camera=0,
+        linear_light=0,
+        then_rescale=0,
+        noise=1,
+        noise_rescaled=1,
+        noise_sigma=(noise, noise),
+        jpeg=0,
     )
     cases = {}
     for kind, name in RANGES.items():

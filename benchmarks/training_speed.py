@@ -231,7 +231,7 @@ def make_pairs(folder: Path, count: int, height: int, width: int) -> None:
         left, top = int(rng.integers(width)), int(rng.integers(height))
         sharp = np.array(large[k % len(large)].crop((left, top, left + width, top + height)))
         sharp = (sharp + rng.integers(0, 6, sharp.shape)).clip(0, 255).astype(np.uint8)  # the grain of a sensor
-        blurry = to_pixels(random_degradation(to_tensor(sharp), torch.Generator().manual_seed(k)))
+        blurry = to_pixels(random_degradation(to_tensor(sharp), torch.Generator().manual_seed(k))[0])
         pair.mkdir(parents=True, exist_ok=True)
         atomic_write(pair / "sharp.png", lambda partial: Image.fromarray(sharp).save(partial, compress_level=3))
         atomic_write(pair / "blurry.png", lambda partial: Image.fromarray(blurry).save(partial, compress_level=3))

@@ -1,20 +1,33 @@
-"""Turns sharp photos into blurry ones: optical and motion blur, lost resolution, sensor noise, JPEG.
+"""Turns sharp photos into degraded ones, in a way drawn at random: what the networks learn to undo.
+
+Some are blurred alike all over, as software does, with a little noise. The others went through a camera: blur that
+differs from place to place (spatial.py), then noise, smoothing, sharpening, resizing, overlays and JPEG (camera.py).
 
 A photo is one (3, H, W) RGB tensor, float in [0, 1], any H, W >= 1; every function returns the same shape.
 Randomness comes from a ``torch.Generator`` alone: the same seed gives the same pixels.
 """
 
-import io
 import math
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from blur.camera import (
+    add_noise,
+    jpeg,
+    overlay,
+    random_jpeg,
+    resize_chain,
+    sensor_noise,
+    sharpen_too_much,
+    smooth_noise,
+    strong_noise,
+)
 from blur.filters import convolve, convolve_linear_light, disk_kernel, gaussian_kernel, line_kernel, shake_kernel
-from utils import quantize_8bit, to_pixels, to_tensor
+from blur.spatial import camera_shake, graded_focus, layered_focus, moving_object
+from utils import chance, log_uniform, quantize_8bit, uniform, weighted_choice
 
 
 @dataclass(frozen=True)
@@ -22,8 +35,10 @@ class Mixture:
     """What ``random_degradation`` draws from. Blur strengths are drawn log-uniformly: as many light ones as heavy ones."""
 
     # Share of photos left as they are: a sharpener must recognise when there is nothing to do
-    identity: float = 0.03
-    # Weights of the kinds of blur, one of which is drawn for each other photo
+    identity: float = 0.04
+    # Share of the others that went through a camera; all other settings are for the rest, blurred alike all over
+    camera: float = 0.68
+    # Weights of the kinds of blur, one of which is drawn for each photo
     blurs: dict[str, float] = field(
         default_factory=lambda: {
             "gaussian": 0.36,  # soft lenses, and most software blur
@@ -51,31 +66,77 @@ class Mixture:
     quality: tuple[float, float] = (30.0, 95.0)  # of JPEG, uniform
 
 
-def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixture | None = None) -> Tensor:
+# Weights of the kinds of blur of photos that went through a camera
+CAMERA_BLURS = {"none": 0.16, "uniform": 0.27, "layers": 0.15, "graded": 0.07, "moving": 0.12, "shake": 0.12, "resize": 0.11}
+UNIFORM_BLURS = {"gaussian": 0.5, "anisotropic": 0.1, "defocus": 0.2, "line": 0.15, "shake": 0.05}
+SPATIAL_BLURS = {"layers": layered_focus, "graded": graded_focus, "moving": moving_object, "shake": camera_shake}
+CAMERA_NOISE = {"none": 0.1, "little": 0.45, "strong": 0.3, "sensor": 0.15}
+
+
+def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixture | None = None) -> tuple[Tensor, Tensor]:
     """Degrade ``photo`` in a way drawn at random from ``mixture`` (by default ``Mixture()``).
 
     Args:
         photo: (3, H, W) in [0, 1], with the 256 levels of an 8-bit image.
     Returns:
-        (3, H, W) in [0, 1], rounded to 8 bits, as a camera or a PNG would store it.
+        blurry and sharp, (3, H, W) in [0, 1], rounded to 8 bits, as a camera or a PNG would store them. Sharp is
+        ``photo`` unless something was drawn on both (``camera.overlay``).
     """
     mixture = mixture or Mixture()
     if chance(generator) < mixture.identity:
-        return photo.clone()
-    kind = list(mixture.blurs)[int(torch.multinomial(torch.tensor(list(mixture.blurs.values())), 1, generator=generator))]
+        return photo.clone(), photo
+    if mixture.camera and chance(generator) < mixture.camera:
+        return camera_degradation(photo, generator)
+    kind = weighted_choice(mixture.blurs, generator)
+    blurry = photo
     if kind == "rescale":
-        photo = random_rescale(photo, generator, mixture)
+        blurry = random_rescale(blurry, generator, mixture)
     elif kind != "none":
         kernel = random_kernel(kind, generator, mixture)
         linear = chance(generator) < mixture.linear_light
-        photo = convolve_linear_light(photo, kernel) if linear else convolve(photo, kernel)
+        blurry = convolve_linear_light(blurry, kernel) if linear else convolve(blurry, kernel)
         if chance(generator) < mixture.then_rescale:
-            photo = random_rescale(photo, generator, mixture)
+            blurry = random_rescale(blurry, generator, mixture)
     if chance(generator) < (mixture.noise_rescaled if kind == "rescale" else mixture.noise):
-        photo = add_noise(photo, uniform(mixture.noise_sigma, generator), generator)
+        blurry = add_noise(blurry, uniform(mixture.noise_sigma, generator), generator)
     if chance(generator) < mixture.jpeg:
-        photo = jpeg(photo, round(uniform(mixture.quality, generator)))
-    return quantize_8bit(photo)
+        blurry = jpeg(blurry, round(uniform(mixture.quality, generator)))
+    return quantize_8bit(blurry), photo
+
+
+def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """As ``random_degradation``, for a photo that went through a camera and perhaps a web site."""
+    blurry, sharp = photo, photo
+    kind = weighted_choice(CAMERA_BLURS, generator)
+    if kind == "uniform":
+        strengths = Mixture(line_length=(2, 24), shake_length=(3, 26))
+        kernel = random_kernel(weighted_choice(UNIFORM_BLURS, generator), generator, strengths)
+        blurry = convolve_linear_light(photo, kernel) if chance(generator) < 0.3 else convolve(photo, kernel)
+    elif kind == "resize":
+        if chance(generator) < 0.4:
+            blurry = convolve(photo, gaussian_kernel(log_uniform((0.4, 1.0), generator)))
+        blurry = resize_chain(blurry, (1.1, 3.2), generator)
+    elif kind != "none":
+        blurry = SPATIAL_BLURS[kind](photo, generator)
+    noise = weighted_choice(CAMERA_NOISE, generator)
+    if noise == "little":
+        blurry = add_noise(blurry, uniform((0.2, 2.5), generator), generator)
+    elif noise == "strong":
+        blurry = strong_noise(blurry, generator)
+    elif noise == "sensor":
+        blurry = sensor_noise(blurry, generator)
+    blurry = blurry.clamp(0, 1)
+    if chance(generator) < (0.25 if noise in ("strong", "sensor") else 0.05):
+        blurry = smooth_noise(blurry, generator)
+    if chance(generator) < 0.17:
+        blurry = sharpen_too_much(blurry, generator)
+    if kind != "resize" and chance(generator) < 0.08:
+        blurry = resize_chain(blurry, (1.1, 2.2), generator)
+    if chance(generator) < 0.06:
+        blurry, sharp = overlay((blurry, sharp), generator)
+    if chance(generator) < {"sensor": 0.6}.get(noise, 0.5 if kind == "none" else 0.35):
+        blurry = random_jpeg(blurry, generator)
+    return quantize_8bit(blurry), sharp
 
 
 def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Tensor:
@@ -117,34 +178,3 @@ def rescale(photo: Tensor, factor: float, down: str = "bicubic", up: str = "bicu
 def shrink(photo: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) -> (3, *size), any smaller size, rounded to 8 bits; crisper than before."""
     return quantize_8bit(F.interpolate(photo[None], size=size, mode="bicubic", antialias=True)[0])
-
-
-def add_noise(photo: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """White Gaussian noise, ``sigma`` in 8-bit gray levels; may leave [0, 1]."""
-    return photo + torch.randn(photo.shape, generator=generator) * (sigma / 255)
-
-
-def jpeg(photo: Tensor, quality: int) -> Tensor:
-    """Compress in memory as JPEG with Pillow's ``quality``, 1 to 95."""
-    buffer = io.BytesIO()
-    Image.fromarray(to_pixels(photo)).save(buffer, "JPEG", quality=quality)
-    with Image.open(buffer) as image:
-        return to_tensor(image)
-
-
-# Random numbers
-
-
-def chance(generator: torch.Generator) -> float:
-    """Uniform in [0, 1)."""
-    return float(torch.rand((), generator=generator))
-
-
-def uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
-    low, high = bounds
-    return low + (high - low) * chance(generator)
-
-
-def log_uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
-    """Between two positive bounds, every doubling equally likely."""
-    return math.exp(uniform((math.log(bounds[0]), math.log(bounds[1])), generator))

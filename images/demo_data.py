@@ -20,6 +20,7 @@ PHOTOS = {  # sample photos of scikit-image, and how many tiles of each; no phot
 # The middle of the default ranges: eight photos that hardly need sharpening would show nothing
 MIXTURE = Mixture(
     identity=0,
+    camera=0,
     blurs={"gaussian": 0.4, "anisotropic": 0.2, "defocus": 0.3, "line": 0.05, "shake": 0.05},
     sigma=(0.8, 2.5),
     radius=(1.5, 3.5),
@@ -73,7 +74,7 @@ def make_demo_data(root: Path | str) -> None:
         for part, photos in PHOTOS.items():
             tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
             for k, sharp in enumerate(tiles, start=1):
-                blurry = random_degradation(to_tensor(sharp), make_generator(len(part), k), MIXTURE)
+                blurry, _ = random_degradation(to_tensor(sharp), make_generator(len(part), k), MIXTURE)
                 folder = partial / part / f"{k:03d}"
                 folder.mkdir(parents=True)
                 Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")

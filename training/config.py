@@ -31,6 +31,7 @@ class TrainConfig:
     seed: int
     distill_weight: float = 0.0
     cache_teacher: bool = True
+    teacher_orientations: int = 1
     estimator_versions: int = 1
     estimator_passes: int = 16
     estimator_learning_rate: float = 4e-3
@@ -45,11 +46,9 @@ class TrainConfig:
             if field.type is bool:
                 valid, wanted = type(value) is bool, "True or False"
             elif field.type is int:
-                minimum = 0 if field.name in ("seed", "num_workers") else 1
-                valid, wanted = (
-                    type(value) is int and minimum <= value < 2**31,
-                    f"a whole number from {minimum} to {2**31 - 1}",
-                )
+                low = 0 if field.name in ("seed", "num_workers") else 1
+                high = 8 if field.name == "teacher_orientations" else 2**31 - 1
+                valid, wanted = type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
             elif field.name == "distill_weight":
                 valid, wanted = type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
             else:

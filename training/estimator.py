@@ -1,7 +1,7 @@
 """The blur estimator is trained first and alone: which linear filter brings each blurry photo closest to its sharp version.
 
-How close a filter brings it follows from two power spectra and a cross spectrum. They are computed once from whole photos;
-after that a step costs as little as one patch of the main training.
+How close a filter brings it follows from two power spectra and a cross spectrum. They are computed once, from a random
+region of each version of each photo; after that a step costs as little as one patch of the main training.
 """
 
 import math
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from blur.estimator import BlurEstimator
-from blur.spectrum import WINDOW, extract_windows, log_means, power, transform_spectrum, windowed_fft
+from blur.local import surroundings
+from blur.spectrum import WINDOW, extract_windows, log_means, log_power_spectrum, power, transform_spectrum, windowed_fft
 from images.files import read_torch_file, write_torch_file
 from training.config import TrainConfig
 from training.distributed import main_process_first
@@ -48,7 +49,7 @@ def train_estimator(
             val_spectra = compute_spectra(val_set, 1, config.num_workers)
             fit_filters(estimator, spectra, passes, rate, config.seed, device)
             with torch.no_grad():
-                gain = filter_gain(response_of(estimator.cpu()(val_spectra[:, :2])[0]), val_spectra).mean()
+                gain = filter_gain(response_of(estimator.cpu()(val_spectra[:, :4])[0]), val_spectra).mean()
             if not math.isfinite(gain):
                 raise UserError("the blur estimator's filters are not finite: lower ESTIMATOR_LEARNING_RATE")
             print0(f"the blur estimator's filters alone gain {gain:+.2f} dB in the gray mean on the validation photos")
@@ -67,7 +68,7 @@ def _read_stored(file: Path) -> dict:
 
 
 class CrossSpectra(Dataset):
-    """Item k: what ``filter_gain`` needs of one blurry version of a photo, (5, 64, 33): see ``compute_spectra``."""
+    """Item k: spectra of a region of one blurry version of a photo, (7, 64, 33): see ``compute_spectra``."""
 
     def __init__(self, photos: Dataset, versions: int):
         self.photos, self.versions = photos, versions
@@ -77,33 +78,38 @@ class CrossSpectra(Dataset):
 
     def __getitem__(self, k: int) -> Tensor:
         version, index = divmod(k, len(self.photos))
-        blurry, sharp = (windowed_fft(extract_windows(photo[None]))[0] for photo in self.photos.whole(index, version))
+        pair = self.photos.whole(index, version)
+        whole = log_power_spectrum(pair[0][None])[0]
+        size, generator = pair[0].shape[-2:], make_generator(5, k)
+        centre = tuple(int(torch.randint(length, (), generator=generator)) for length in size)
+        region = surroundings(centre, size)
+        blurry, sharp = (windowed_fft(extract_windows(photo[(None, ..., *region)]))[0] for photo in pair)
         blurry_power, cross = power(blurry), (sharp * blurry.conj()).real
         powers = torch.stack([blurry_power, power(sharp), cross]).mean(1)
-        return torch.cat([log_means(blurry_power[None])[0], powers.roll(WINDOW // 2, 1)])
+        return torch.cat([log_means(blurry_power[None])[0], whole, powers.roll(WINDOW // 2, 1)])
 
 
 def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
-    """Spectra of all versions of all photos, (n, 5, 64, 33).
+    """Spectra of a region of each version of each photo, (n, 7, 64, 33).
 
-    Two channels are the ``log_power_spectrum`` of the blurry photo; the others are the mean power of blurry, that of sharp,
-    and the real part of their cross spectrum.
+    Four channels are what the estimator is given, the ``log_power_spectrum`` of the blurry region and of the whole photo;
+    the others are the mean power of blurry, that of sharp, and the real part of their cross spectrum.
     """
     dataset = CrossSpectra(photos, versions)
-    spectra = torch.empty(len(dataset), 5, WINDOW, WINDOW // 2 + 1)
+    spectra = torch.empty(len(dataset), 7, WINDOW, WINDOW // 2 + 1)
     loader = catch_worker_exit(iter(DataLoader(dataset, batch_size=None, num_workers=workers)))
-    bar = tqdm(loader, "spectra of whole photos", total=len(dataset), unit="photo", leave=False, disable=None)
+    bar = tqdm(loader, "spectra of photos", total=len(dataset), unit="photo", leave=False, disable=None)
     for k, each in enumerate(bar):
         spectra[k] = each  # copied: a tensor from a worker process keeps a file open
     return spectra
 
 
 def filter_gain(response: Tensor, spectra: Tensor) -> Tensor:
-    """Gain in dB of filters with that ``response``, (N, 64, 33), on photos with those ``spectra``, (N, 5, 64, 33): (N,).
+    """Gain in dB of filters with that ``response``, (N, 64, 33), on photos with those ``spectra``, (N, 7, 64, 33): (N,).
 
     The error of a filter W is |X - W Y|^2 at each frequency, for spectra X of the sharp and Y of the blurry photo.
     """
-    blurry, sharp, cross = spectra[:, 2:].unbind(1)
+    blurry, sharp, cross = spectra[:, 4:].unbind(1)
     weight = torch.full((WINDOW // 2 + 1,), 2.0, device=spectra.device)  # most columns also represent their mirror images
     weight[0] = weight[-1] = 1
     error = sharp - 2 * response * cross + response.square() * blurry
@@ -131,7 +137,7 @@ def fit_filters(
     for step in tqdm(range(steps), "blur estimator", unit="step", leave=False, disable=None):
         batch = spectra[order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]].to(device)
         batch = transform_spectrum(batch, int(torch.randint(8, (), generator=generator)))
-        kernel, _ = estimator(batch[:, :2])
+        kernel, _ = estimator(batch[:, :4])
         loss = -filter_gain(response_of(kernel), batch).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -17,14 +17,16 @@ from blur.spectrum import transform_spectrum
 from dataset import PairedImageDataset
 from images.files import atomic_write, read_torch_file, resumable_file, write_torch_file
 from images.photos import PixelFile, remove_files
-from inference import run_tiled
+from inference import run_ensemble
 from training.distributed import main_process_first, raise_on_all_ranks, rank, world_size
 from training.fingerprint import code_fingerprint, fingerprint
 from training.run import lock_output_dir
 from utils import UserError, autocast, autocast_dtype, print0, to_pixels, to_tensor
 
 
-def cache_teacher_outputs(teacher: nn.Module, data: PairedImageDataset, weight: float, device: torch.device) -> PixelFile:
+def cache_teacher_outputs(
+    teacher: nn.Module, data: PairedImageDataset, weight: float, device: torch.device, orientations: int = 1
+) -> PixelFile:
     """Run ``teacher`` on each whole blurry photo, unless that was done before; returns the targets, (H, W, 3) uint8 each.
 
     They are stored beside the decoded photos as 8-bit images. Rounding adds an error of 59 dB PSNR without direction,
@@ -33,12 +35,13 @@ def cache_teacher_outputs(teacher: nn.Module, data: PairedImageDataset, weight: 
 
     Args:
         weight: of the teacher's output in the target, 0 to 1; the rest is the sharp photo.
+        orientations: flips and rotations over which the output is averaged, 1 to 8.
     Raises:
         UserError: if another training is computing them, or they cannot be written.
     """
     dtype = str(autocast_dtype(device)).removeprefix("torch.")
     name = f"{data.key}-{fingerprint(teacher)}"
-    file = data.cache / f"{name}-{weight:g}-{dtype}.outputs"
+    file = data.cache / f"{name}-{weight:g}-{orientations}-{dtype}.outputs"
     complete, error = PixelFile(file, data.shapes).is_complete(), None
     raise_on_all_ranks(None)  # every rank has looked before any writes
     if not complete:
@@ -48,7 +51,7 @@ def cache_teacher_outputs(teacher: nn.Module, data: PairedImageDataset, weight: 
             if rank() == 0:
                 lock = lock_output_dir(file.parent)
                 remove_files(p for p in file.parent.glob("*.outputs") if not p.name.startswith(name))
-            _run_teacher(teacher, data, weight, device, file)
+            _run_teacher(teacher, data, weight, device, orientations, file)
         except UserError as caught:
             error = str(caught)
         raise_on_all_ranks(error)
@@ -61,7 +64,9 @@ def cache_teacher_outputs(teacher: nn.Module, data: PairedImageDataset, weight: 
 
 
 @torch.no_grad()
-def _run_teacher(teacher: nn.Module, data: PairedImageDataset, weight: float, device: torch.device, file: Path) -> None:
+def _run_teacher(
+    teacher: nn.Module, data: PairedImageDataset, weight: float, device: torch.device, orientations: int, file: Path
+) -> None:
     """Write this process's share of the outputs."""
     share = range(rank() * len(data) // world_size(), (rank() + 1) * len(data) // world_size())
     sizes = (3 * height * width for height, width in data.shapes[share.start : share.stop])
@@ -76,7 +81,7 @@ def _run_teacher(teacher: nn.Module, data: PairedImageDataset, weight: float, de
         for index in bar:
             blurry = to_tensor(data.blurry[index])[None].to(device, memory_format=torch.channels_last)
             with autocast(device):
-                output = run_tiled(teacher, blurry)
+                output = run_ensemble(teacher, blurry, orientations)
             target = to_tensor(data.sharp[index]).to(device).lerp(output[0].float().clamp(0, 1), weight)
             out.write(np.ascontiguousarray(to_pixels(target)).data)
 

@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import blur.degradations as D
-from blur import filters
+from blur import camera, filters
 from utils import psnr
 
 KERNELS = {
@@ -82,19 +82,19 @@ def test_rescaling_loses_more_the_further_it_goes(down, up):
 
 def test_noise_has_the_strength_it_is_asked_for():
     image = torch.full((3, 200, 200), 0.5)
-    assert float((D.add_noise(image, 2.0, generator()) - image).std() * 255) == pytest.approx(2, rel=0.02)
+    assert float((camera.add_noise(image, 2.0, generator()) - image).std() * 255) == pytest.approx(2, rel=0.02)
 
 
 def test_jpeg_loses_more_at_lower_quality():
     image = photo()
-    high, low = (float(psnr(D.jpeg(image, quality)[None], image[None])) for quality in (95, 20))
+    high, low = (float(psnr(camera.jpeg(image, quality)[None], image[None])) for quality in (95, 20))
     assert high > low > 10
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 50), (33, 20)])
 def test_the_mixture_gives_an_8_bit_photo_of_the_same_size(size):
     for seed in range(40):
-        result = D.random_degradation(photo(*size), generator(seed))
+        result, _ = D.random_degradation(photo(*size), generator(seed))
         assert result.shape == (3, *size)
         assert float(result.min()) >= 0 and float(result.max()) <= 1
         assert torch.allclose(result * 255, (result * 255).round(), atol=1e-4)
@@ -102,37 +102,40 @@ def test_the_mixture_gives_an_8_bit_photo_of_the_same_size(size):
 
 def test_the_same_seed_gives_the_same_pixels_and_another_gives_others():
     image = photo()
-    results = [D.random_degradation(image, generator(seed)) for seed in range(30)]
-    assert all(torch.equal(r, D.random_degradation(image, generator(seed))) for seed, r in enumerate(results))
+    results = [D.random_degradation(image, generator(seed))[0] for seed in range(30)]
+    assert all(torch.equal(r, D.random_degradation(image, generator(seed))[0]) for seed, r in enumerate(results))
     assert len({r.numpy().tobytes() for r in results}) > 20
 
 
 def test_every_kind_of_blur_alone_changes_the_photo_and_the_identity_does_not():
     image = photo()
-    quiet = dict(noise=0, noise_rescaled=0, jpeg=0, identity=0)
+    quiet = dict(noise=0, noise_rescaled=0, jpeg=0, identity=0, camera=0)
     for kind in D.Mixture().blurs:
-        changed = not torch.equal(D.random_degradation(image, generator(3), D.Mixture(blurs={kind: 1.0}, **quiet)), image)
+        changed = not torch.equal(D.random_degradation(image, generator(3), D.Mixture(blurs={kind: 1.0}, **quiet))[0], image)
         assert changed == (kind != "none"), kind
-    assert torch.equal(D.random_degradation(image, generator(), D.Mixture(identity=1)), image)
+    assert torch.equal(D.random_degradation(image, generator(), D.Mixture(identity=1))[0], image)
 
 
 def test_rescaled_photos_have_a_share_of_noise_of_their_own():
     flat = torch.full((3, 24, 24), 128 / 255)
-    quiet, noisy = (dict(identity=0, jpeg=0, noise=1 - share, noise_rescaled=share) for share in (0, 1))
+    quiet, noisy = (dict(identity=0, camera=0, jpeg=0, noise=1 - share, noise_rescaled=share) for share in (0, 1))
     for kind, share in ("rescale", quiet), ("gaussian", noisy):
         assert torch.equal(
-            D.random_degradation(flat, generator(), D.Mixture(blurs={kind: 1.0}, **share)), (flat * 255).round() / 255
+            D.random_degradation(flat, generator(), D.Mixture(blurs={kind: 1.0}, **share))[0], (flat * 255).round() / 255
         )
     for kind, share in ("rescale", noisy), ("gaussian", quiet):
-        assert D.random_degradation(flat, generator(), D.Mixture(blurs={kind: 1.0}, **share)).std() > 0.0005
+        assert D.random_degradation(flat, generator(), D.Mixture(blurs={kind: 1.0}, **share))[0].std() > 0.0005
 
 
 def test_the_mixture_leaves_about_its_share_of_photos_as_they_are():
     image = photo(16, 16)
-    same = sum(torch.equal(D.random_degradation(image, generator(s), D.Mixture(identity=0.3)), image) for s in range(400))
+    same = sum(
+        torch.equal(D.random_degradation(image, generator(s), D.Mixture(identity=0.3, camera=0))[0], image)
+        for s in range(400)
+    )
     assert 0.2 < same / 400 < 0.42
 
 
 def test_an_unknown_kind_of_blur_is_one_sentence():
     with pytest.raises(ValueError, match="unknown kind of blur 'swirl'"):
-        D.random_degradation(photo(), generator(), D.Mixture(identity=0, blurs={"swirl": 1.0}))
+        D.random_degradation(photo(), generator(), D.Mixture(identity=0, camera=0, blurs={"swirl": 1.0}))

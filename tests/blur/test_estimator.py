@@ -10,6 +10,7 @@ import training.estimator
 from blur.degradations import add_noise
 from blur.estimator import BlurEstimator
 from blur.filters import apply_filter, convolve, gaussian_kernel, line_kernel
+from blur.local import BlurMap
 from blur.spectrum import extract_windows, log_power_spectrum, transform_spectrum, windowed_fft
 from dataset import PairedImageDataset, SyntheticBlurDataset
 from models import FiLM, TeacherCNN
@@ -106,11 +107,13 @@ def test_a_filter_keeps_brightness_and_is_symmetric():
     torch.testing.assert_close(kernel, kernel.flip(2, 3))
 
 
-def test_film_starts_by_changing_nothing():
-    found = FiLM(blocks=3, channels=8, hidden=4)(torch.randn(2, 64))
-    assert len(found) == 3
-    for scale, shift in found:
-        assert torch.equal(scale, torch.ones(2, 8, 1, 1)) and not shift.any()
+@pytest.mark.parametrize("regions", [(1, 1), (2, 3)])
+def test_film_starts_by_changing_nothing(regions):
+    blur = BlurMap(torch.zeros(2, *regions, 3, 3), torch.randn(2, *regions, 64))
+    films = list(FiLM(blocks=3, channels=8, hidden=4)(blur, (2, 3, 128, 256), 4))
+    assert len(films) == 3
+    for scale, shift in films:
+        assert scale.shape[:2] == (2, 8) and (scale == 1).all() and not shift.any()
 
 
 def test_the_gain_of_a_filter_read_from_spectra_is_its_gain_on_the_photo():
@@ -143,7 +146,7 @@ def test_spectra_that_workers_take_hold_no_files_open(pairs):
         found = compute_spectra(photos, 50, workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert found.shape == (150, 5, 64, 33) and torch.equal(found[:3], compute_spectra(photos, 1, workers=0))
+    assert found.shape == (150, 7, 64, 33) and torch.equal(found[:3], compute_spectra(photos, 1, workers=0))
 
 
 def test_an_estimator_that_diverges_is_said_and_not_kept(pairs, tmp_path, monkeypatch):
@@ -164,7 +167,7 @@ def test_an_estimator_learns_to_sharpen_and_is_found_again(tmp_path, pairs, caps
     train_estimator(teacher, train_set, val_set, tmp_path / "estimator.pth", config, CPU)
     spectra = compute_spectra(train_set, 1, 0)
     with torch.no_grad():
-        gain = filter_gain(response_of(teacher.estimator(spectra[:, :2])[0]), spectra)
+        gain = filter_gain(response_of(teacher.estimator(spectra[:, :4])[0]), spectra)
     assert gain.mean() > 1
     assert "gain" in capsys.readouterr().out
     train_estimator(again, train_set, val_set, tmp_path / "estimator.pth", config, CPU)
@@ -182,7 +185,7 @@ def test_patches_of_photos_blurred_on_the_fly_come_with_the_description_of_the_w
     paths = sorted((pairs / "train").glob("*/sharp.png"))
     photos = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
     blurry, sharp, spectrum = photos.batch(range(4))
-    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 2, 64, 33)
+    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 4, 64, 33)
     again = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
     late = again.batch([30])  # of a later version
     assert torch.equal(again.batch([2])[2][0], spectrum[2]) and torch.equal(late[0], photos.batch([30])[0])

@@ -57,7 +57,7 @@ def test_a_teacher_runs_once_and_again_when_it_or_the_photos_change(pairs, monke
         asked.append(1)
         return teacher(blurry)
 
-    monkeypatch.setattr("training.teacher_cache.run_tiled", counting)
+    monkeypatch.setattr("inference.run_tiled", counting)
     for teacher, expected in (teacher_of(1), 3), (teacher_of(1), 3), (teacher_of(2), 6):
         cache_teacher_outputs(teacher, PairedImageDataset(pairs / "train", 32), 1.0, CPU)
         assert len(asked) == expected
@@ -78,19 +78,33 @@ def test_an_interrupted_teacher_runs_on_the_rest_only(pairs, monkeypatch, precis
 
     train_set, cache = PairedImageDataset(pairs / "train", 32), pairs / "train" / ".cache"
     with monkeypatch.context() as patch:
-        patch.setattr("training.teacher_cache.run_tiled", counting)
+        patch.setattr("inference.run_tiled", counting)
         with pytest.raises(KeyboardInterrupt):
             cache_teacher_outputs(teacher, train_set, 1.0, CPU)
     (partial,) = cache.glob(".*.outputs.partial")
     with open(partial, "ab") as file:
         file.write(b"half of an output")
-    monkeypatch.setattr("training.teacher_cache.run_tiled", lambda teacher, blurry: seen.append(1) or teacher(blurry))
+    monkeypatch.setattr("inference.run_tiled", lambda teacher, blurry: seen.append(1) or teacher(blurry))
     targets = cache_teacher_outputs(teacher, train_set, 1.0, CPU)
     assert len(seen) == 3 and not list(cache.glob(".*.partial"))
     for index in range(3):
         with torch.no_grad(), utils.autocast(CPU):
             expected = to_pixels(teacher(to_tensor(train_set.blurry[index])[None])[0].float())
         assert np.array_equal(targets[index], expected)
+
+
+def test_outputs_can_be_the_mean_over_the_eight_orientations(pairs, precision):
+    train_set, teacher = PairedImageDataset(pairs / "train", 32), teacher_of(1)
+    targets = cache_teacher_outputs(teacher, train_set, 1.0, CPU, orientations=8)
+    photo = to_tensor(train_set.blurry[0])[None]
+    orientations = [(photo.rot90(k, (2, 3)), k, False) for k in range(4)] + [
+        (photo.flip(3).rot90(k, (2, 3)), k, True) for k in range(4)
+    ]
+    with torch.no_grad(), utils.autocast(CPU):
+        outputs = [(teacher(p).float().rot90(-k, (2, 3)), flipped) for p, k, flipped in orientations]
+    mean = sum(output.flip(3) if flipped else output for output, flipped in outputs) / 8
+    assert np.abs(targets[0].astype(int) - to_pixels(mean[0]).astype(int)).max() <= 1
+    assert np.abs(targets[0].astype(int) - to_pixels(outputs[0][0][0])).max() > 1, "one orientation differs"
 
 
 def test_two_trainings_do_not_compute_the_same_outputs_at_once(pairs, start, tmp_path):
@@ -117,10 +131,10 @@ def test_a_student_given_cached_embeddings_computes_as_one_given_spectra(pairs):
     train_set.embeddings = cache_blur_embeddings(student, train_set, CPU)
     embedded = train_set.batch(range(24))
     assert torch.equal(spectra[0], embedded[0]) and torch.equal(spectra[1], embedded[1])
-    assert spectra[2].shape == (24, 2, 64, 33) and embedded[2].shape == (24, 64 + 9 * 9)
+    assert spectra[2].shape == (24, 4, 64, 33) and embedded[2].shape == (24, 64 + 9 * 9)
     with torch.no_grad():
         one, other = student(spectra[0], spectra[2]), student(embedded[0], embedded[2])
-    assert (one - spectra[0]).abs().max() > 0.1, "the student changes the photo"
+    assert (one - spectra[0]).abs().max() > 0.05, "the student changes the photo"
     torch.testing.assert_close(one, other)
 
 

@@ -1,0 +1,110 @@
+"""Blur that differs from place to place: spectra of overlapping regions of a photo, and what is estimated from them.
+
+A photo is divided into regions of 128 pixels. The blur at a region's centre is estimated from the spectrum of the 224
+pixels around it and, beside it, that of the whole photo, so that a sky or a small region is not guessed. Between centres
+filters and embeddings are interpolated linearly, which leaves no seams.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blur.filters import apply_filter
+from blur.spectrum import log_power_spectrum
+
+REGION = 128  # pixels between the centres of regions
+SURROUNDINGS = 224  # rows and columns, in pixels, whose spectrum tells the blur of a region
+
+
+def region_centres(length: int) -> list[int]:
+    """Centres of the regions along an axis of ``length`` pixels: 64, 192, ..."""
+    return [REGION // 2 + REGION * i for i in range(max(1, math.ceil((length - REGION // 2) / REGION)))]
+
+
+def surroundings(centre: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the square around ``centre`` whose spectrum is taken, inside a photo of ``size`` (H, W)."""
+    starts = [max(0, min(c - SURROUNDINGS // 2, length - SURROUNDINGS)) for c, length in zip(centre, size, strict=True)]
+    return tuple(slice(start, min(start + SURROUNDINGS, length)) for start, length in zip(starts, size, strict=True))
+
+
+def local_spectra(photo: Tensor, peak: float = 1.0) -> Iterator[Tensor]:
+    """Spectra of the regions and of the whole photo: (N, C, H, W) -> for each row of regions (N, gw, 4, 64, 33).
+
+    Channels 0 and 1 are ``log_power_spectrum`` of the region's surroundings, 2 and 3 that of the photo.
+    """
+    size = photo.shape[-2:]
+    whole = log_power_spectrum(photo, peak)
+    for y in region_centres(size[0]):  # one row after another: all together would fill the memory
+        regions = [photo[(..., *surroundings((y, x), size))] for x in region_centres(size[1])]
+        yield torch.stack([torch.cat([log_power_spectrum(region, peak), whole], 1) for region in regions], 1)
+
+
+class BlurMap(NamedTuple):
+    """The estimated blur of photos, or of a part of them, by region.
+
+    Attributes:
+        kernels: (N, gh, gw, 63, 63) inverse filters.
+        embeddings: (N, gh, gw, E).
+        top, left: of the part, in pixels of the whole photo.
+    """
+
+    kernels: Tensor
+    embeddings: Tensor
+    top: int = 0
+    left: int = 0
+
+    def crop(self, rows: slice, columns: slice) -> "BlurMap":
+        """The map of a part of the photo; regions are those of the whole."""
+        return self._replace(top=self.top + rows.start, left=self.left + columns.start)
+
+    def apply_filters(self, photo: Tensor, exact: bool) -> Tensor:
+        """(N, C, H, W) convolved with the interpolated filters. ``exact``: see ``apply_filter``."""
+        gh, gw, size = *self.kernels.shape[1:3], self.kernels.shape[-1]
+        if gh * gw == 1:
+            return apply_filter(photo, self.kernels[:, :, 0], exact)
+        height, width = photo.shape[-2:]
+        result, radius = torch.zeros_like(photo), size // 2
+        for i in range(gh):
+            rows, weight_y = _hat(i, gh, self.top, height)
+            for j in range(gw):
+                columns, weight_x = _hat(j, gw, self.left, width)
+                if rows.start >= rows.stop or columns.start >= columns.stop:
+                    continue
+                y, x = max(0, rows.start - radius), max(0, columns.start - radius)
+                part = apply_filter(
+                    photo[..., y : rows.stop + radius, x : columns.stop + radius], self.kernels[:, i, j, None], exact
+                )
+                part = part[..., rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+                weight = (weight_y[:, None] * weight_x).to(photo)
+                result[..., rows, columns] += part * weight
+        return result
+
+    def interpolate(self, values: Tensor, height: int, width: int, step: int) -> Tensor:
+        """Values of regions, (N, gh, gw, C), for each of (height, width) squares of ``step`` pixels: (N, C, H, W)."""
+        values = values.permute(0, 3, 1, 2)
+        for axis, (count, start) in enumerate(((height, self.top), (width, self.left)), start=2):
+            regions = values.shape[axis]
+            if regions == 1:
+                continue
+            place = (start + (torch.arange(count, device=values.device) + 0.5) * step - REGION / 2) / REGION
+            place = place.clamp(0, regions - 1)
+            low = place.floor().long().clamp(max=regions - 2)
+            share = (place - low).view(-1, *[1] * (3 - axis))
+            values = values.index_select(axis, low) * (1 - share) + values.index_select(axis, low + 1) * share
+        return values
+
+
+def _hat(index: int, count: int, start: int, length: int) -> tuple[slice, Tensor]:
+    """Where a region's weight is above 0 in a part that begins at ``start``, and the weights there, 1 at the centre."""
+    distance = (torch.arange(start, start + length) + 0.5 - (REGION // 2 + REGION * index)) / REGION
+    weight = (1 - distance.abs()).clamp(min=0)
+    if index == 0:
+        weight[distance < 0] = 1
+    if index == count - 1:
+        weight[distance > 0] = 1
+    inside = weight.nonzero().flatten().tolist() or [0, -1]
+    place = slice(inside[0], inside[-1] + 1)
+    return place, weight[place]

@@ -1,0 +1,88 @@
+"""Blur by region: what holds for any photo, whole and in tiles."""
+
+import pytest
+import torch
+from conftest import dummy_photo
+
+from blur.filters import convolve, gaussian_kernel
+from blur.local import REGION, SURROUNDINGS, BlurMap, local_spectra, region_centres, surroundings
+from blur.spectrum import log_power_spectrum
+from inference import run_tiled
+from models import TeacherCNN
+from utils import to_tensor
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 191, 193, 320, 321, 5000])
+def test_every_pixel_is_near_the_centre_of_a_region(length):
+    centres = torch.tensor(region_centres(length))
+    pixels = torch.arange(length) + 0.5
+    assert (pixels[:, None] - centres).abs().amin(1).max() <= REGION
+    for centre in centres.tolist():
+        rows, _ = surroundings((centre, centre), (length, 400))
+        assert 0 <= rows.start < rows.stop <= length and rows.stop - rows.start == min(length, SURROUNDINGS)
+
+
+def test_spectra_are_those_of_the_surroundings_and_of_the_whole_photo():
+    photo = torch.rand(2, 3, 300, 420)
+    spectra = torch.stack(list(local_spectra(photo)), 1)
+    assert spectra.shape == (2, 2, 3, 4, 64, 33)
+    torch.testing.assert_close(spectra[:, 1, 2, 2:], log_power_spectrum(photo))
+    torch.testing.assert_close(spectra[:, 0, 0, :2], log_power_spectrum(photo[..., :224, :224]))
+
+
+def random_map(regions, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return BlurMap(torch.randn(1, *regions, 9, 9, generator=generator), torch.randn(1, *regions, 5, generator=generator))
+
+
+def test_equal_filters_everywhere_are_one_filter():
+    photo, kernel = torch.rand(1, 3, 300, 420), gaussian_kernel(1.5)
+    blur = BlurMap(kernel.expand(1, 2, 3, -1, -1), torch.zeros(1, 2, 3, 5))
+    torch.testing.assert_close(
+        blur.apply_filters(photo, exact=False), convolve(photo, kernel[None, None]), atol=1e-5, rtol=0
+    )
+
+
+def test_a_smooth_gradient_has_no_seams():
+    """The largest step between neighbours is that of the ramp, however much the regions differ."""
+    ramp = torch.linspace(0.2, 0.8, 420).expand(1, 3, 300, 420)
+    kernels = torch.stack([gaussian_kernel(s, s) for s in (1.0, 1.0)])
+    kernels = torch.nn.functional.pad(kernels, (2, 2, 2, 2))
+    sharpening = -kernels.clone()
+    sharpening[:, 6, 6] += 2
+    blur = BlurMap(torch.stack([kernels[0], sharpening[0], kernels[1]] * 2).view(1, 2, 3, 13, 13), torch.zeros(1, 2, 3, 5))
+    result = blur.apply_filters(ramp, exact=True)[..., 8:-8]  # borders are reflected
+    step = 0.6 / 419
+    assert (result.diff(dim=-1) - step).abs().max() < 0.05 * step and result.diff(dim=-2).abs().max() < 1e-6
+
+
+def test_values_are_exact_at_centres_linear_between_them_and_constant_beyond():
+    blur = random_map((2, 3))
+    values = blur.interpolate(blur.embeddings, 320, 448, 1)
+    at_centre = values[0, :, 63:65, 191:193].mean((1, 2))  # the centre of a region is between pixels
+    torch.testing.assert_close(at_centre, blur.embeddings[0, 0, 1], atol=0.03, rtol=0)
+    torch.testing.assert_close(values[0, :, 70, 128], (values[0, :, 70, 120] + values[0, :, 70, 136]) / 2, atol=1e-5, rtol=0)
+    assert torch.equal(values[..., :60, :], values[..., :1, :].expand(-1, -1, 60, -1))
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_part_of_the_map_is_the_map_of_the_part(step):
+    blur = random_map((3, 4))
+    whole = blur.interpolate(blur.embeddings, 400 // step, 520 // step, step)
+    part = blur.crop(slice(96, 200), slice(200, 328)).interpolate(blur.embeddings, 104 // step, 128 // step, step)
+    assert torch.equal(part, whole[..., 96 // step : 200 // step, 200 // step : 328 // step])
+
+
+@pytest.mark.parametrize("size", [(300, 420), (129, 700), (64, 64), (20, 333)])
+def test_a_teacher_gives_the_same_in_tiles_where_the_blur_differs(size, precision):
+    torch.manual_seed(1)
+    teacher = TeacherCNN(width=4, deep_width=8, blocks=2, fine_blocks=1).eval()
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    photo = to_tensor(dummy_photo(*size, seed=2))[None]
+    photo[..., size[1] // 2 :] = convolve(photo, gaussian_kernel(2.0)[None, None])[..., size[1] // 2 :]
+    teacher.double()
+    with torch.no_grad():
+        whole = teacher(photo.double())
+        torch.testing.assert_close(run_tiled(teacher, photo.double(), tile=64), whole, atol=1e-12, rtol=0)
+    assert (whole - photo).abs().max() > 0.01
