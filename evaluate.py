@@ -8,7 +8,6 @@ degradation on the ground truth. Scores are of 8-bit images; a mean over degrada
 """
 
 import argparse
-import csv
 import math
 import os
 from pathlib import Path
@@ -27,7 +26,7 @@ from images.photos import read_photo
 from images.pictures import FORMATS
 from inference import Sharpener
 from models import load_model
-from training.report import side_by_side
+from training.report import score, side_by_side, write_table
 from utils import (
     Scores,
     UserError,
@@ -38,7 +37,6 @@ from utils import (
     pick_device,
     psnr,
     quantize_8bit,
-    ssim,
     to_pixels,
     to_tensor,
 )
@@ -49,10 +47,11 @@ NETWORKS = {  # the first file that exists
     "teacher": (Path(__file__).parent / "weights" / "teacher.pth",),
 }
 DEVICE = "auto"  # CUDA if available; or "cpu", "cuda:1", ...
+BASELINES = ("input", "unsharp", "best unsharp")
 DEFAULT_MASK = ImageFilter.UnsharpMask(radius=2, percent=150, threshold=3)  # Pillow's defaults
 RADII, AMOUNTS = (0.5, 0.8, 1.2, 1.8, 2.5, 3.5), (0.3, 0.6, 1.0, 1.5, 2.2, 3.2, 4.5)  # the oracle's grid: pixels, factor
 
-Results = dict[str, dict[str, list[Scores]]]  # degradation -> sharpener -> scores of each photo
+Results = dict[str, dict[str, dict[str, Scores]]]  # degradation -> sharpener -> photo -> its scores
 
 
 def main() -> None:
@@ -66,52 +65,59 @@ def main() -> None:
     degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
     check_results(options, [file for folders in degradations.values() for folder in folders for file in folder.iterdir()])
     device = pick_device(DEVICE)
-    files = {name: next((f for f in map(Path, files) if f.is_file()), None) for name, files in NETWORKS.items()}
-    for name in [name for name, file in files.items() if file is None]:
-        print(f"there is no {name} ({' or '.join(map(str, NETWORKS[name]))}): it is skipped")
-    for file in dict.fromkeys(options.weights):
-        name = str(file).removesuffix(file.suffix)
-        if any(other and os.path.realpath(other) == os.path.realpath(file) for other in files.values()):
-            continue  # it is scored under its usual name
-        files[str(file) if name in ("input", "unsharp", "best unsharp") or files.get(name) else name] = file
-    files = {name: file for name, file in files.items() if file}
+    files = find_networks(options.weights)
     sharpeners = {name: Sharpener(load_model(file).requires_grad_(False), device) for name, file in files.items()}
 
     results: Results = {}
     pictures = []
     for degradation, folders in degradations.items():
-        results[degradation], picture = score_degradation(degradation, folders, sharpeners)
-        pictures.append(picture)
+        results[degradation], mask, example = score_degradation(degradation, folders, sharpeners)
+        if options.picture:
+            pictures.append(draw(f"{degradation}/{example.name}", example, mask, sharpeners))
     costs = {name: costs_of(sharpener) for name, sharpener in sharpeners.items()}
-    names = {degradation: [folder.name for folder in folders] for degradation, folders in degradations.items()}
-    text = "\n\n".join(([degradation_table(results)] if len(results) > 1 else []) + [summary_table(results, names, costs)])
+    text = "\n\n".join(([degradation_table(results)] if len(results) > 1 else []) + [summary_table(results, costs)])
     print("\n".join(f"{name} is {file}" for name, file in files.items()), end="\n\n")
-    print(f"{text}\n\n{losses(results, names)}")
+    print(f"{text}\n\n{losses(results)}")
     if options.markdown:
         atomic_write(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))
     if options.csv:
-        write_csv(options.csv, results, names)
+        write_table(options.csv, [
+            dict(degradation=degradation, photo=photo, sharpener=name, psnr=value.psnr, ssim=value.ssim)
+            for degradation, scores in results.items() for name, each in scores.items() for photo, value in each.items()
+        ])  # fmt: skip
     if options.picture:
-        tall = Image.new("RGB", (max(p.width for p in pictures), sum(p.height + 12 for p in pictures)), "white")
-        for i, picture in enumerate(pictures):
-            tall.paste(picture, (0, sum(p.height + 12 for p in pictures[:i])))
-        atomic_write(options.picture, tall.save)
+        spaced = [np.pad(picture, ((0, 12), (0, 0), (0, 0)), constant_values=255) for picture in pictures]
+        atomic_write(options.picture, Image.fromarray(np.concatenate(spaced)).save)
 
 
 def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
     """Raise ``UserError`` if a result could not be written after the work, or would overwrite an input."""
     weights = [*options.weights, *(file for files in NETWORKS.values() for file in files)]
     taken = {os.path.realpath(file) for file in (*inputs, *weights)}
-    kinds = {"--markdown": (options.markdown, ()), "--csv": (options.csv, ()), "--picture": (options.picture, FORMATS)}
-    for name, (file, suffixes) in kinds.items():
-        if file is None:
-            continue
+    results = {f"--{name}": getattr(options, name) for name in ("markdown", "csv", "picture") if getattr(options, name)}
+    for name, file in results.items():
         if os.path.realpath(file) in taken or file.is_dir():
             raise UserError(f"{name} {file} is an input, another result or a folder: name another file")
-        taken.add(os.path.realpath(file))
-        if suffixes and file.suffix.lower() not in suffixes:
-            raise UserError(f"{name} {file} does not end in one of {', '.join(suffixes)}")
+        if name == "--picture" and file.suffix.lower() not in FORMATS:
+            raise UserError(f"{name} {file} does not end in one of {', '.join(FORMATS)}")
         check_writable(file.parent, name)
+        taken.add(os.path.realpath(file))
+
+
+def find_networks(weights: list[Path]) -> dict[str, Path]:
+    """Name -> file of student, teacher and other ``weights``, each file once."""
+    files: dict[str, Path] = {}
+    for name, candidates in NETWORKS.items():
+        found = [Path(file) for file in candidates if Path(file).is_file()]
+        if found:
+            files[name] = found[0]
+        else:
+            print(f"there is no {name} ({' or '.join(map(str, candidates))}): it is skipped")
+    for file in weights:
+        if os.path.realpath(file) not in map(os.path.realpath, files.values()):
+            name = str(file).removesuffix(file.suffix)
+            files[str(file) if name in (*BASELINES, *files) else name] = file
+    return files
 
 
 def find_degradations(pairs: Path) -> dict[str, list[Path]]:
@@ -127,31 +133,27 @@ def find_degradations(pairs: Path) -> dict[str, list[Path]]:
 
 def score_degradation(
     degradation: str, folders: list[Path], sharpeners: dict[str, Sharpener]
-) -> tuple[dict[str, list[Scores]], Image.Image]:
-    """Scores of each sharpener on each photo, and a picture of the one where student and default mask differ most."""
-    scores: dict[str, list[Scores]] = {name: [] for name in ("input", "unsharp", "best unsharp", *sharpeners)}
-    grid: dict[tuple[float, float], list[float]] = {(r, a): [] for r in RADII for a in AMOUNTS}
-    shown, largest = folders[0], 0.0
+) -> tuple[dict[str, dict[str, Scores]], tuple[float, float], Path]:
+    """Scores of each sharpener on each photo, the best mask's setting, and the pair where student and mask differ most."""
+    scores: dict[str, dict[str, Scores]] = {name: {} for name in (*BASELINES, *sharpeners)}
+    grid: dict[tuple[float, float], list[float]] = {(radius, amount): [] for radius in RADII for amount in AMOUNTS}
+    first, differences = next(iter(sharpeners), "unsharp"), []
     for folder in tqdm(folders, degradation, unit="photo", leave=False, disable=None):
         blurry, sharp = read_pair(folder)
-        masked = default_unsharp(blurry)
-        scores["input"].append(score(blurry, sharp))
-        scores["unsharp"].append(score(masked, sharp))
-        for radius in RADII if math.isfinite(scores["input"][-1].psnr) else ():  # else any change is a loss
+        outputs = {"input": blurry, "unsharp": to_tensor(Image.fromarray(to_pixels(blurry)).filter(DEFAULT_MASK))}
+        outputs |= {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
+        for name, output in outputs.items():
+            scores[name][folder.name] = score(output, sharp)
+        differences.append(float((outputs[first] - outputs["unsharp"]).abs().mean()))
+        for radius in RADII if math.isfinite(scores["input"][folder.name].psnr) else ():  # else any change is a loss
             detail = blurry - convolve(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
                 grid[radius, amount].append(float(psnr(quantize_8bit(blurry + amount * detail)[None], sharp[None])))
-        for i, (name, sharpener) in enumerate(sharpeners.items()):
-            sharpened = run(sharpener, blurry)
-            scores[name].append(score(sharpened, sharp))
-            apart = float((sharpened - masked).abs().mean())
-            if i == 0 and apart > largest:
-                shown, largest = folder, apart
     best = max(grid, key=lambda setting: np.mean(grid[setting] or [0]))
     for folder in folders:
         blurry, sharp = read_pair(folder)
-        scores["best unsharp"].append(score(unsharp(blurry, *best), sharp))
-    return scores, draw(degradation, shown, best, sharpeners)
+        scores["best unsharp"][folder.name] = score(unsharp(blurry, *best), sharp)
+    return scores, best, folders[int(np.argmax(differences))]
 
 
 def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
@@ -161,106 +163,81 @@ def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
     return blurry, sharp
 
 
-def default_unsharp(photo: Tensor) -> Tensor:
-    """(3, H, W) -> same, by Pillow."""
-    return to_tensor(np.array(Image.fromarray(to_pixels(photo)).filter(DEFAULT_MASK)))
-
-
 def unsharp(photo: Tensor, radius: float, amount: float) -> Tensor:
     """(3, H, W) plus ``amount`` times what a Gaussian blur of sigma ``radius`` removes, in 8 bits."""
     return quantize_8bit(photo + amount * (photo - convolve(photo, gaussian_kernel(radius))))
 
 
-def run(sharpener: Sharpener, photo: Tensor) -> Tensor:
-    """What sharpen.py would save: (3, H, W) -> same."""
-    return to_tensor(sharpener(to_pixels(photo)))
-
-
-def score(image: Tensor, sharp: Tensor) -> Scores:
-    return Scores(float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None])))
-
-
-def draw(degradation: str, folder: Path, best: tuple[float, float], sharpeners: dict[str, Sharpener]):
+def draw(title: str, folder: Path, mask: tuple[float, float], sharpeners: dict[str, Sharpener]) -> Image.Image:
     blurry, sharp = read_pair(folder)
-    columns = {f"{degradation}/{folder.name}": blurry, f"unsharp mask {best[0]:g}, {best[1]:g}": unsharp(blurry, *best)}
-    columns |= {name: run(sharpener, blurry) for name, sharpener in sharpeners.items()}
-    return side_by_side(
-        {**columns, "sharp": sharp}, sharp, zoom_on=tuple(list(columns.values())[1:3]) if sharpeners else None
-    )
+    masked, name = unsharp(blurry, *mask), f"unsharp mask {mask[0]:g}, {mask[1]:g}"
+    outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
+    zoom_on = masked, next(iter(outputs.values()), sharp)
+    return side_by_side({title: blurry, name: masked, **outputs, "sharp": sharp}, zoom_on)
 
 
-def costs_of(sharpener: Sharpener) -> tuple[str, str, str]:
+def costs_of(sharpener: Sharpener) -> list[str]:
     """Parameters, GMAC per megapixel, and ms per megapixel here."""
     network, time = sharpener.network, ms_per_megapixel(sharpener.network, sharpener.device)
-    return f"{count_parameters(network):,}", f"{gmac_per_megapixel(network):.1f}", f"{time:.0f}"
+    return [f"{count_parameters(network):,}", f"{gmac_per_megapixel(network):.1f}", f"{time:.0f}"]
 
 
 # Tables
 
 
+def mean_scores(scores: dict[str, dict[str, Scores]], name: str) -> Scores:
+    """Over the photos that are not perfect already (infinite PSNR); over all if all are perfect."""
+    counted = [value for photo, value in scores[name].items() if math.isfinite(scores["input"][photo].psnr)]
+    return Scores(*np.mean(counted or list(scores[name].values()), axis=0).tolist())
+
+
 def means(results: Results, name: str) -> Scores:
     """Of a sharpener over the photos of each degradation, then over the degradations with something to sharpen, if any."""
-    blurry = [scores for scores in results.values() if not is_perfect(scores)]
+    blurry = [scores for scores in results.values() if math.isfinite(mean_scores(scores, "input").psnr)]
     return Scores(*np.mean([mean_scores(scores, name) for scores in blurry or results.values()], axis=0).tolist())
-
-
-def is_perfect(scores: dict[str, list[Scores]]) -> bool:
-    return all(math.isinf(s.psnr) for s in scores["input"])
-
-
-def mean_scores(scores: dict[str, list[Scores]], name: str) -> Scores:
-    """Over the photos that are not perfect already (infinite PSNR); over all if all are perfect."""
-    counted = [s for s, blurry in zip(scores[name], scores["input"], strict=True) if math.isfinite(blurry.psnr)]
-    return Scores(*np.mean(counted or scores[name], axis=0).tolist())
 
 
 def degradation_table(results: Results) -> str:
     """PSNR / SSIM of each sharpener for each degradation."""
-    names = list(next(iter(results.values())))
-    rows = [["degradation", *names]]
+    rows = [["degradation", *next(iter(results.values()))]]
     for degradation, scores in results.items():
-        rows.append([degradation, *(f"{p:.2f} / {s:.4f}" for p, s in (mean_scores(scores, name) for name in names))])
+        rows.append([degradation, *(f"{p:.2f} / {s:.4f}" for p, s in (mean_scores(scores, name) for name in scores))])
     return as_markdown(rows)
 
 
-def summary_table(results: Results, names: dict[str, list[str]], costs: dict[str, tuple[str, str, str]]) -> str:
+def summary_table(results: Results, costs: dict[str, list[str]]) -> str:
     """The mean of each sharpener, its gain over the input, the share of the teacher's gain, and its cost."""
-    blurry, teacher = means(results, "input"), None
-    if "teacher" in costs and math.isfinite(blurry.psnr):
-        teacher = np.subtract(means(results, "teacher"), blurry)
-    head = ["", "PSNR dB", "SSIM", "gain", "of the teacher's", "photos made worse", "worst photo"]
-    rows = [[*head, "parameters", "GMAC/megapixel", "ms/megapixel"]]
+    blurry = means(results, "input")
+    rows = [["", "PSNR dB", "SSIM", "gain", "of the teacher's", "photos made worse", "worst photo"]]
+    rows[0] += ["parameters", "GMAC/megapixel", "ms/megapixel"]
     for name in next(iter(results.values())):
-        mean = means(results, name)
-        row = [name, f"{mean.psnr:.2f}", f"{mean.ssim:.4f}"]
+        mean, row = means(results, name), [""] * 4
         if name != "input" and math.isfinite(blurry.psnr):  # else there was nothing to gain
-            gain, each = np.subtract(mean, blurry), gains(results, names, name)
-            row.append(f"{gain[0]:+.2f} dB / {gain[1]:+.4f}")
-            row.append("" if teacher is None else " / ".join(f"{g / t:.0%}" for g, t in zip(gain, teacher, strict=True)))
-            row.append(f"{sum(g < 0 for g in each.values())} of {len(each)}")
-            worst = min(each, key=each.get, default="")
-            row.append(f"{worst} {each[worst]:+.2f} dB" if each else "")
-        row += [""] * (len(head) - len(row))
-        row += costs.get(name, ())
-        rows.append(row + [""] * (len(rows[0]) - len(row)))
+            gain, each = np.subtract(mean, blurry), gains(results, name)
+            teacher = np.subtract(means(results, "teacher"), blurry) if "teacher" in costs else None
+            share = "" if teacher is None else " / ".join(f"{part:.0%}" for part in gain / teacher)
+            worst = min(each, key=each.get)
+            worse = f"{sum(value < 0 for value in each.values())} of {len(each)}"
+            row = [f"{gain[0]:+.2f} dB / {gain[1]:+.4f}", share, worse, f"{worst} {each[worst]:+.2f} dB"]
+        rows.append([name, f"{mean.psnr:.2f}", f"{mean.ssim:.4f}", *row, *costs.get(name, [""] * 3)])
     return as_markdown(rows)
 
 
-def gains(results: Results, names: dict[str, list[str]], name: str) -> dict[str, float]:
+def gains(results: Results, name: str) -> dict[str, float]:
     """Photo -> gain in dB of a sharpener, without photos that are perfect already."""
-    each = {}
-    for degradation, scores in results.items():
-        for photo, blurry, sharpened in zip(names[degradation], scores["input"], scores[name], strict=True):
-            if math.isfinite(blurry.psnr):
-                each[f"{degradation}/{photo}" if len(results) > 1 else photo] = sharpened.psnr - blurry.psnr
-    return each
+    return {
+        f"{degradation}/{photo}" if len(results) > 1 else photo: scores[name][photo].psnr - blurry.psnr
+        for degradation, scores in results.items()
+        for photo, blurry in scores["input"].items()
+        if math.isfinite(blurry.psnr)
+    }
 
 
-def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> str:
+def losses(results: Results, shown: int = 12) -> str:
     """Which photos the networks made worse, the worst first."""
     lines = []
-    for name in list(next(iter(results.values())))[3:]:
-        worse = sorted((gain, photo) for photo, gain in gains(results, names, name).items() if gain < 0)
+    for name in list(next(iter(results.values())))[len(BASELINES) :]:
+        worse = sorted((gain, photo) for photo, gain in gains(results, name).items() if gain < 0)
         if worse:
             more = f" and {len(worse) - shown} more" if len(worse) > shown else ""
             lines.append(f"{name} made worse: " + ", ".join(f"{one_line(p)} ({g:+.2f} dB)" for g, p in worse[:shown]) + more)
@@ -268,26 +245,10 @@ def losses(results: Results, names: dict[str, list[str]], shown: int = 12) -> st
 
 
 def as_markdown(rows: list[list[str]]) -> str:
-    rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]  # names of folders may hold them
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]  # names of folders may contain them
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def write_csv(path: Path, results: Results, names: dict[str, list[str]]) -> None:
-    """A row for each degradation, photo and sharpener."""
-
-    def write(partial: Path) -> None:
-        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(["degradation", "photo", "sharpener", "psnr", "ssim"])
-            for degradation, scores in results.items():
-                for name, each in scores.items():
-                    writer.writerows(
-                        [degradation, photo, name, *s] for photo, s in zip(names[degradation], each, strict=True)
-                    )
-
-    atomic_write(path, write)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,13 @@ def main() -> None:
     if bool(options.inputs) == bool(options.frames):
         raise UserError("name photos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)")
     size = parse_size("--frames", options.frames) if options.frames else None
-    jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ([], [])
-    if jobs:
-        check_writable(jobs[0][1].parent, "-o")
+    jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ({}, [])
+    for result in list(jobs)[:1]:
+        check_writable(result.parent, "-o")
+    weights = options.weights or next((file for file in (Path(WEIGHTS), SHIPPED) if file.is_file()), None)
+    if weights is None:
+        raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
     device = pick_device(options.device, "--device")
-    weights = choose_weights(options.weights)
     sharpener = Sharpener(load_model(weights).requires_grad_(False), device)
     if size:
         sharpen_frames(sharpener, *size, options.strength)
@@ -60,42 +63,35 @@ def main() -> None:
         sharpen_files(sharpener, jobs, problems, options.strength, weights)
 
 
-def choose_weights(requested: Path | None) -> Path:
-    for path in (requested,) if requested else (Path(WEIGHTS), SHIPPED):
-        if path.is_file() or path == requested:
-            return path
-    raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
-
-
-def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """(photo, result) for each photo to sharpen, and a sentence for each that cannot be sharpened."""
+def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path, Path], list[str]]:
+    """Result -> photo for each photo to sharpen, and a sentence for each that cannot be sharpened."""
     one_file = bool(out.suffix) and not os.path.isdir(out) and not os.path.isdir(inputs[0])
     if one_file and len(inputs) > 1:
         raise UserError(f"-o {out} is one file: name a folder for the results of {len(inputs)} inputs")
-    jobs, problems = [], []
+    found, problems = [], []
     for path in inputs:
         if not os.path.lexists(path):
             problems.append(f"{path} is missing: name existing photos and folders")
-        elif one_file:
-            jobs.append((path, out))
         elif os.path.isdir(path):
             try:
                 photos = find_photos(path)
             except UserError as error:
                 problems.append(str(error))
                 continue
-            if real(out).startswith(real(path) + os.sep):  # then earlier results are among them
-                photos = [photo for photo in photos if not real(photo).startswith(real(out) + os.sep)]
-            jobs += [(photo, out / photo.relative_to(path)) for photo in photos]
+            if realpath(out).startswith(realpath(path) + os.sep):  # then earlier results are among them
+                photos = [photo for photo in photos if not realpath(photo).startswith(realpath(out) + os.sep)]
+            found += [(photo, out / photo.relative_to(path)) for photo in photos]
         else:
-            jobs.append((path, out / path.name))
-    usable, taken, sources = [], {}, {real(photo) for photo, _ in jobs}
-    jobs = {(real(photo), real(result)): (photo, result) for photo, result in jobs}.values()  # without duplicates
-    for photo, result in jobs:
-        if real(result) in sources:
+            found.append((path, out if one_file else out / path.name))
+    jobs, sources = {}, {realpath(photo) for photo, _ in found}
+    taken = {}  # results as real paths -> photo
+    for photo, result in {
+        (realpath(photo), realpath(result)): (photo, result) for photo, result in found
+    }.values():  # each once
+        if realpath(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
-        elif taken.setdefault(real(result), photo) is not photo:
-            problems.append(f"{photo} and {taken[real(result)]} would both become {result}: sharpen one at a time")
+        elif taken.setdefault(realpath(result), photo) is not photo:
+            problems.append(f"{photo} and {taken[realpath(result)]} would both become {result}: sharpen one at a time")
         elif result.suffix.lower() not in FORMATS:
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(FORMATS)}")
         elif photo.exists() and not photo.is_file():
@@ -103,40 +99,32 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[list[tupl
         elif os.path.lexists(result) and not overwrite:
             problems.append(f"{result} exists already: move it, or allow --overwrite")
         else:
-            usable.append((photo, result))
-    return usable, problems
+            jobs[result] = photo
+    return jobs, problems
 
 
-def real(path: Path) -> str:
-    """The path without links; unlike ``Path.resolve`` it accepts broken and circular ones."""
-    return os.path.realpath(path)
-
-
-def sharpen_files(
-    sharpener: Sharpener, jobs: list[tuple[Path, Path]], problems: list[str], strength: float, weights: Path
-) -> None:
+def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
     """Sharpen each photo. Failures are reported, the others are still sharpened, and the exit code is then 1."""
-    failed, pixels, seconds = 0, 0, 0.0
+    total, done, pixels, seconds = len(jobs) + len(problems), 0, 0, 0.0
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
-    for source, result in tqdm(jobs, "sharpening", unit="photo", leave=False, disable=None):
-        error, size, spent = sharpen_file(sharpener, source, result, strength)
-        pixels, seconds = pixels + size, seconds + spent
+    for result, photo in tqdm(jobs.items(), "sharpening", unit="photo", leave=False, disable=None):
+        error, size, spent = sharpen_file(sharpener, photo, result, strength)
+        done, pixels, seconds = done + (error is None), pixels + size, seconds + spent
         if error:
-            failed += 1
             tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
-    speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {sharpener.device}" if seconds else ""
-    print(f"{len(jobs) - failed} of {len(jobs) + len(problems)} photos sharpened with {weights}{speed}")
-    if failed or problems:
+    speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {sharpener.device}" if pixels else ""
+    print(f"{done} of {total} photos sharpened with {weights}{speed}")
+    if done < total:
         raise SystemExit(1)
 
 
-def sharpen_file(sharpener: Sharpener, source: Path, result: Path, strength: float) -> tuple[str | None, int, float]:
+def sharpen_file(sharpener: Sharpener, photo: Path, result: Path, strength: float) -> tuple[str | None, int, float]:
     """Returns what went wrong, if anything, the number of pixels sharpened, and the seconds it took."""
     try:
-        picture = read_picture(source)
-        if strength == 0 and source.suffix.lower() == result.suffix.lower():
-            atomic_write(result, lambda partial: shutil.copyfile(source, partial))
+        picture = read_picture(photo)
+        if strength == 0 and photo.suffix.lower() == result.suffix.lower():
+            atomic_write(result, lambda partial: shutil.copyfile(photo, partial))
             return None, 0, 0.0
         start = time.perf_counter()
         picture.pixels = sharpener(picture.pixels, strength)
@@ -148,43 +136,32 @@ def sharpen_file(sharpener: Sharpener, source: Path, result: Path, strength: flo
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return f"{source} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu", 0, 0.0
+        return f"{photo} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu", 0, 0.0
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:
     """Sharpen rgb24 frames, 3 bytes a pixel, from standard input to standard output until they end."""
-    frame, count, start = bytearray(height * width * 3), 0, time.perf_counter()
     if sys.stdin is None or sys.stdout is None:
         raise UserError("--frames reads standard input and writes standard output: one of them is closed")
-    view, source, sink = memoryview(frame), sys.stdin.buffer, sys.stdout.buffer
-    bar = tqdm(desc="sharpening", unit="frame", leave=False, disable=None)
-    try:
-        while got := read_fully(source, view):
-            if got < len(frame):
-                raise UserError(f"the last frame ends after {got} of {len(frame)} bytes: is it {width}x{height}, rgb24?")
-            sink.write(sharpener(np.frombuffer(frame, np.uint8).reshape(height, width, 3), strength).data)
-            count += 1
-            bar.update()
-        sink.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
-        raise UserError(f"the reader of the frames has ended, after {count} of them") from None
-    except OSError as error:
-        raise UserError(f"frame {count + 1} cannot be written ({error}): free some disk space") from None
-    finally:
-        bar.close()
+    frame, count, start = np.empty((height, width, 3), np.uint8), 0, time.perf_counter()
+    with tqdm(desc="sharpening", unit="frame", leave=False, disable=None) as bar:
+        try:
+            while got := sys.stdin.buffer.readinto(frame):  # less than a frame only at the end
+                if got < frame.size:
+                    raise UserError(f"the last frame ends after {got} of {frame.size} bytes: is it {width}x{height}, rgb24?")
+                sys.stdout.buffer.write(sharpener(frame, strength).data)
+                count += 1
+                bar.update()
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
+            raise UserError(f"the reader of the frames has ended, after {count} of them") from None
+        except OSError as error:
+            raise UserError(f"frame {count + 1} cannot be written ({error}): free some disk space") from None
     if not count:
         raise UserError("no frames came in: check whether the program before it failed")
     rate = count / (time.perf_counter() - start)
     print(f"{count} frames sharpened, {rate:.1f} per second on {sharpener.device}", file=sys.stderr)
-
-
-def read_fully(source, view: memoryview) -> int:
-    """Fill ``view`` from ``source``, which may return less at a time; returns the bytes read, fewer only at the end."""
-    got = 0
-    while got < len(view) and (more := source.readinto(view[got:])):
-        got += more
-    return got
 
 
 if __name__ == "__main__":

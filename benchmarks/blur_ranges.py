@@ -1,4 +1,4 @@
-"""Blurs sharp photos at both ends and in the middle of every range of degradations.Mixture, a folder for each case.
+"""Blurs sharp photos at both ends and in the middle of every range of degradations.Mixture, a folder for each.
 
     python benchmarks/blur_ranges.py PHOTOS OUT [--photos 20]
     python evaluate.py OUT
@@ -53,8 +53,8 @@ def main() -> None:
             folder = options.out / case / f"{number:03d}-{path.stem}"  # photos in sub-folders may share a name
             for name, image in ("blurry", blurry), ("sharp", sharp):
                 picture = Image.fromarray(to_pixels(image))
-                atomic_write(folder / f"{name}.png", functools.partial(picture.save, compress_case=3))
-    print(f"{len(paths)} photos at {len(cases)} cases are in {options.out}")
+                atomic_write(folder / f"{name}.png", functools.partial(picture.save, compress_level=3))
+    print(f"{len(paths)} photos in {len(cases)} cases are in {options.out}")
 
 
 def make_cases(mixture: Mixture) -> dict[str, Mixture]:

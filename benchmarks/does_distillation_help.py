@@ -23,10 +23,9 @@ import train
 from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset, find_pairs
 from models import StudentCNN, load_model, share_estimator
-from training.distributed import init_distributed
 from training.loop import validate
-from training.teacher_cache import cache_teacher_outputs
-from utils import Scores
+from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
+from utils import Scores, pick_device
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 CASES = ["teacher outputs", "half of each", "sharp photos", "a quarter sharp, the rest teacher outputs"]
@@ -40,9 +39,9 @@ def main() -> None:
     parser.add_argument("--weights", default=WEIGHTS, help="of the teacher")
     parser.add_argument("--steps", type=whole_number(1), default=2000)
     parser.add_argument("--seeds", type=whole_number(1), default=3)
-    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help="some of the cases")
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help="only these rows")
     options = parser.parse_args()
-    device = init_distributed("auto")
+    device = pick_device()
     only = options.only or list(CASES)
     folder, val_set = options.data / "train", PairedImageDataset(options.data / "val")
     teacher = load_model(options.weights).to(device, memory_format=torch.channels_last)
@@ -70,25 +69,29 @@ def main() -> None:
         cases = {name: make for name, make in zip(CASES, makers, strict=True) if name in only}
         blurry, best = (validate(network, val_set, device) for network in (nn.Identity(), teacher))
         print(f"input {blurry.psnr:.2f} dB / {blurry.ssim:.4f}, teacher {best.psnr:.2f} dB / {best.ssim:.4f}")
-        print(f"{'target':36s} {'PSNR dB':>8s} {'+-':>5s} {'SSIM':>7s} {'+-':>6s}   each seed")
+        print(f"{'target':40s} {'PSNR dB':>8s} {'±':>5s} {'SSIM':>7s} {'±':>6s}   each seed")
         scores = {name: [] for name in cases}
         for seed in range(options.seeds):
             for name, make in cases.items():  # seed by seed: a slow machine can be stopped early
-                scores[name].append(trained(teacher, make(seed), val_set, options.steps, seed, device))
+                scores[name].append(train_and_score(teacher, make(seed), val_set, options.steps, seed, device))
                 psnr, ssim = np.array(scores[name]).T
                 each = " ".join(f"{p:.3f}/{s:.4f}" for p, s in scores[name])
                 spread = (psnr.std(ddof=1), ssim.std(ddof=1)) if seed else (np.nan, np.nan)
                 print(
-                    f"{name:36s} {psnr.mean():8.3f} {spread[0]:5.3f} {ssim.mean():7.4f} {spread[1]:6.4f}   {each}",
+                    f"{name:40s} {psnr.mean():8.3f} {spread[0]:5.3f} {ssim.mean():7.4f} {spread[1]:6.4f}   {each}",
                     flush=True,
                 )
 
 
-def trained(teacher: nn.Module, photos: Dataset, val_set: Dataset, steps: int, seed: int, device: torch.device) -> Scores:
+def train_and_score(
+    teacher: nn.Module, photos: Dataset, val_set: Dataset, steps: int, seed: int, device: torch.device
+) -> Scores:
     torch.manual_seed(seed)
     student = StudentCNN().to(device, memory_format=torch.channels_last)
-    share_estimator(teacher, student)  # in all cases, so that they differ in their targets alone
-    return train_student(student, photos, val_set, steps, device)
+    if share_estimator(teacher, student):  # in all cases, so that they differ in their targets alone
+        photos.embeddings = cache_blur_embeddings(student, photos, device)
+    train_student(student, photos, steps, device)
+    return validate(student, val_set, device)
 
 
 def known_pairs(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ other programs first.
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import skimage
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cli import CliParser, parse_size, run_cli, whole_number
-from inference import FusedStudent, sharpen_pixels
+from inference import FusedStudent, Sharpener
 from models import StudentCNN, TeacherCNN
-from training.distributed import init_distributed
-from utils import count_parameters, gmac_per_megapixel
+from utils import count_parameters, gmac_per_megapixel, pick_device
+
+ROUNDS = 3
+SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}
 
 
 def main() -> None:
@@ -38,15 +41,11 @@ def main() -> None:
     height, width = parse_size("--size", options.size)
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = init_distributed("auto")
+    device = pick_device()
     sizes = [(height, width)] if device.type == "cpu" else [(height, width), (2160, 3840)]
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
     for size in sizes:
         measure(*size, device, options.rounds, options.slow_rounds)
-
-
-ROUNDS = 3
-SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}
 
 
 def measure(height: int, width: int, device: torch.device, rounds: int, slow_rounds: int) -> None:
@@ -58,41 +57,41 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
         network.to(memory_format=torch.channels_last)
     fused, plain = FusedStudent(student), FusedStudent(student, torch.float32)
     picture, pillow = torch.from_numpy(frame).to(device), Image.fromarray(frame)
-    convolutions = ConvolutionsAlone(fused, picture)
+    calls, sharpen_with_teacher = convolution_calls(fused, picture), Sharpener(teacher, device)
     name = f"student, fused ({str(fused.dtype).removeprefix('torch.')})"
-    ways = {
+    methods = {
         name: lambda: fused(picture),
         "student, float32": lambda: in_float32(student, picture),
         "student, fused in float32": lambda: plain(picture),
-        "convolutions alone": convolutions.run,
+        "convolutions alone": torch.inference_mode()(lambda: [F.conv2d(x, *layer, **more) for x, layer, more in calls]),
         "Pillow UnsharpMask(2, 150, 3)": lambda: pillow.filter(ImageFilter.UnsharpMask(2, 150, 3)),
         "scipy Gaussian unsharp mask": lambda: scipy_unsharp(frame),
-        "teacher": lambda: sharpen_pixels(teacher, frame, 1.0, device),
+        "teacher": lambda: sharpen_with_teacher(frame),
     }
     if device.type == "cuda":
-        ways["student, fused, 8 frames"] = lambda: [fused(picture) for _ in range(8)]
-    seconds = {way: [] for way in ways}
+        methods["student, fused, 8 frames"] = lambda: [fused(picture) for _ in range(8)]
+    seconds = {method: [] for method in methods}
     for _ in range(ROUNDS):  # frames of one method follow each other, as in a video
-        for way, run in ways.items():
-            count = slow_rounds if way in SLOW else rounds
+        for method, run in methods.items():
+            count = slow_rounds if method in SLOW else rounds
             for done in range(-2, count):  # two to warm up
                 start = time.perf_counter()
                 run()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 if done >= 0:
-                    seconds[way].append(time.perf_counter() - start)
+                    seconds[method].append(time.perf_counter() - start)
     networks = {"student": student, "teacher": teacher}
     print(f"\none frame of {width}x{height}          median ms  95th percentile   parameters  GMAC a frame")
     middle = {}
-    for way, spent in seconds.items():
-        middle[way], slow = np.median(spent) * 1000, np.percentile(spent, 95) * 1000
-        network = networks.get(way.split(",")[0])
+    for method, spent in seconds.items():
+        middle[method], slow = np.median(spent) * 1000, np.percentile(spent, 95) * 1000
+        network = networks.get(method.split(",")[0])
         gmac = network and gmac_per_megapixel(network) * height * width / 1e6
         columns = f"{count_parameters(network):12,d} {gmac:13.1f}" if network else ""
-        print(f"{way:32s} {middle[way]:8.1f} {slow:16.1f} {columns}")
-    others = [way for way in ways if way != name]
-    print("fused student / " + ", / ".join(f"{way} {middle[name] / middle[way]:.2f}" for way in others))
+        print(f"{method:32s} {middle[method]:8.1f} {slow:16.1f} {columns}")
+    others = [method for method in methods if method != name]
+    print("fused student / " + ", / ".join(f"{method} {middle[name] / middle[method]:.2f}" for method in others))
 
 
 def example_frame(height: int, width: int) -> np.ndarray:
@@ -112,30 +111,18 @@ def scipy_unsharp(frame: np.ndarray) -> np.ndarray:
     return values.round().clip(0, 255).astype(np.uint8)
 
 
-class ConvolutionsAlone:
-    """Those of ``fused`` for ``picture``, without everything between them."""
+@torch.inference_mode()
+def convolution_calls(fused: FusedStudent, picture: Tensor) -> list[tuple]:
+    """Input, weights and options of each convolution that ``fused`` runs for ``picture``."""
+    calls, conv2d = [], F.conv2d
 
-    def __init__(self, fused: FusedStudent, picture: Tensor):
-        calls = self.calls = []
+    def record(x: Tensor, *layer, **options) -> Tensor:
+        calls.append((x.clone(), layer, options))
+        return conv2d(x, *layer, **options)
 
-        def noted(convolution):
-            def run(x, *layer, **arguments):
-                calls.append((convolution, x.clone(), layer, arguments))
-                return convolution(x, *layer, **arguments)
-
-            return run
-
-        kept = F.conv2d, F.conv_transpose2d
-        F.conv2d, F.conv_transpose2d = map(noted, kept)
-        try:
-            fused(picture)
-        finally:
-            F.conv2d, F.conv_transpose2d = kept
-
-    @torch.inference_mode()
-    def run(self) -> None:
-        for convolution, x, layer, arguments in self.calls:
-            convolution(x, *layer, **arguments)
+    with mock.patch.object(F, "conv2d", record):
+        fused(picture)
+    return calls
 
 
 if __name__ == "__main__":

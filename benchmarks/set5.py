@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from cli import CliParser, check_writable, run_cli
 from images.files import atomic_write
 from images.photos import find_photos, read_photo
-from inference import sharpen_pixels
+from inference import Sharpener
 from models import load_model
-from training.distributed import init_distributed
-from utils import UserError, gmac_per_megapixel
+from utils import UserError, gmac_per_megapixel, pick_device
 
 PUBLISHED = {"bicubic": (33.66, None), "SRCNN": (36.66, 57.2), "VDSR": (37.53, 664.7)}  # dB, GMAC per megapixel
 BORDER = 2  # pixels
@@ -47,18 +46,17 @@ def main() -> None:
 
 
 def score(folder: Path, weights: list[Path]) -> None:
-    device = init_distributed("auto")
-    networks = {str(file): load_model(file).to(device).requires_grad_(False) for file in weights}
-    sums = dict.fromkeys(["bicubic", *networks], 0.0)
+    sharpeners = {str(file): Sharpener(load_model(file).requires_grad_(False), pick_device()) for file in weights}
+    sums = dict.fromkeys(["bicubic", *sharpeners], 0.0)
     paths = find_photos(folder)
     for path in paths:
         sharp, blurry = halved_and_enlarged(path)
         sums["bicubic"] += psnr_of_luma(blurry, sharp)
-        for name, network in networks.items():
-            sums[name] += psnr_of_luma(sharpen_pixels(network, blurry, 1.0, device), sharp)
+        for name, sharpener in sharpeners.items():
+            sums[name] += psnr_of_luma(sharpener(blurry), sharp)
     print(f"PSNR of luma, mean of {len(paths)} photos; GMAC per megapixel")
     for name, total in sums.items():
-        cost = f"{gmac_per_megapixel(networks[name]):8.1f}" if name in networks else ""
+        cost = f"{gmac_per_megapixel(sharpeners[name].network):8.1f}" if name in sharpeners else ""
         print(f"{name:40s} {total / len(paths):6.2f} dB {cost}")
     for name, (psnr, cost) in PUBLISHED.items():
         print(f"{name + ', published':40s} {psnr:6.2f} dB {cost or '':>8}")

@@ -26,11 +26,10 @@ from evaluate import find_degradations
 from inference import FusedStudent, run_patches
 from models import StudentCNN, load_model, share_estimator
 from training.config import TrainConfig
-from training.distributed import init_distributed
 from training.loop import validate
 from training.run import TrainingRun
 from training.teacher_cache import cache_teacher_outputs
-from utils import MAX_PSNR, Scores, autocast, count_parameters, gmac_per_megapixel
+from utils import MAX_PSNR, autocast, count_parameters, gmac_per_megapixel, pick_device
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(DESIGNS), choices=list(DESIGNS), metavar="DESIGN")
     parser.add_argument("--each", action="store_true", help="the gains on each degradation, too")
     options = parser.parse_args()
-    device = init_distributed("auto")
+    device = pick_device()
     train_set = PairedImageDataset(options.data / "train", train.PATCH_SIZE)
     teacher = load_model(WEIGHTS).to(device)
     train_set.targets = cache_teacher_outputs(teacher, train_set, 1.0, device)
@@ -86,7 +85,7 @@ def main() -> None:
         torch.manual_seed(0)
         network = DESIGNS[name]().to(device, memory_format=torch.channels_last)
         share_estimator(teacher, network)
-        train_student(network, train_set, next(iter(sets.values())), options.steps, device)
+        train_student(network, train_set, options.steps, device)
         scores = {name: validate(network, pairs, device) for name, pairs in sets.items()}
         gains = {n: (scores[n].psnr - blurry[n].psnr, scores[n].ssim - blurry[n].ssim) for n in judged}
         gain, kept = np.mean(list(gains.values()), axis=0), [scores[n].psnr for n in scores if n not in judged]
@@ -99,8 +98,8 @@ def main() -> None:
             print("    " + ", ".join(f"{name} {psnr:+.2f} {ssim:+.4f}" for name, (psnr, ssim) in gains.items()), flush=True)
 
 
-def train_student(network: nn.Module, train_set: Dataset, val_set: Dataset, steps: int, device: torch.device) -> Scores:
-    """About ``steps`` steps of train.py's loop; returns the scores of the last."""
+def train_student(network: nn.Module, train_set: Dataset, steps: int, device: torch.device) -> None:
+    """About ``steps`` steps of train.py's loop: as many patches from each photo."""
     patches = max(1, steps * train.BATCH_SIZE // len(train_set))
     config = TrainConfig(1, patches, train.BATCH_SIZE, train.PATCH_SIZE, train.LEARNING_RATE, 0, resume=False)
     loss_fn = nn.MSELoss()
@@ -111,7 +110,6 @@ def train_student(network: nn.Module, train_set: Dataset, val_set: Dataset, step
                 with autocast(device):
                     prediction = run_patches(network, blurry, spectrum)
                 run.step(loss_fn(prediction.float(), target))
-        return validate(network, val_set, device)
 
 
 @torch.inference_mode()

@@ -34,10 +34,9 @@ from images.files import atomic_write
 from inference import run_patches
 from models import StudentCNN, TeacherCNN, load_model, share_estimator
 from training.config import TrainConfig
-from training.distributed import init_distributed
 from training.run import TrainingRun
 from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
-from utils import autocast, to_pixels, to_tensor
+from utils import autocast, pick_device, to_pixels, to_tensor
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -56,7 +55,7 @@ def main() -> None:
     if min(arguments.pairs) < arguments.batch:
         parser.error("--pairs is fewer than --batch: the plain loop would have no whole batch")
     height, width = parse_size("--size", arguments.size)
-    device = init_distributed("auto")
+    device = pick_device()
     with tempfile.TemporaryDirectory() as temporary:
         for count in arguments.pairs:
             folder = (arguments.keep or Path(temporary)) / f"{count}_{arguments.size}"
@@ -123,7 +122,8 @@ class OurLoop:
         self.student = StudentCNN().to(device, memory_format=torch.channels_last)
         share_estimator(teacher, self.student)
         config = TrainConfig(1, 10**6, batch_size, train_set.patch_size, 1e-3, 0, resume=False)  # as good as endless
-        files = dict(best_file=train_set.cache / "best.pth", outputs=train_set.cache / "outputs")
+        self.outputs = tempfile.TemporaryDirectory()
+        files = dict(best_file=Path(self.outputs.name) / "best.pth", outputs=self.outputs.name)
         self.training = TrainingRun(
             "student", self.student, self.loss_fn, train_set, "", config, device, baselines={}, **files
         )

@@ -10,7 +10,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 import evaluate
-from models import StudentCNN, TeacherCNN, save_model
+from inference import FusedStudent
+from models import StudentCNN, TeacherCNN, load_model, save_model
 from utils import Scores, UserError, count_parameters, gmac_per_megapixel, to_pixels, to_tensor
 
 
@@ -74,7 +75,7 @@ def test_the_mask_is_the_usual_one_of_scipy():
     assert np.abs(ours - wanted).max() <= 1 and (ours != wanted).mean() < 0.01
 
 
-def test_levels_get_a_table_and_count_alike_in_the_mean(run, tmp_path):
+def test_degradations_get_a_table_and_count_alike_in_the_mean(run, tmp_path):
     for k in range(3):
         write_pair(tmp_path / "bench" / "heavy" / f"{k}", seed=k)
     write_pair(tmp_path / "bench" / "light" / "0", seed=9)
@@ -87,8 +88,8 @@ def test_levels_get_a_table_and_count_alike_in_the_mean(run, tmp_path):
     tables = (tmp_path / "table.md").read_text()
     assert tables.strip() in printed
     assert cells(tables, "perfect")[1] == "inf / 1.0000"
-    levels = [float(cells(tables, level)[1].split()[0]) for level in ("heavy", "light")]
-    assert float(cells(tables, "input")[1]) == pytest.approx(np.mean(levels), abs=0.011)
+    means = [float(cells(tables, name)[1].split()[0]) for name in ("heavy", "light")]
+    assert float(cells(tables, "input")[1]) == pytest.approx(np.mean(means), abs=0.011)
     assert cells(tables, "student")[5].endswith("of 4")
     with Image.open("picture.png") as picture:
         assert picture.width > 4 * 300 and len(picture.getcolors(1 << 24)) > 50
@@ -127,26 +128,41 @@ def test_a_pair_without_blur_has_no_say_in_the_best_mask(run, tmp_path):
 
 def test_the_share_of_the_teachers_gain_is_told():
     scores = {"input": Scores(20, 0.8), "unsharp": Scores(19, 0.82), "student": Scores(23, 0.85), "teacher": Scores(24, 0.9)}
-    results = {"val": {name: [score] for name, score in scores.items()}}
-    table = evaluate.summary_table(results, {"val": ["a"]}, {"teacher": ("1", "2", "3")})
+    results = {"val": {name: {"a": score} for name, score in scores.items()}}
+    table = evaluate.summary_table(results, {"teacher": ["1", "2", "3"]})
     assert [cells(table, name)[4] for name in scores] == ["", "-25% / 20%", "75% / 50%", "100% / 100%"]
 
 
 def test_photos_made_worse_are_counted_and_named():
-    scores = {"input": [Scores(20, 0.8)] * 3, "unsharp": [Scores(20, 0.8)] * 3, "best unsharp": [Scores(20, 0.8)] * 3}
-    results = {"val": {**scores, "student": [Scores(21, 0.9), Scores(19.5, 0.7), Scores(18, 0.6)]}}
-    names = {"val": ["a", "b", "c"]}
-    assert evaluate.losses(results, names) == "student made worse: c (-2.00 dB), b (-0.50 dB)"
-    assert cells(evaluate.summary_table(results, names, {}), "student")[5:7] == ["2 of 3", "c -2.00 dB"]
+    scores = {name: dict.fromkeys("abc", Scores(20, 0.8)) for name in evaluate.BASELINES}
+    results = {"val": {**scores, "student": {"a": Scores(21, 0.9), "b": Scores(19.5, 0.7), "c": Scores(18, 0.6)}}}
+    assert evaluate.losses(results) == "student made worse: c (-2.00 dB), b (-0.50 dB)"
+    assert cells(evaluate.summary_table(results, {}), "student")[5:7] == ["2 of 3", "c -2.00 dB"]
 
 
 def test_other_networks_are_rows_of_their_own_and_missing_ones_are_said(run, pairs, monkeypatch):
     monkeypatch.setitem(evaluate.NETWORKS, "student", ("nowhere.pth",))
     printed = run("data/val", "student.pth")
-    assert (
-        "there is no student (nowhere.pth): it is skipped" in printed
-        and cells(printed, "student")[7] == f"{count_parameters(StudentCNN()):,}"
-    )
+    assert "there is no student (nowhere.pth): it is skipped" in printed
+    assert cells(printed, "student")[7] == f"{count_parameters(StudentCNN()):,}"
+
+
+def test_a_network_named_twice_is_scored_once(run, pairs, tmp_path):
+    save_model("other.pth", StudentCNN())
+    printed = run("data/val", "student.pth", tmp_path / "teacher.pth", "other.pth", "./other.pth")
+    names = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
+    assert names == ["", "input", "unsharp", "best unsharp", "student", "teacher", "other"]
+
+
+def test_scores_are_of_what_sharpen_would_save(run, pairs, tmp_path):
+    run("--csv", "scores.csv")
+    fused = FusedStudent(load_model("student.pth"))
+    rows = [row for row in csv.DictReader((tmp_path / "scores.csv").open(newline="")) if row["sharpener"] == "student"]
+    assert len(rows) == 2
+    for row in rows:
+        blurry, sharp = (np.array(Image.open(pairs / f"val/{row['photo']}/{n}.png")) for n in ("blurry", "sharp"))
+        mse = np.mean((fused(torch.from_numpy(blurry)).numpy().astype(float) - sharp) ** 2)
+        assert float(row["psnr"]) == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-3)
 
 
 def test_arithmetic_is_counted():
@@ -160,7 +176,7 @@ def test_a_mistake_is_one_sentence(run, tmp_path):
     with pytest.raises(evaluate.UserError, match="nowhere is not a folder"):
         run("nowhere")
     write_pair(tmp_path / "mixed" / "1")
-    write_pair(tmp_path / "mixed" / "level" / "1")
+    write_pair(tmp_path / "mixed" / "heavy" / "1")
     with pytest.raises(evaluate.UserError, match="contains both pairs and folders of pairs"):
         run("mixed")
 

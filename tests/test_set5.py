@@ -1,4 +1,4 @@
-"""The published protocol: what counts as brightness, what is cut off, and how photos are halved."""
+"""The published protocol: luma, the border, and how photos are halved."""
 
 import sys
 from pathlib import Path
@@ -14,20 +14,20 @@ import set5
 from utils import UserError
 
 
-def test_brightness_is_that_of_matlab():
+def test_luma_is_that_of_matlab():
     """rgb2ycbcr of MATLAB gives 16 for black and 235 for white, 81.5 for pure red, 144.6 for green, 41.0 for blue."""
     black = np.zeros((8, 8, 3), np.uint8)
-    for colour, y in ((255, 255, 255), 235), ((255, 0, 0), 81.481), ((0, 255, 0), 144.553), ((0, 0, 255), 40.966):
-        painted = black + np.array(colour, np.uint8)
+    for color, y in ((255, 255, 255), 235), ((255, 0, 0), 81.481), ((0, 255, 0), 144.553), ((0, 0, 255), 40.966):
+        painted = black + np.array(color, np.uint8)
         assert set5.psnr_of_luma(painted, black) == pytest.approx(20 * np.log10(255 / (y - 16)), abs=1e-3)
 
 
 def test_the_border_does_not_count():
     photo = dummy_photo(20, 30, 0)
-    spoilt = photo.copy()
-    spoilt[:2], spoilt[-2:], spoilt[:, :2], spoilt[:, -2:] = 0, 0, 0, 0
-    spoilt[10, 10, 0] ^= 1
-    assert set5.psnr_of_luma(spoilt, photo) > 60
+    damaged = photo.copy()
+    damaged[:2], damaged[-2:], damaged[:, :2], damaged[:, -2:] = 0, 0, 0, 0
+    damaged[10, 10, 0] ^= 1
+    assert set5.psnr_of_luma(damaged, photo) > 60
 
 
 def test_photos_are_cut_to_even_sides_and_lose_their_detail(tmp_path):
@@ -37,7 +37,7 @@ def test_photos_are_cut_to_even_sides_and_lose_their_detail(tmp_path):
     small = Image.fromarray(sharp).resize((31, 20), Image.Resampling.BICUBIC)
     assert np.array_equal(blurry, np.array(small.resize((62, 40), Image.Resampling.BICUBIC)))
     Image.fromarray(dummy_photo(5, 5, 1)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match="b.png is 4x4, too small|b.png is 5x5, too small"):
+    with pytest.raises(UserError, match="b.png is 4x4, too small"):
         set5.halved_and_enlarged(tmp_path / "b.png")
 
 

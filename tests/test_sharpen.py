@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 
 import numpy as np
@@ -10,8 +11,10 @@ from PIL import Image
 
 import sharpen
 from images.pictures import read_picture
-from inference import sharpen_pixels
+from inference import FusedStudent, sharpen_pixels
 from models import StudentCNN, TeacherCNN, save_model
+
+CPU = torch.device("cpu")
 
 
 def network(kind=StudentCNN, strength=0.01, **arguments):
@@ -20,6 +23,10 @@ def network(kind=StudentCNN, strength=0.01, **arguments):
     last = made.convs[-1].base if kind is StudentCNN else made.tail
     torch.nn.init.normal_(last.weight, std=strength)
     return made.eval()
+
+
+def channels_last(made):
+    return made.to(memory_format=torch.channels_last)  # as sharpen.py has it: in another order of bytes rounding differs
 
 
 @pytest.fixture
@@ -67,18 +74,29 @@ def test_a_photo_becomes_what_the_network_makes_of_it(run, tmp_path):
 
 @pytest.mark.parametrize("made", [network(), network(TeacherCNN, width=4, deep_width=8, blocks=2, fine_blocks=1)])
 @pytest.mark.parametrize("size", [(260, 403), (130, 500), (297, 270)])
-def test_tiles_give_the_whole_to_the_last_bit(made, size, monkeypatch):
-    pixels, cpu = dummy_photo(*size, seed=1), torch.device("cpu")
-    whole = sharpen_pixels(made, pixels, 1.0, cpu)
-    assert np.array_equal(whole, sharpen_pixels(made, pixels, 1.0, cpu, tile=128))
-    assert np.array_equal(whole, sharpen_pixels(made, pixels, 1.0, cpu, tile=160))
+def test_tiles_give_the_whole_to_the_last_bit(made, size):
+    pixels = dummy_photo(*size, seed=1)
+    whole = sharpen_pixels(made, pixels, 1.0, CPU)
+    assert np.array_equal(whole, sharpen_pixels(made, pixels, 1.0, CPU, tile=128))
+    assert np.array_equal(whole, sharpen_pixels(made, pixels, 1.0, CPU, tile=160))
 
 
 def test_a_network_that_does_not_say_how_far_it_looks_sees_the_photo_whole():
     made = torch.nn.Conv2d(3, 3, 31, padding=15)
-    pixels, cpu = dummy_photo(70, 90, seed=1), torch.device("cpu")
-    results = [sharpen_pixels(made, pixels, 1.0, cpu, tile=tile) for tile in (64, 1024)]
+    pixels = dummy_photo(70, 90, seed=1)
+    results = [sharpen_pixels(made, pixels, 1.0, CPU, tile=tile) for tile in (64, 1024)]
     assert np.array_equal(*results)
+
+
+def test_8_bits_go_through_the_fused_student_and_16_bits_through_the_network_itself(run, tmp_path):
+    rgb = dummy_photo(70, 90, seed=4)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(rgb).save(tmp_path / "photos" / "plain.png")
+    tifffile.imwrite(tmp_path / "photos" / "deep.tif", rgb.astype(np.uint16) * 257, photometric="rgb")
+    assert run("photos")[0] == 0
+    plain, deep = (read_picture(tmp_path / "sharpened" / name).pixels for name in ("plain.png", "deep.tif"))
+    assert np.array_equal(plain, FusedStudent(network())(torch.from_numpy(rgb)).numpy())
+    assert np.array_equal(deep, sharpen_pixels(channels_last(network()), rgb.astype(np.uint16) * 257, 1.0, CPU))
 
 
 def test_strength_scales_the_change(run, tmp_path):
@@ -155,23 +173,23 @@ def test_two_photos_do_not_become_one(run, tmp_path):
     assert code == 1 and "would both become sharpened/a.png" in errors and "1 of 2 photos sharpened" in printed
 
 
-def test_grey_transparency_and_16_bits_are_kept(run, tmp_path):
+def test_gray_transparency_and_16_bits_are_kept(run, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     rgb = dummy_photo(40, 52, seed=2)
     alpha = np.arange(40 * 52).reshape(40, 52).astype(np.uint8)
-    Image.fromarray(rgb[..., 0]).save(folder / "grey.png")
+    Image.fromarray(rgb[..., 0]).save(folder / "gray.png")
     Image.fromarray(np.dstack([rgb, alpha])).save(folder / "clear.png")
     Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
     Image.fromarray(rgb).save(folder / "plain.png")
     assert run("photos")[0] == 0
-    grey, clear, deep, plain = (read_picture(tmp_path / f"sharpened/{n}.png") for n in ("grey", "clear", "deep", "plain"))
-    assert grey.pixels.shape == (40, 52, 1) and deep.pixels.dtype == np.uint16 and deep.pixels.shape == (40, 52, 1)
+    gray, clear, deep, plain = (read_picture(tmp_path / f"sharpened/{n}.png") for n in ("gray", "clear", "deep", "plain"))
+    assert gray.pixels.shape == (40, 52, 1) and deep.pixels.dtype == np.uint16 and deep.pixels.shape == (40, 52, 1)
     assert np.array_equal(clear.pixels, plain.pixels) and np.array_equal(clear.alpha[..., 0], alpha)
-    assert np.abs(deep.pixels / 257 - grey.pixels).max() <= 1.5, "the same up to rounding"
+    assert np.abs(deep.pixels / 257 - gray.pixels).max() <= 1.5, "the same up to rounding"
 
 
-def test_16_bits_in_colour_are_sharpened_as_8_bits_are_but_finer(run, tmp_path):
+def test_16_bits_in_color_are_sharpened_as_8_bits_are_but_finer(run, tmp_path):
     rgb = dummy_photo(200, 230, seed=2)
     tifffile.imwrite(tmp_path / "deep.tif", rgb.astype(np.uint16) * 257, photometric="rgb")
     Image.fromarray(rgb).save(tmp_path / "plain.tif")
@@ -230,41 +248,64 @@ def test_without_any_student_it_says_how_to_get_one(run, tmp_path, monkeypatch):
     assert "train one with train.py, or name another" in run("a.png")[2]
 
 
-class Pipe(io.BytesIO):
+class Trickle(io.BytesIO):
     """Gives at most 1,000 bytes at a time, as a pipe may."""
 
     def readinto(self, view):
         return super().readinto(memoryview(view)[:1000])
 
 
-def test_frames_go_through_a_pipe_byte_by_byte(run, tmp_path, monkeypatch):
-    frames = [dummy_photo(24, 40, seed=k) for k in range(3)]
-    sink = io.BytesIO()
-    monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": Pipe(b"".join(f.tobytes() for f in frames))}))
-    monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": sink}))
+@pytest.fixture
+def pipe(monkeypatch):
+    """Puts bytes into standard input; returns what standard output will hold."""
+
+    def pipe(data):
+        sink = io.BytesIO()
+        monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": io.BufferedReader(Trickle(data), 100)}))
+        monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": sink}))
+        return sink
+
+    return pipe
+
+
+def test_frames_go_through_a_pipe_byte_by_byte(run, pipe):
+    frames = np.stack([dummy_photo(24, 40, seed=k) for k in range(3)])
+    sink = pipe(frames.tobytes())
     _, _, errors = run("--frames", "40x24")
-    wanted = np.stack([sharpen_pixels(network(), frame, 1.0, torch.device("cpu")) for frame in frames])
-    found = np.frombuffer(sink.getvalue(), np.uint8).reshape(wanted.shape)
-    assert np.abs(found.astype(int) - wanted).max() <= 1 and "3 frames sharpened" in errors, (
-        "the fused student rounds differently"
-    )
-    assert np.abs(found.astype(int) - np.stack(frames)).max() > 10
+    fused = FusedStudent(network())
+    wanted = np.stack([fused(torch.from_numpy(frame)).numpy() for frame in frames])
+    assert sink.getvalue() == wanted.tobytes() and "3 frames sharpened" in errors
+    assert np.abs(wanted.astype(int) - frames).max() > 10
 
 
-def test_frames_can_go_through_a_teacher_too(run, tmp_path, monkeypatch):
-    frame, sink = dummy_photo(24, 40, seed=1), io.BytesIO()
+def test_frames_can_go_through_a_teacher_too(run, tmp_path, pipe):
+    frame = dummy_photo(24, 40, seed=1)
     teacher = network(TeacherCNN, width=4, deep_width=8, blocks=2, fine_blocks=1)
     save_model(tmp_path / "teacher.pth", teacher)
-    monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": Pipe(frame.tobytes())}))
-    monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": sink}))
+    sink = pipe(frame.tobytes())
     run("--frames", "40x24", "--weights", "teacher.pth")
-    found = np.frombuffer(sink.getvalue(), np.uint8).reshape(frame.shape).astype(int)
-    wanted = sharpen_pixels(teacher, frame, 1.0, torch.device("cpu"))
-    assert np.abs(found - wanted).max() <= 1, "weights in another order of bytes round otherwise"
+    found = np.frombuffer(sink.getvalue(), np.uint8).reshape(frame.shape)
+    assert np.array_equal(found, sharpen_pixels(channels_last(teacher), frame, 1.0, CPU))
 
 
-def test_half_a_frame_at_the_end_is_said(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": Pipe(bytes(24 * 40 * 3 + 5))}))
-    monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": io.BytesIO()}))
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "no frames came in"), (24 * 40 * 3 + 5, "ends after 5 of 2880 bytes: is it 40x24, rgb24?")]
+)
+def test_an_incomplete_or_missing_frame_is_one_sentence(run, pipe, count, said):
+    pipe(bytes(count))
     code, _, errors = run("--frames", "40x24")
-    assert code == 1 and "ends after 5 of 2880 bytes" in errors
+    assert code == 1 and errors.startswith("error: ") and said in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(BrokenPipeError(), "the reader of the frames has ended, after 0"), (OSError(28, "full"), "disk")]
+)
+def test_a_closed_or_full_output_is_one_sentence(run, pipe, monkeypatch, error, said):
+    def fail(data):
+        raise error
+
+    sink = pipe(bytes(24 * 40 * 3))
+    sink.write, sys.stdout.fileno = fail, lambda: 99
+    monkeypatch.setattr(os, "dup2", lambda source, target: None)
+    code, _, errors = run("--frames", "40x24")
+    assert code == 1 and errors.startswith("error: ") and said in errors

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from images.files import atomic_write
-from inference import run_tiled
+from inference import Sharpener
 from models import load_model
 from training.distributed import rank
-from utils import Scores, autocast, count_parameters, ms_per_megapixel, psnr, quantize_8bit, ssim, to_pixels
+from utils import Scores, count_parameters, ms_per_megapixel, psnr, ssim, to_pixels, to_tensor
 
 COLORS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
-ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
 PICTURES = 3  # comparison_1.png to comparison_3.png
+COLUMN = 360  # width of a photo in them, in pixels
+ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
 
 
 def epoch_row(epoch: int, loss: float, seconds: float, scores: dict[str, Scores]) -> dict[str, float]:
@@ -30,7 +32,7 @@ def epoch_row(epoch: int, loss: float, seconds: float, scores: dict[str, Scores]
 
 
 def print_epoch(title: str, row: dict[str, float], scores: Scores, baselines: dict[str, Scores], better: bool) -> None:
-    others = ", ".join(f"{key} {value.psnr:.2f} {value.ssim:.4f}" for key, value in baselines.items())
+    others = ", ".join(f"{name} {value.psnr:.2f} {value.ssim:.4f}" for name, value in baselines.items())
     print(
         f"{title}  loss {row['loss']:.6f}  {scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}  ({others})"
         f"  {row['seconds']:.1f} s{'  best' if better else ''}",
@@ -73,11 +75,11 @@ def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], dev
     print("gain kept: the student's gain over the input as a share of the teacher's, in PSNR / SSIM\n")
 
 
-def write_table(path: Path, rows: list[dict[str, float]]) -> None:
+def write_table(path: Path, rows: list[dict]) -> None:
     """Write ``rows`` as CSV, a column for each key of the first."""
 
     def write(partial: Path) -> None:
-        with open(partial, "w", newline="") as file:
+        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
@@ -88,109 +90,100 @@ def write_table(path: Path, rows: list[dict[str, float]]) -> None:
 def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
     """SSIM and PSNR by epoch, a line for each network in ``history``, a list of ``epoch_row``."""
     picture = Image.new("RGB", (1040, 420), "white")
-    names = [key.removesuffix("_ssim") for key in history[0] if key.endswith("_ssim")]
-    for left, unit, digits in (0, "ssim", 3), (520, "psnr", 1):
-        lines = {name: [row[f"{name}_{unit}"] for row in history] for name in names}
-        title = "validation SSIM" if unit == "ssim" else "validation PSNR, dB"
-        _draw_panel(ImageDraw.Draw(picture), left, title, lines, [row["epoch"] for row in history], digits)
+    for left, unit, title, digits in (70, "_ssim", "validation SSIM", 3), (590, "_psnr", "validation PSNR, dB", 1):
+        keys = [key for key in history[0] if key.endswith(unit)]
+        lines = {key.removesuffix(unit): [row[key] for row in history] for key in keys}
+        _draw_panel(ImageDraw.Draw(picture), left, title, lines, digits)
     atomic_write(path, picture.save)
 
 
-def _draw_panel(
-    draw: ImageDraw.ImageDraw, left: int, title: str, lines: dict[str, list[float]], epochs: list[float], digits: int
-) -> None:
-    """One chart of 520x420 pixels, its left edge at ``left``."""
-    font, x0, x1, y0, y1 = ImageFont.load_default(14), left + 70, left + 500, 350, 50
-    values = [value for line in lines.values() for value in line]
-    low, high = min(values), max(values)
+def _draw_panel(draw: ImageDraw.ImageDraw, x0: int, title: str, lines: dict[str, list[float]], digits: int) -> None:
+    """Axes of 430x300 pixels with the left edge at ``x0``, and a line through the values of each epoch."""
+    font, x1, y0, y1 = ImageFont.load_default(14), x0 + 430, 350, 50
+    low, high = min(map(min, lines.values())), max(map(max, lines.values()))
     margin = max(0.08 * (high - low), 10**-digits)
-    low, high = low - margin, high + margin
+    last = len(next(iter(lines.values()))) - 1
 
-    def point(epoch: float, value: float) -> tuple[float, float]:
-        position = (epoch - epochs[0]) / max(1, epochs[-1] - epochs[0])
-        return x0 + position * (x1 - x0), y0 + (value - low) / (high - low) * (y1 - y0)
+    def point(epoch: int, value: float) -> tuple[float, float]:
+        return x0 + epoch / max(1, last) * (x1 - x0), y0 + (value - low + margin) / (high - low + 2 * margin) * (y1 - y0)
 
     draw.text((x0, 20), title, "black", font)
-    for tick in np.linspace(low + margin, high - margin, 5):
-        y = point(epochs[0], tick)[1]
-        draw.line([(x0, y), (x1, y)], "#e0e0e0")
-        draw.text((x0 - 8, y), f"{tick:.{digits}f}", "black", font, anchor="rm")
-    for epoch in sorted({epochs[0], epochs[len(epochs) // 2], epochs[-1]}):
-        draw.text((point(epoch, low)[0], y0 + 6), f"{epoch:.0f}", "black", font, anchor="mt")
+    for value in np.linspace(low, high, 5):
+        y = point(0, value)[1]
+        draw.line([x0, y, x1, y], "#e0e0e0")
+        draw.text((x0 - 8, y), f"{value:.{digits}f}", "black", font, anchor="rm")
+    for epoch in {0, last // 2, last}:
+        draw.text((point(epoch, low)[0], y0 + 6), f"{epoch + 1}", "black", font, anchor="mt")
     draw.text(((x0 + x1) / 2, y0 + 26), "epoch", "black", font, anchor="mt")
     draw.rectangle([x0, y1, x1, y0], outline="black")
-    for i, (name, line) in enumerate(lines.items()):
-        points = [point(epoch, value) for epoch, value in zip(epochs, line, strict=True)]
-        color = COLORS.get(name, "black")
+    for x, (name, values) in zip(range(x0, x1, 130), lines.items(), strict=False):
+        points, color = [point(*item) for item in enumerate(values)], COLORS.get(name, "black")
         draw.line(points, color, 2)
-        for x, y in points:
-            draw.ellipse([x - 2, y - 2, x + 2, y + 2], color)
-        draw.line([(x0 + i * 130, 400), (x0 + i * 130 + 24, 400)], color, 3)
-        draw.text((x0 + i * 130 + 30, 400), name, "black", font, anchor="lm")
+        for px, py in points:
+            draw.ellipse([px - 2, py - 2, px + 2, py + 2], color)
+        draw.line([x, 400, x + 24, 400], color, 3)
+        draw.text((x + 30, 400), name, "black", font, anchor="lm")
 
 
-@torch.no_grad()
 def draw_comparison(folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device) -> None:
     """Write ``folder``/comparison_K.png, K = 1 to 3: blurry, each network and sharp side by side, and a magnified crop.
 
     The photos are from the blurrier half of ``val_set``, where there is something to see. Pictures of an earlier training
     with more photos are removed.
     """
-    candidates = range(min(len(val_set), 100))
-    by_blur = sorted(candidates, key=lambda i: float(psnr(val_set[i][0][None], val_set[i][1][None])))
-    blurrier = by_blur[: max(1, (len(by_blur) + 1) // 2)]
+    by_blur = sorted(range(min(len(val_set), 100)), key=lambda index: score(*val_set[index]).psnr)
+    blurrier = by_blur[: (len(by_blur) + 1) // 2]
     shown = blurrier[:: max(1, len(blurrier) // PICTURES)][:PICTURES]
-    for k in range(1, PICTURES + 1):
-        path = folder / f"comparison_{k}.png"
-        if k > len(shown):
+    sharpeners = {name: Sharpener(network, device) for name, network in networks.items()}
+    for k in range(PICTURES):
+        path = folder / f"comparison_{k + 1}.png"
+        if k >= len(shown):
             path.unlink(missing_ok=True)
             continue
-        blurry, sharp = val_set[shown[k - 1]]
-        columns = {"blurry": blurry}
-        for name, network in networks.items():
-            with autocast(device):
-                columns[name] = quantize_8bit(run_tiled(network.eval(), blurry[None].to(device)))[0].cpu()
-        atomic_write(path, side_by_side({**columns, "sharp": sharp}, sharp).save)
+        blurry, sharp = val_set[shown[k]]
+        outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
+        atomic_write(path, side_by_side({"blurry": blurry, **outputs, "sharp": sharp}, zoom_on=(blurry, sharp)).save)
 
 
-def side_by_side(
-    columns: dict[str, Tensor], sharp: Tensor, width: int = 360, zoom_on: tuple[Tensor, Tensor] | None = None
-) -> Image.Image:
+def side_by_side(columns: dict[str, Tensor], zoom_on: tuple[Tensor, Tensor]) -> Image.Image:
     """A picture with one column per image: name, PSNR and SSIM, the whole photo, a crop magnified four times.
 
     Args:
-        columns: name -> (3, H, W) in [0, 1]; the first is the blurry photo.
-        sharp: (3, H, W).
-        width: of a column, in pixels.
-        zoom_on: crop where these two images, (3, H, W) each, differ most; by default the first column and sharp.
+        columns: name -> (3, H, W) in [0, 1]; the last is the sharp photo.
+        zoom_on: the crop is where these two images, (3, H, W) each, differ most.
     """
-    height = max(1, round(width * sharp.shape[-2] / sharp.shape[-1]))
-    crop = max(1, min(width // ZOOM, *sharp.shape[-2:]))
-    rows, cols = _worst_window(*(zoom_on or (next(iter(columns.values())), sharp)), crop)
+    *_, sharp = columns.values()
+    height, width = sharp.shape[-2:]
+    crop = min(COLUMN // ZOOM, height, width)
+    left, top = _worst_window(*zoom_on, crop)
+    box = left, top, left + crop, top + crop
+    shown = COLUMN, max(1, round(COLUMN * height / width))
     head, gap, font = 44, 6, ImageFont.load_default(15)
-    picture = Image.new("RGB", (len(columns) * (width + gap) - gap, head + height + gap + crop * ZOOM), "white")
+    picture = Image.new("RGB", (len(columns) * (COLUMN + gap) - gap, head + shown[1] + gap + crop * ZOOM), "white")
     draw = ImageDraw.Draw(picture)
-    for i, (name, image) in enumerate(columns.items()):
-        x = i * (width + gap)
+    for x, (name, image) in zip(range(0, picture.width, COLUMN + gap), columns.items(), strict=True):
         draw.text((x + 2, 2), name, "black", font)
         if image is not sharp:
-            scores = float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None]))
-            draw.text((x + 2, 22), f"{scores[0]:.2f} dB  SSIM {scores[1]:.4f}", "#555555", font)
-        pixels = Image.fromarray(to_pixels(image))
-        resample = Image.Resampling.LANCZOS if pixels.width > width else Image.Resampling.NEAREST
-        picture.paste(pixels.resize((width, height), resample), (x, head))
-        zoomed = pixels.crop((cols.start, rows.start, cols.stop, rows.stop))
-        zoomed = zoomed.resize((crop * ZOOM, crop * ZOOM), Image.Resampling.NEAREST)  # pixels stay visible
-        picture.paste(zoomed, (x, head + height + gap))
-        corners = [(cols.start, rows.start), (cols.stop, rows.stop)]
-        scale = width / sharp.shape[-1]
-        draw.rectangle([(x + a * scale, head + b * scale) for a, b in corners], outline="yellow", width=2)
+            scores = score(image, sharp)
+            draw.text((x + 2, 22), f"{scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}", "#555555", font)
+        photo = Image.fromarray(to_pixels(image))
+        resample = Image.Resampling.LANCZOS if width > COLUMN else Image.Resampling.NEAREST
+        picture.paste(photo.resize(shown, resample), (x, head))
+        zoomed = photo.resize((crop * ZOOM, crop * ZOOM), Image.Resampling.NEAREST, box)  # pixels stay visible
+        picture.paste(zoomed, (x, head + shown[1] + gap))
+        frame = np.array(box) * COLUMN / width + [x, head, x, head]
+        draw.rectangle(frame.tolist(), outline="yellow", width=2)
     return picture
 
 
-def _worst_window(first: Tensor, second: Tensor, size: int) -> tuple[slice, slice]:
-    """Rows and columns of the square of ``size`` pixels where two (3, H, W) images differ most."""
-    error = (first - second).square().mean(0)[None, None].double()
-    means = torch.nn.functional.avg_pool2d(error, size, stride=max(1, size // 8))[0, 0]
-    top, left = (int(i) * max(1, size // 8) for i in np.unravel_index(int(means.argmax()), means.shape))
-    return slice(top, top + size), slice(left, left + size)
+def score(image: Tensor, sharp: Tensor) -> Scores:
+    """PSNR in dB and SSIM of one photo, (3, H, W)."""
+    return Scores(float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None])))
+
+
+def _worst_window(first: Tensor, second: Tensor, size: int) -> tuple[int, int]:
+    """Left and top of the square of ``size`` pixels where two (3, H, W) images differ most."""
+    error, stride = (first - second).square().mean(0)[None, None].double(), max(1, size // 8)
+    means = F.avg_pool2d(error, size, stride)[0, 0]
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    return column * stride, row * stride
