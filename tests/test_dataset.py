@@ -152,7 +152,9 @@ def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
     """In a photo that is one ramp, a mirrored border would flatten the edge of a blurred patch."""
     ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], (120, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    soft = Mixture(identity=0, blurs={"gaussian": 1.0}, sigma=(3.0, 3.01), linear_light=0, then_rescale=0, noise=0, jpeg=0)
+    soft = Mixture(
+        identity=0, camera=0, blurs={"gaussian": 1.0}, sigma=(3.0, 3.01), linear_light=0, then_rescale=0, noise=0, jpeg=0
+    )
     patches = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", patch_size=32, mixture=soft)
     errors = [float((patches[k][0] - patches[k][1]).abs().mean() * 255) for k in range(30)]
     assert np.median(errors) < 0.05, "away from the photo's border a blurred ramp is the ramp"
