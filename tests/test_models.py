@@ -54,6 +54,13 @@ def test_tiles_give_what_the_whole_photo_gives(network_class, size):
         assert torch.allclose(run_tiled(network, photo, tile=64), network(photo), atol=1e-12, rtol=0)
 
 
+def test_a_teacher_computes_the_same_whether_gradients_are_recorded_or_not():
+    teacher, photo = trained(TeacherCNN(**SMALL[TeacherCNN])), torch.rand(1, 3, 70, 90)
+    recorded = teacher(photo).detach()
+    with torch.no_grad():
+        assert torch.equal(teacher(photo), recorded)
+
+
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
 def test_a_network_looks_no_further_than_its_receptive_radius(network_class):
     network = trained(network_class(**SMALL[network_class])).double()

@@ -33,7 +33,7 @@ def code_fingerprint(*objects) -> str:
     """
     dumps, todo, seen = set(), list(objects), set()
     while todo:
-        thing = todo.pop()
+        thing = inspect.unwrap(todo.pop())  # under decorators such as torch.no_grad
         if thing in seen:
             continue
         seen.add(thing)

@@ -12,9 +12,12 @@ import torch
 import two_processes
 
 import utils
-from models import StudentCNN
+from cli import run_cli
+from dataset import PairedImageDataset
+from models import StudentCNN, load_model
 from training import config, distributed
 from training.distributed import per_rank_batch_size
+from training.teacher_cache import cache_teacher_outputs
 from utils import UserError
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
@@ -27,9 +30,14 @@ def test_two_processes_match_one(pairs, monkeypatch):
     assert result.stdout.count("student 1/2") == 1, "rank 0 alone prints"
     assert result.stdout.count("student 1/1") == 2, "main() runs twice"
     assert result.stdout.count("The best student is in best_student_model.pth") == 2
+    (outputs,) = (pairs / "train" / ".cache").glob("*.outputs")  # of the teacher, half of them from each process
     first, second = (torch.load(pairs / f"rank{r}.pth", weights_only=True) for r in range(2))
     monkeypatch.setattr(utils, "autocast_dtype", utils.autocast_dtype)  # restored afterwards
     two_processes.training(pairs, "train")  # one process, this one
+    shares, train_set = outputs.read_bytes(), PairedImageDataset(pairs / "train", 32)
+    outputs.unlink()
+    cache_teacher_outputs(load_model(pairs / "teacher.pth"), train_set, 1.0, torch.device("cpu"), 8)
+    assert outputs.read_bytes() == shares and not list(outputs.parent.glob("*of2*"))
     one = torch.load(pairs / "rank0.pth", weights_only=True)
     start = StudentCNN(**two_processes.STUDENT).state_dict()
     assert any((one["weights"][name] - value).abs().max() > 1e-3 for name, value in start.items()), "it has learnt"
@@ -81,3 +89,16 @@ def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
     assert per_rank_batch_size(9) == 3
     with pytest.raises(UserError, match="BATCH_SIZE = 8 cannot be split over 3 processes"):
         per_rank_batch_size(8)
+
+
+def test_an_error_before_the_processes_are_connected_is_printed_by_rank_0_alone(monkeypatch):
+    def main():
+        raise UserError("BATCH_SIZE = 0 is not a whole number")
+
+    printed = []
+    for rank in "0", "1":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as caught:
+            run_cli(main)
+        printed.append(caught.value.code)
+    assert printed == ["error: BATCH_SIZE = 0 is not a whole number", 1]
