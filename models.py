@@ -82,7 +82,7 @@ class TeacherCNN(nn.Module):
         for block, film in zip(self.fine, film_fine, strict=True):
             half = block(half, film)
         x = x[:, 3:] + F.pixel_shuffle(self.tail(half), 2)
-        return x[..., : photo.shape[-2], : photo.shape[-1]]
+        return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
 
 
 class StudentCNN(nn.Module):
@@ -256,6 +256,19 @@ def conv2d_per_sample(
     grouped = x.reshape(1, count * channels, *x.shape[2:])
     result = F.conv2d(grouped, weights.flatten(0, 1), biases, padding=padding, groups=count)
     return result.view(count, -1, *result.shape[2:])
+
+
+def keep_flat_runs(photo: Tensor, output: Tensor, length: int = 9) -> Tensor:
+    """``photo`` where ``length`` pixels in a row or column are exactly equal, else ``output``; both (N, C, H, W).
+
+    No lens and sensor made those: they are bars, frames or saturated, and a filter would draw ghost lines into them.
+    """
+    flat = torch.zeros_like(photo[:, :1], dtype=torch.bool)
+    for size in ((1, length), (length, 1)):
+        padding = size[0] // 2, size[1] // 2
+        largest, negative_smallest = (F.max_pool2d(image, size, 1, padding) for image in (photo, -photo))
+        flat |= (largest + negative_smallest == 0).all(1, keepdim=True)
+    return torch.where(flat, photo.to(output.dtype), output)
 
 
 def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:

@@ -54,6 +54,16 @@ def test_tiles_give_what_the_whole_photo_gives(network_class, size):
         assert torch.allclose(run_tiled(network, photo, tile=64), network(photo), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_teacher_draws_nothing_into_black_or_white_bars(level):
+    teacher = trained(TeacherCNN(**SMALL[TeacherCNN]))
+    photo = torch.full((1, 3, 120, 90), float(level))
+    photo[..., 30:90, :] = torch.rand(1, 3, 60, 90)
+    output = teacher(photo)
+    assert (output - photo)[..., 30:90, :].abs().max() > 0.1
+    assert torch.equal(output[..., :30, :], photo[..., :30, :]) and torch.equal(output[..., 90:, :], photo[..., 90:, :])
+
+
 def test_a_teacher_computes_the_same_whether_gradients_are_recorded_or_not():
     teacher, photo = trained(TeacherCNN(**SMALL[TeacherCNN])), torch.rand(1, 3, 70, 90)
     recorded = teacher(photo).detach()
