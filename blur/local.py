@@ -1,6 +1,6 @@
 """Blur that differs from place to place: spectra of overlapping regions of a photo, and what is estimated from them.
 
-A photo is divided into regions of 128 pixels. The blur at a region's centre is estimated from the spectrum of the 224
+A photo is divided into regions of 64 pixels. The blur at a region's centre is estimated from the spectrum of the 160
 pixels around it and, beside it, that of the whole photo, so that a sky or a small region is not guessed. Between centres
 filters and embeddings are interpolated linearly, which leaves no seams.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 from blur.filters import apply_filter
 from blur.spectrum import log_power_spectrum
 
-REGION = 128  # pixels between the centres of regions
-SURROUNDINGS = 224  # rows and columns, in pixels, whose spectrum tells the blur of a region
+REGION = 64  # pixels between the centres of regions
+SURROUNDINGS = 160  # rows and columns, in pixels, whose spectrum tells the blur of a region
 
 
 def region_centres(length: int) -> list[int]:
-    """Centres of the regions along an axis of ``length`` pixels: 64, 192, ..."""
+    """Centres of the regions along an axis of ``length`` pixels: 32, 96, ..."""
     return [REGION // 2 + REGION * i for i in range(max(1, math.ceil((length - REGION // 2) / REGION)))]
 
 

@@ -25,9 +25,9 @@ def test_every_pixel_is_near_the_centre_of_a_region(length):
 def test_spectra_are_those_of_the_surroundings_and_of_the_whole_photo():
     photo = torch.rand(2, 3, 300, 420)
     spectra = torch.stack(list(local_spectra(photo)), 1)
-    assert spectra.shape == (2, 2, 3, 4, 64, 33)
+    assert spectra.shape == (2, len(region_centres(300)), len(region_centres(420)), 4, 64, 33)
     torch.testing.assert_close(spectra[:, 1, 2, 2:], log_power_spectrum(photo))
-    torch.testing.assert_close(spectra[:, 0, 0, :2], log_power_spectrum(photo[..., :224, :224]))
+    torch.testing.assert_close(spectra[:, 0, 0, :2], log_power_spectrum(photo[..., :SURROUNDINGS, :SURROUNDINGS]))
 
 
 def random_map(regions, seed=0):
@@ -57,12 +57,13 @@ def test_a_smooth_gradient_has_no_seams():
 
 
 def test_values_are_exact_at_centres_linear_between_them_and_constant_beyond():
-    blur = random_map((2, 3))
-    values = blur.interpolate(blur.embeddings, 320, 448, 1)
-    at_centre = values[0, :, 63:65, 191:193].mean((1, 2))  # the centre of a region is between pixels
-    torch.testing.assert_close(at_centre, blur.embeddings[0, 0, 1], atol=0.03, rtol=0)
-    torch.testing.assert_close(values[0, :, 70, 128], (values[0, :, 70, 120] + values[0, :, 70, 136]) / 2, atol=1e-5, rtol=0)
-    assert torch.equal(values[..., :60, :], values[..., :1, :].expand(-1, -1, 60, -1))
+    blur, (first, second) = random_map((2, 3)), region_centres(2 * REGION)
+    values = blur.interpolate(blur.embeddings, 2 * REGION + 20, 3 * REGION + 20, 1)
+    at_centre = values[0, :, first - 1 : first + 1, second - 1 : second + 1].mean((1, 2))  # a centre is between pixels
+    torch.testing.assert_close(at_centre, blur.embeddings[0, 0, 1], atol=0.05, rtol=0)
+    left, middle, right = (values[0, :, first + 5, first + 10 * k] for k in (1, 2, 3))
+    torch.testing.assert_close(middle, (left + right) / 2, atol=1e-5, rtol=0)
+    assert torch.equal(values[..., : first - 1, :], values[..., :1, :].expand(-1, -1, first - 1, -1))
 
 
 @pytest.mark.parametrize("step", [2, 4])
