@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import time
 import warnings
 import zipfile
@@ -39,10 +40,14 @@ def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
 
 @lru_cache  # once per folder and process: listing a large folder at each write would take quadratic time
 def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes left behind a day ago or earlier; younger files may belong to a running one."""
+    """Remove what killed processes left behind a day ago or earlier; younger files may belong to a running one.
+
+    A ``resumable_file`` has no process number in its name and is kept.
+    """
     for file in folder.glob(".*.partial*"):
+        numbered = re.fullmatch(r".*\.\d+\.partial(\.\w+)?", file.name)
         with contextlib.suppress(OSError):  # another process may have removed it just now
-            if file.is_file() and time.time() - file.stat().st_mtime > 86400:  # seconds
+            if numbered and file.is_file() and time.time() - file.stat().st_mtime > 86400:  # seconds
                 file.unlink(missing_ok=True)
 
 

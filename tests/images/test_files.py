@@ -17,15 +17,16 @@ def test_an_interrupted_file_continues_where_it_was(tmp_path):
 
 
 def test_a_folder_is_listed_once_for_many_writes_and_old_leftovers_are_removed(tmp_path, monkeypatch):
-    old, young = tmp_path / ".a.1.partial.txt", tmp_path / ".b.2.partial.txt"
-    for path in old, young:
+    old, young, resumable = (tmp_path / name for name in (".a.1.partial.txt", ".b.2.partial.txt", ".c.outputs.partial"))
+    for path in old, young, resumable:
         path.touch()
-    os.utime(old, (1, 1))
+    for path in old, resumable:
+        os.utime(path, (1, 1))
     listed, glob = [], type(tmp_path).glob
     monkeypatch.setattr(type(tmp_path), "glob", lambda self, *_, **__: listed.append(self) or glob(self, *_, **__))
     for k in range(5):
         atomic_write(tmp_path / f"{k}.txt", lambda partial: partial.write_text("all"))
-    assert listed == [tmp_path] and not old.exists() and young.exists()
+    assert listed == [tmp_path] and not old.exists() and young.exists() and resumable.exists()
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
