@@ -231,6 +231,12 @@ def test_a_student_of_ones_own_without_an_estimator_can_be_trained(constants, mo
     assert type(load_model("best_student_model.pth")) is Plain
 
 
+def test_a_student_can_be_a_small_teacher(constants, monkeypatch):
+    monkeypatch.setattr(train, "StudentCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    train.main()
+    assert type(load_model("best_student_model.pth")) is TeacherCNN
+
+
 def test_a_training_with_a_perceptual_loss_is_an_edit_of_one_line(constants, monkeypatch):
     monkeypatch.setattr(train.nn, "MSELoss", lambda: PerceptualLoss(weights=None))
     train.main()

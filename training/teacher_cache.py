@@ -102,8 +102,13 @@ def _concatenate(shares: list[Path], file: Path) -> None:
 
 
 @torch.no_grad()
-def cache_blur_embeddings(network: nn.Module, data: PairedImageDataset, device: torch.device) -> torch.Tensor:
-    """``network.embed_blur`` of each photo in its eight orientations, (n, 8, E), for a frozen blur estimator."""
+def cache_blur_embeddings(network: nn.Module, data: PairedImageDataset, device: torch.device) -> torch.Tensor | None:
+    """``network.embed_blur`` of each photo in its eight orientations, (n, 8, E), for a frozen blur estimator.
+
+    None for a network that needs the spectra themselves, as ``TeacherCNN`` does.
+    """
+    if not hasattr(network, "embed_blur"):
+        return None
     key = hashlib.sha256((fingerprint(network.estimator) + code_fingerprint(type(network))).encode()).hexdigest()[:20]
     file = data.cache / f"{data.key}-{key}.embeddings"
     with main_process_first():
