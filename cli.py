@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,33 @@ OUT_OF_MEMORY = (
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Call ``main()``; a ``UserError`` becomes one sentence on stderr and exit code 1. SIGTERM acts like Ctrl-C."""
+    """Call ``main()``; a ``UserError`` becomes one sentence on stderr and exit code 1. SIGTERM acts like Ctrl-C.
+
+    A process of torchrun ends here, without Python's own shutdown: gloo's threads abort some processes in it.
+    """
+    try:
+        _run_main(main)
+        status = 0
+    except SystemExit as end:
+        if not dist.is_initialized():
+            raise
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except Exception:
+        if not dist.is_initialized():
+            raise
+        status = 1
+        traceback.print_exc()
+    if dist.is_initialized():
+        if status == 0:
+            dist.barrier()  # rank 0 may still be writing; torchrun ends all when one has ended with an error
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(status)
+
+
+def _run_main(main: Callable[[], None]) -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  stderr may be closed
     # Problems with an image are reported by our own errors
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -60,9 +87,6 @@ def run_cli(main: Callable[[], None]) -> None:
         if not is_out_of_memory(error):
             raise
         sys.exit(OUT_OF_MEMORY)
-    finally:
-        if dist.is_available() and dist.is_initialized():  # on errors too: gloo's threads abort a process that just ends
-            dist.destroy_process_group()
 
 
 def is_out_of_memory(error: Exception) -> bool:
