@@ -3,10 +3,10 @@
 ``PairedImageDataset`` reads blurry/sharp pairs, ``SyntheticBlurDataset`` blurs sharp photos on the fly. Both have
 
 - ``dataset[k]``: without ``patch_size`` the whole photo k, (blurry, sharp), (3, H, W) each; with it patch k of an endless
-  training. Patch k is a random crop of a random photo, randomly flipped and rotated; each pass over the photos takes
-  each once. It depends on ``seed`` and k alone, so that any k >= 0 can be read in any order, from any process, and a
-  resumed training sees exactly the patches it would have seen.
-- ``dataset.batch(items)``: those patches at once, [blurry, target, spectrum], as the training loop takes them.
+  training, (blurry, target, spectra): a for loop over it never ends. Patch k is a random crop of a random photo, randomly
+  flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so that any k >= 0
+  can be read in any order, from any process, and a resumed training sees exactly the patches it would have seen.
+- ``dataset.batch(items)``: those patches at once, [blurry, target, spectra], as the training loop takes them.
 - ``dataset.key``: changes with the content of any photo.
 """
 
@@ -22,14 +22,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blur.degradations import Mixture, random_degradation, shrink
-from blur.local import surroundings
+from blur.local import SURROUNDINGS, surroundings
 from blur.spectrum import log_power_spectrum, transform_spectrum
 from images.photos import DecodedPhotos, list_problems
-from utils import UserError, chance, make_generator, to_pixels, to_tensor
+from utils import UserError, chance, log_uniform, make_generator, to_pixels, to_tensor
 
 # Photos from one source are about equally crisp. A network that has seen no others takes a crisper one for blurry and
-# over-sharpens it; a photo that was shrunk is crisper than before
-SHRUNK = 0.5  # share of the synthetic pairs made from photos shrunk by a factor of 1 to 2
+# over-sharpens it, or its texture for noise; a photo that was shrunk is crisper than before
+SHRUNK = 0.6  # share of the synthetic pairs made from photos shrunk, log-uniformly,
+LARGEST_FACTOR = 3.0  # by up to this factor, but not below SURROUNDINGS
+VERSION_SIZE = 480  # pixels; of a larger photo, a random part of this size is blurred
+MAX_BATCH_PIXELS = 2**21  # of whole photos that are processed together
+ORDER, PATCH, VALIDATION, VERSION = range(4)  # independent random streams of one seed
 PATCHES_PER_VERSION = 8  # patches cut from a photo before it is blurred again: blurring takes as long as ten patches
 
 
@@ -39,7 +43,8 @@ class PairedImageDataset(Dataset):
     Attributes:
         targets: what the patches of ``batch`` are paired with, (H, W, 3) uint8 each: the sharp photos, until the training
             replaces them by the teacher's outputs.
-        embeddings: (n, 8, E) blur embeddings of each photo in its eight orientations, which then replace the spectra.
+        embeddings: (n, 8, E) blur embeddings (``embed_blur``) of each photo in its eight orientations, which then replace
+            the spectra.
     Raises:
         UserError: listing everything that is wrong with the folder: missing halves, different sizes, unreadable files,
             photos smaller than the patch, or no pairs at all.
@@ -78,7 +83,7 @@ class PairedImageDataset(Dataset):
         return self.whole(range(len(self))[k])  # raises IndexError past the end, which ends a for loop
 
     def whole(self, index: int, blur_version: int = 0) -> tuple[Tensor, Tensor]:
-        """Photo ``index``, blurry and sharp, (3, H, W) each; there is only one version of it."""
+        """Photo ``index``, blurry and sharp, (3, H, W) each; ``blur_version`` is ignored, there is only one."""
         return to_tensor(self.blurry[index]), to_tensor(self.sharp[index])
 
     @cached_property
@@ -106,9 +111,9 @@ class PairedImageDataset(Dataset):
 class SyntheticBlurDataset(Dataset):
     """Sharp photos, blurred on the fly by ``degradations.random_degradation``.
 
-    A photo is blurred as a whole, and PATCHES_PER_VERSION patches are cut from it before it is blurred again; until then
-    it stays in memory, six bytes a pixel, in each process that cuts patches. Without ``patch_size`` photo k is always
-    blurred in the same way.
+    A photo is blurred as a whole, or a part of VERSION_SIZE of it, and PATCHES_PER_VERSION patches are cut from it before
+    it is blurred again; until then it stays in memory, six bytes a pixel, in each process that cuts patches. Without
+    ``patch_size`` photo k is blurred as a whole, always in the same way.
 
     Args:
         paths: photos, as ``images.photos.find_photos`` lists them.
@@ -128,7 +133,8 @@ class SyntheticBlurDataset(Dataset):
         self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
         self.photos = DecodedPhotos(list(paths), Path(cache))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
-        self.bytes_in_memory = sum(6 * height * width for height, width in self.photos.shapes)  # in each process
+        sizes = (min(h, VERSION_SIZE) * min(w, VERSION_SIZE) for h, w in self.photos.shapes)
+        self.bytes_in_memory = 6 * sum(sizes)  # in each process
         self.versions: dict[int, tuple] = {}  # photo -> the version that patches are being cut from
         if patch_size:
             shapes = zip(paths, self.photos.shapes, strict=True)
@@ -144,15 +150,18 @@ class SyntheticBlurDataset(Dataset):
             return tuple(part[0] for part in self.batch([k]))
         index = range(len(self))[k]
         sharp = to_tensor(self.photos[index])
-        return random_degradation(sharp, make_generator(self.seed, 2, index), self.mixture)
+        return random_degradation(sharp, make_generator(self.seed, VALIDATION, index), self.mixture)
 
     def whole(self, index: int, blur_version: int = 0) -> tuple[Tensor, Tensor]:
-        """A version of photo ``index``, blurry and sharp, (3, H, W) each; SHRUNK of them are shrunk first."""
-        generator = make_generator(self.seed, 3, blur_version * len(self) + index)
-        sharp, smallest = to_tensor(self.photos[index]), self.patch_size or 1
-        factor = min(1 + chance(generator), min(sharp.shape[1:]) / smallest)
-        if chance(generator) < SHRUNK:
-            sharp = shrink(sharp, tuple(max(smallest, round(length / factor)) for length in sharp.shape[1:]))
+        """A version of photo ``index``, blurry and sharp, (3, H, W) each, H and W at most VERSION_SIZE."""
+        generator = make_generator(self.seed, VERSION, blur_version * len(self) + index)
+        sharp, smallest = to_tensor(self.photos[index]), max(self.patch_size or 1, SURROUNDINGS)
+        largest = max(1.0, min(LARGEST_FACTOR, min(sharp.shape[1:]) / smallest))
+        factor = log_uniform((1.0, largest), generator) if chance(generator) < SHRUNK else 1.0
+        if factor > 1:
+            sharp = shrink(sharp, tuple(max(min(length, smallest), round(length / factor)) for length in sharp.shape[1:]))
+        window = random_window(sharp.shape[1:], max(VERSION_SIZE, smallest), generator)
+        sharp = sharp[(slice(None), *window)]
         return random_degradation(sharp, generator, self.mixture)
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
@@ -205,8 +214,8 @@ def same_size_batches(photos: Dataset, indices: range) -> Iterator[tuple[Tensor,
     waiting: list[tuple[Tensor, Tensor]] = []
     for index in indices:
         pair = photos[index]
-        pixels = pair[0].shape[-2] * pair[0].shape[-1]
-        if waiting and (waiting[0][0].shape != pair[0].shape or (len(waiting) + 1) * pixels > 2**21 or len(waiting) == 8):
+        most = min(8, MAX_BATCH_PIXELS // (pair[0].shape[-2] * pair[0].shape[-1]))
+        if waiting and (waiting[0][0].shape != pair[0].shape or len(waiting) >= most):
             yield tuple(torch.stack(part) for part in zip(*waiting, strict=True))
             waiting = []
         waiting.append(pair)
@@ -224,17 +233,17 @@ def too_small_message(path: Path, shape: tuple[int, int], patch_size: int) -> st
 def sample_index(k: int, photos: int, seed: int) -> tuple[int, torch.Generator]:
     """The photo of patch k, and the generator for everything else about that patch."""
     pass_number, position = divmod(k, photos)
-    return shuffled_pass(photos, seed, pass_number)[position], make_generator(seed, 1, k)
+    return shuffled_pass(photos, seed, pass_number)[position], make_generator(seed, PATCH, k)
 
 
 @lru_cache(maxsize=4)  # asked for once per patch
 def shuffled_pass(photos: int, seed: int, pass_number: int) -> list[int]:
-    return torch.randperm(photos, generator=make_generator(seed, 0, pass_number)).tolist()
+    return torch.randperm(photos, generator=make_generator(seed, ORDER, pass_number)).tolist()
 
 
 def random_window(shape: tuple[int, int], size: int, generator: torch.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a random square of ``size`` pixels in a photo of (H, W)."""
-    top, left = (int(torch.randint(length - size + 1, (), generator=generator)) for length in shape)
+    """Rows and columns of a random square of ``size`` pixels in a photo of (H, W), or all of them if it is smaller."""
+    top, left = (int(torch.randint(max(1, length - size + 1), (), generator=generator)) for length in shape)
     return slice(top, top + size), slice(left, left + size)
 
 

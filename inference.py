@@ -117,9 +117,9 @@ def estimates_blur(network: nn.Module) -> bool:
     return isinstance(getattr(getattr(network, "module", network), "estimator", None), BlurEstimator)  # module: under DDP
 
 
-def run_patches(network: nn.Module, patches: Tensor, spectrum: Tensor) -> Tensor:
+def run_patches(network: nn.Module, patches: Tensor, blur: Tensor) -> Tensor:
     """``network`` on (N, 3, S, S) patches with spectra (N, 4, 64, 33), or blur embeddings, if it estimates blur."""
-    return network(patches, spectrum) if estimates_blur(network) else network(patches)
+    return network(patches, blur) if estimates_blur(network) else network(patches)
 
 
 def tile_geometry(network: nn.Module, size: tuple[int, int], tile: int) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur from power spectra
 (blur/estimator.py) and undo most of it with a filter: the teacher's differs from place to place, the student's is one
-for the whole photo. Convolutions add the rest, mostly
-at a quarter of the resolution, where a 3x3 convolution costs a sixteenth and covers four times the distance. Filters and
-last layers start at zero, so that an untrained network returns its input.
+for the whole photo. Convolutions add the rest, mostly at a quarter of the resolution, where a 3x3 convolution costs a
+sixteenth and covers four times the distance. Filters start as the identity and last layers at zero, so that an untrained
+network returns its input.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,8 @@ class TeacherCNN(nn.Module):
     def __init__(self, width: int = 32, deep_width: int = 96, blocks: int = 10, fine_blocks: int = 2):
         super().__init__()
         self.arguments = dict(width=width, deep_width=deep_width, blocks=blocks, fine_blocks=fine_blocks)
-        # Pixels: 4 for each 3x3 convolution at a quarter, 2 at half resolution, and the filter before them
+        # Pixels: 4 for each 3x3 convolution at a quarter (8 per block), 2 at half resolution; 8 for head, tail and the
+        # strided layers between them; and the filter before all of them
         self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS
         self.estimator = BlurEstimator()
         self.head = nn.Conv2d(24, width, 3, padding=1)
@@ -63,7 +64,7 @@ class TeacherCNN(nn.Module):
         kernels, embeddings = (
             torch.stack([row.unflatten(0, (len(photo), -1)) for row in part], 1) for part in zip(*rows, strict=True)
         )
-        return BlurMap(kernels[:, :, :, 0], embeddings)
+        return BlurMap(kernels[:, :, :, 0], embeddings)  # (N, gh, gw, 63, 63) and (N, gh, gw, 64)
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if blur is None:
@@ -95,9 +96,9 @@ class StudentCNN(nn.Module):
 
     Args:
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
-        num_experts: of each convolution.
+        num_experts: experts per convolution.
         hidden: width of the layer that predicts the filter and the routing weights.
-        context: of the blur estimator; False for weights from before it had one.
+        context: whether the blur estimator also has channels for the whole photo's spectrum, as the teacher's has.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
         whole photo: what ``estimate_blur`` returns, (N, 145), or spectra whose last two channels are its
         ``log_power_spectrum``, (N, 2 or 4, 64, 33).
@@ -108,7 +109,7 @@ class StudentCNN(nn.Module):
     def __init__(self, convs: int = 3, num_experts: int = 16, hidden: int = 128, context: bool = True):
         super().__init__()
         self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden, context=context)
-        self.receptive_radius = FILTER_RADIUS + 4 * convs + 3  # pixels
+        self.receptive_radius = FILTER_RADIUS + 4 * convs + 3  # pixels; 3: from the far side of a space-to-depth block
         self.estimator = BlurEstimator(context=context)
         size = 2 * FILTER_RADIUS + 1
         self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
@@ -116,7 +117,8 @@ class StudentCNN(nn.Module):
         self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))  # trust in the estimator's filter, then a correction
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
         hann = torch.hann_window(size + 2)[1:-1]
-        self.window = nn.Parameter(0.5 * hann[:, None] * hann)  # a filter that ends abruptly would ring
+        # Learned, from a start that fades out: a filter that ends abruptly would ring
+        self.window = nn.Parameter(0.5 * hann[:, None] * hann)
         bases = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(convs)]
         zero_init(bases[-1])
         self.convs = nn.ModuleList(CondConv2d(base, num_experts) for base in bases)
@@ -157,6 +159,7 @@ class StudentCNN(nn.Module):
             change = estimated.view(-1, size, size).clone()
             change[:, FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
             kernel = correction.view_as(change) + self.window * (1 + trust[..., None]) * change
+            # Of sum 0, so that flat areas keep their brightness
             return kernel - kernel.mean((1, 2), keepdim=True), self.router(hidden).tanh()
 
 
@@ -224,7 +227,7 @@ def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
 class CondConv2d(nn.Module):
     """A convolution whose weights are ``base`` plus a mixture of ``num_experts`` for each sample (zeros at the start).
 
-    Source: CondConv, arXiv:1904.04971, section 3.
+    Source: CondConv, arXiv:1904.04971, section 3, which has no base and routing weights in (0, 1); here in (-1, 1).
     """
 
     def __init__(self, base: nn.Conv2d, num_experts: int):
@@ -259,9 +262,10 @@ def conv2d_per_sample(
 
 
 def keep_flat_runs(photo: Tensor, output: Tensor, length: int = 9) -> Tensor:
-    """``photo`` where ``length`` pixels in a row or column are exactly equal, else ``output``; both (N, C, H, W).
+    """``photo`` in the middle of ``length`` exactly equal pixels of a row or column, else ``output``; both (N, C, H, W).
 
-    No lens and sensor made those: they are bars, frames or saturated, and a filter would draw ghost lines into them.
+    At the borders of a photo half as many suffice. No lens and sensor made such runs: they are bars, frames or saturated,
+    and a filter would draw ghost lines into them.
     """
     flat = torch.zeros_like(photo[:, :1], dtype=torch.bool)
     for size in ((1, length), (length, 1)):

@@ -29,8 +29,8 @@ BEST_STUDENT = "best_student_model.pth"  # the student with the best validation 
 OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint
 
 # Distillation
-DISTILL_WEIGHT = 1.0  # 1: the target is the teacher's output; 0: the sharp photo (ground truth only)
-CACHE_TEACHER = True  # run the teacher once per photo; False: at every step, for a teacher with random outputs
+DISTILL_WEIGHT = 1.0  # 1: the target is the teacher's output; 0: the sharp photo; in between: a blend of both
+CACHE_TEACHER = True  # run the teacher once per photo and store its output; False: run it at every step
 TEACHER_ORIENTATIONS = 8  # flips and rotations over which the cached outputs are averaged: better and 8 times slower than 1
 REQUIRE_GOOD_TEACHER = True  # stop if the teacher does not beat the blurry input on the validation pairs
 
@@ -39,7 +39,7 @@ NUM_EPOCHS = 40
 PATCHES_PER_PHOTO = 32  # random patches from each training photo per epoch
 BATCH_SIZE = 8  # patches per step, over all processes
 PATCH_SIZE = 128  # pixels
-LEARNING_RATE = 1e-3  # peak, after a warmup over 5% of the steps; a cosine takes it to 0. 2e-3 is too high
+LEARNING_RATE = 1e-3  # peak, after a warmup over 5% of the steps; then a cosine down to 0. 2e-3 scored lower
 SEED = 0  # the same seed gives the same weights on the same CPU
 
 # Machine
@@ -83,12 +83,13 @@ def main() -> None:
     shared = share_estimator(teacher, student)  # the student reuses the teacher's frozen blur estimator
     student.to(device, memory_format=torch.channels_last)
     loss_fn.to(device)
-    if CACHE_TEACHER and DISTILL_WEIGHT > 0:  # else the targets are the sharp photos
+    ask_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
+    if CACHE_TEACHER and ask_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
     if CACHE_TEACHER and shared:
         train_set.embeddings = cache_blur_embeddings(student, train_set, device)
 
-    torch.manual_seed(SEED)
+    torch.manual_seed(SEED)  # again: what follows must not depend on whether the outputs were cached before
     extra = {"the teacher": fingerprint(teacher)}
     run = TrainingRun(
         "student", student, loss_fn, train_set, val_set.key, config, device,
@@ -96,12 +97,12 @@ def main() -> None:
     )  # fmt: skip
     with run:
         for _ in run.epochs():
-            for blurry, target, spectrum in run.batches():
+            for blurry, target, blur in run.batches():  # blur: spectra, or cached blur embeddings
                 with autocast(device):
-                    if not CACHE_TEACHER:
+                    if ask_teacher and not CACHE_TEACHER:
                         with torch.no_grad():
-                            target = target.lerp(run_patches(teacher, blurry, spectrum).float(), DISTILL_WEIGHT)
-                    prediction = run_patches(run.model, blurry, spectrum)
+                            target = target.lerp(run_patches(teacher, blurry, blur).float(), DISTILL_WEIGHT)
+                    prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
                 run.step(loss_fn(prediction.float(), target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
         where = dict(best_file=BEST_STUDENT, outputs=OUTPUTS, pairs=data / "val")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-MAX_PSNR = 50.0  # dB; the PSNR of identical images is infinite and would make every mean infinite
+MAX_PSNR = 50.0  # dB, for the mean over validation photos: that of identical images is infinite
 
 
 class Scores(NamedTuple):
@@ -83,7 +83,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Context manager in which networks compute in ``autocast_dtype``."""
+    """Context manager in which networks on ``device`` compute in ``autocast_dtype``; it does nothing if that is float32."""
     dtype = autocast_dtype(device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
@@ -121,8 +121,7 @@ def weighted_choice(weights: dict[str, float], generator: torch.Generator) -> st
 def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:
     """(..., H, W, 3) -> (..., 3, H, W) float32; uint8 is scaled to [0, 1]. Memory stays channels-last."""
     image = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
-    scaled = image.float().div_(255) if image.dtype == torch.uint8 else image.float()  # image / 255 takes 14 times longer
-    return scaled.movedim(-1, -3)
+    return (image / 255 if image.dtype == torch.uint8 else image.float()).movedim(-1, -3)
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

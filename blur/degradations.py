@@ -35,9 +35,9 @@ class Mixture:
     """What ``random_degradation`` draws from. Blur strengths are drawn log-uniformly: as many light ones as heavy ones."""
 
     # Share of photos left as they are: a sharpener must recognise when there is nothing to do
-    identity: float = 0.04
+    identity: float = 0.06
     # Share of the others that went through a camera; all other settings are for the rest, blurred alike all over
-    camera: float = 0.68
+    camera: float = 0.74
     # Weights of the kinds of blur, one of which is drawn for each photo
     blurs: dict[str, float] = field(
         default_factory=lambda: {
@@ -66,11 +66,14 @@ class Mixture:
     quality: tuple[float, float] = (30.0, 95.0)  # of JPEG, uniform
 
 
-# Weights of the kinds of blur of photos that went through a camera
-CAMERA_BLURS = {"none": 0.16, "uniform": 0.27, "layers": 0.15, "graded": 0.07, "moving": 0.12, "shake": 0.12, "resize": 0.11}
+# Weights of the kinds of blur of photos that went through a camera, and of noise for each of them
+CAMERA_BLURS = {"none": 0.22, "uniform": 0.2, "layers": 0.14, "graded": 0.06, "moving": 0.12, "shake": 0.12, "resize": 0.14}
 UNIFORM_BLURS = {"gaussian": 0.5, "anisotropic": 0.1, "defocus": 0.2, "line": 0.15, "shake": 0.05}
 SPATIAL_BLURS = {"layers": layered_focus, "graded": graded_focus, "moving": moving_object, "shake": camera_shake}
-CAMERA_NOISE = {"none": 0.1, "little": 0.45, "strong": 0.3, "sensor": 0.15}
+CAMERA_NOISE = {"none": 0.2, "little": 0.42, "strong": 0.25, "sensor": 0.13}
+NOISE_WITHOUT_BLUR = {"none": 0.35, "little": 0.4, "strong": 0.15, "sensor": 0.1}
+NOISE_RESIZED = {"none": 0.55, "little": 0.25, "strong": 0.12, "sensor": 0.08}  # averaged away with the detail
+SMOOTHED = {"none": 0.03, "little": 0.1, "strong": 0.3, "sensor": 0.3}  # share of photos with that noise
 
 
 def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixture | None = None) -> tuple[Tensor, Tensor]:
@@ -118,17 +121,19 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
         blurry = resize_chain(blurry, (1.1, 3.2), generator)
     elif kind != "none":
         blurry = SPATIAL_BLURS[kind](photo, generator)
-    noise = weighted_choice(CAMERA_NOISE, generator)
+    weights = {"none": NOISE_WITHOUT_BLUR, "resize": NOISE_RESIZED}.get(kind, CAMERA_NOISE)
+    noise = weighted_choice(weights, generator)
     if noise == "little":
-        blurry = add_noise(blurry, uniform((0.2, 2.5), generator), generator)
+        blurry = add_noise(blurry, uniform((0.2, 3.5), generator), generator)
     elif noise == "strong":
         blurry = strong_noise(blurry, generator)
     elif noise == "sensor":
         blurry = sensor_noise(blurry, generator)
     blurry = blurry.clamp(0, 1)
-    if chance(generator) < (0.25 if noise in ("strong", "sensor") else 0.05):
+    smoothed = chance(generator) < SMOOTHED[noise]
+    if smoothed:
         blurry = smooth_noise(blurry, generator)
-    if chance(generator) < 0.17:
+    if chance(generator) < (0.5 if smoothed else 0.17):  # a phone sharpens what it has smoothed
         blurry = sharpen_too_much(blurry, generator)
     if kind != "resize" and chance(generator) < 0.08:
         blurry = resize_chain(blurry, (1.1, 2.2), generator)
