@@ -197,7 +197,7 @@ class ResidualBlock(nn.Module):
 
 
 class FiLM(nn.Module):
-    """Predicts a scale and a shift for each channel of each block from blur embeddings; 1 and 0 at the start.
+    """Predicts a scale, less 1, and a shift for each channel of each block from blur embeddings; 0 at the start.
 
     Shapes: a ``BlurMap`` of photos of a shape (N, C, H, W) -> ``blocks`` pairs of (N, channels, H / step, W / step), or of
         (N, channels, 1, 1) for a single region.
@@ -214,14 +214,13 @@ class FiLM(nn.Module):
         with torch.autocast(blur.embeddings.device.type, enabled=False):
             predicted = self.layers(blur.embeddings)
         for part in predicted.chunk(self.blocks, -1):  # one after another: as maps, all together would fill the memory
-            scale, shift = blur.interpolate(part, shape[-2] // step, shape[-1] // step, step).chunk(2, 1)
-            yield 1 + scale, shift
+            yield tuple(blur.interpolate(each, shape[-2] // step, shape[-1] // step, step) for each in part.chunk(2, -1))
 
 
 def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-    """Scale and shift (N, channels, H, W) by (N, channels, H, W) or (N, channels, 1, 1) each."""
+    """Scale by 1 plus the first, shift by the second: (N, channels, H, W), or (N, channels, 1, 1) for all of the photo."""
     scale, shift = film
-    return x * scale.to(x.dtype) + shift.to(x.dtype)
+    return torch.addcmul(x + shift.to(x.dtype), x, scale.to(x.dtype))
 
 
 class CondConv2d(nn.Module):
@@ -268,10 +267,10 @@ def keep_flat_runs(photo: Tensor, output: Tensor, length: int = 9) -> Tensor:
     and a filter would draw ghost lines into them.
     """
     flat = torch.zeros_like(photo[:, :1], dtype=torch.bool)
-    for size in ((1, length), (length, 1)):
-        padding = size[0] // 2, size[1] // 2
-        largest, negative_smallest = (F.max_pool2d(image, size, 1, padding) for image in (photo, -photo))
-        flat |= (largest + negative_smallest == 0).all(1, keepdim=True)
+    for axis, size in (-1, (1, length - 1)), (-2, (length - 1, 1)):
+        steps = (photo.diff(dim=axis) != 0).any(1, keepdim=True).float()
+        if steps.shape[axis]:
+            flat |= F.max_pool2d(steps, size, 1, (size[0] // 2, size[1] // 2)) == 0
     return torch.where(flat, photo.to(output.dtype), output)
 
 

@@ -14,13 +14,21 @@ def convolve(photo: Tensor, kernel: Tensor) -> Tensor:
 
     By FFT: its cost hardly grows with k.
     """
-    height, width = photo.shape[-2:]
-    half = kernel.shape[-1] // 2
-    rows, columns = (reflect_indices(length, half).to(photo.device) for length in (height, width))
-    padded = photo[..., rows, :][..., columns]
-    size = padded.shape[-2:]
-    spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel.to(photo), s=size)
-    return torch.fft.irfft2(spectrum, s=size)[..., 2 * half :, 2 * half :]
+    return convolve_valid(reflect_pad(photo, kernel.shape[-1] // 2), kernel)
+
+
+def convolve_valid(photo: Tensor, kernel: Tensor) -> Tensor:
+    """As ``convolve``, only where the kernel fits: (..., H, W) -> (..., H - k + 1, W - k + 1)."""
+    (height, width), margin = photo.shape[-2:], kernel.shape[-1] - 1
+    size = [-(-length // 16) * 16 for length in (height, width)]  # an FFT of a size with large prime factors is slow
+    spectrum = torch.fft.rfft2(photo, s=size) * torch.fft.rfft2(kernel.to(photo), s=size)
+    return torch.fft.irfft2(spectrum, s=size)[..., margin:height, margin:width]
+
+
+def reflect_pad(photo: Tensor, margin: int) -> Tensor:
+    """(..., H, W) with ``margin`` more pixels on each side, reflected as by ``reflect_indices``."""
+    rows, columns = (reflect_indices(length, margin).to(photo.device) for length in photo.shape[-2:])
+    return photo[..., rows, :][..., columns]
 
 
 def reflect_indices(size: int, margin: int) -> Tensor:
@@ -31,17 +39,6 @@ def reflect_indices(size: int, margin: int) -> Tensor:
     period = max(1, 2 * (size - 1))
     index = torch.arange(-margin, size + margin) % period
     return torch.minimum(index, period - index)
-
-
-def apply_filter(photo: Tensor, kernel: Tensor, exact: bool) -> Tensor:
-    """(N, C, H, W) convolved with (N, 1, k, k), one kernel per photo, outside autocast.
-
-    Args:
-        exact: compute in float64, then round: in float32 an FFT of a tile rounds differently from one of the whole photo.
-    """
-    dtype = torch.float64 if exact and photo.device.type != "mps" else kernel.dtype  # mps has no float64
-    with torch.autocast(photo.device.type, enabled=False):
-        return convolve(photo.to(dtype), kernel.to(dtype)).to(kernel.dtype)
 
 
 def convolve_linear_light(photo: Tensor, kernel: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blur.filters import apply_filter
+from blur.filters import convolve_valid, reflect_pad
 from blur.spectrum import log_power_spectrum
 
 REGION = 64  # pixels between the centres of regions
@@ -61,40 +61,39 @@ class BlurMap(NamedTuple):
         return self._replace(top=self.top + rows.start, left=self.left + columns.start)
 
     def apply_filters(self, photo: Tensor, exact: bool) -> Tensor:
-        """(N, C, H, W) convolved with the interpolated filters. ``exact``: see ``apply_filter``."""
-        gh, gw, size = *self.kernels.shape[1:3], self.kernels.shape[-1]
-        if gh * gw == 1:
-            return apply_filter(photo, self.kernels[:, :, 0], exact)
-        height, width = photo.shape[-2:]
-        result, radius = torch.zeros_like(photo), size // 2
-        for i in range(gh):
-            rows, weight_y = _hat(i, gh, self.top, height)
-            for j in range(gw):
-                columns, weight_x = _hat(j, gw, self.left, width)
-                if rows.start >= rows.stop or columns.start >= columns.stop:
-                    continue
-                y, x = max(0, rows.start - radius), max(0, columns.start - radius)
-                part = apply_filter(
-                    photo[..., y : rows.stop + radius, x : columns.stop + radius], self.kernels[:, i, j, None], exact
-                )
-                part = part[..., rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-                weight = (weight_y[:, None] * weight_x).to(photo)
-                result[..., rows, columns] += part * weight
+        """(N, C, H, W) convolved with the interpolated filters, outside autocast.
+
+        Args:
+            exact: compute in float64, then round: in float32 an FFT of a tile rounds differently from one of the whole photo.
+        """
+        (gh, gw), margin = self.kernels.shape[1:3], self.kernels.shape[-1] - 1
+        dtype = torch.float64 if exact and photo.device.type != "mps" else self.kernels.dtype  # mps has no float64
+        with torch.autocast(photo.device.type, enabled=False):
+            padded, result = reflect_pad(photo.to(dtype), margin // 2), torch.zeros_like(photo, dtype=self.kernels.dtype)
+            for i in range(gh):
+                rows, weight_y = _hat(i, gh, self.top, photo.shape[-2])
+                for j in range(gw):
+                    columns, weight_x = _hat(j, gw, self.left, photo.shape[-1])
+                    if rows.start >= rows.stop or columns.start >= columns.stop:
+                        continue
+                    part = padded[..., rows.start : rows.stop + margin, columns.start : columns.stop + margin]
+                    part = convolve_valid(part, self.kernels[:, i, j, None].to(dtype)).to(result)
+                    result[..., rows, columns] += part * (weight_y[:, None] * weight_x).to(result)
         return result
 
     def interpolate(self, values: Tensor, height: int, width: int, step: int) -> Tensor:
         """Values of regions, (N, gh, gw, C), for each of (height, width) squares of ``step`` pixels: (N, C, H, W)."""
-        values = values.permute(0, 3, 1, 2)
-        for axis, (count, start) in enumerate(((height, self.top), (width, self.left)), start=2):
+        for axis, (count, start) in enumerate(((height, self.top), (width, self.left)), start=1):
             regions = values.shape[axis]
             if regions == 1:
                 continue
             place = (start + (torch.arange(count, device=values.device) + 0.5) * step - REGION / 2) / REGION
             place = place.clamp(0, regions - 1)
             low = place.floor().long().clamp(max=regions - 2)
-            share = (place - low).view(-1, *[1] * (3 - axis))
-            values = values.index_select(axis, low) * (1 - share) + values.index_select(axis, low + 1) * share
-        return values
+            share = (place - low).to(values.dtype).view(-1, *[1] * (3 - axis))
+            # Twice as fast as torch.lerp, which does not vectorize over a broadcast weight
+            values = torch.addcmul(values.index_select(axis, low), values.diff(dim=axis).index_select(axis, low), share)
+        return values.permute(0, 3, 1, 2)  # channels last in memory, as convolutions want it
 
 
 def _hat(index: int, count: int, start: int, length: int) -> tuple[slice, Tensor]:

@@ -9,7 +9,7 @@ from conftest import dummy_photo, small_config
 import training.estimator
 from blur.degradations import add_noise
 from blur.estimator import BlurEstimator
-from blur.filters import apply_filter, convolve, gaussian_kernel, line_kernel
+from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import BlurMap
 from blur.spectrum import extract_windows, log_power_spectrum, transform_spectrum, windowed_fft
 from dataset import PairedImageDataset, SyntheticBlurDataset
@@ -97,7 +97,7 @@ def test_an_estimator_starts_with_the_filter_that_changes_nothing():
     photo = torch.rand(2, 3, 50, 70)
     kernel, code = BlurEstimator()(log_power_spectrum(photo))
     assert kernel.shape == (2, 1, 63, 63) and code.shape == (2, 64)
-    torch.testing.assert_close(apply_filter(photo, kernel, exact=False), photo, atol=1e-5, rtol=0)
+    torch.testing.assert_close(convolve(photo, kernel), photo, atol=1e-5, rtol=0)
 
 
 def test_a_filter_keeps_brightness_and_is_symmetric():
@@ -113,7 +113,7 @@ def test_film_starts_by_changing_nothing(regions):
     films = list(FiLM(blocks=3, channels=8, hidden=4)(blur, (2, 3, 128, 256), 4))
     assert len(films) == 3
     for scale, shift in films:
-        assert scale.shape[:2] == (2, 8) and (scale == 1).all() and not shift.any()
+        assert scale.shape[:2] == (2, 8) and not scale.any() and not shift.any()
 
 
 def test_the_gain_of_a_filter_read_from_spectra_is_its_gain_on_the_photo():
@@ -131,7 +131,7 @@ def test_the_gain_of_a_filter_read_from_spectra_is_its_gain_on_the_photo():
     kernel[..., 31, 31] += 2
     kernel = kernel / kernel.sum()
     blurry, sharp = (photo.mean(0) for photo in One().whole(0, 0))
-    sharpened = apply_filter(blurry.expand(1, 3, -1, -1), kernel, exact=True)[0, 0]
+    sharpened = convolve(blurry.expand(1, 3, -1, -1), kernel)[0, 0]
     gain = 10 * ((blurry - sharp).square().mean() / (sharpened - sharp).square().mean()).log10()
     assert gain > 0.3
     assert float(filter_gain(response_of(kernel), spectra)) == pytest.approx(float(gain), abs=0.05)
