@@ -64,7 +64,7 @@ class BlurMap(NamedTuple):
         """(N, C, H, W) convolved with the interpolated filters, outside autocast.
 
         Args:
-            exact: compute in float64, then round: in float32 an FFT of a tile rounds differently from one of the whole photo.
+            exact: compute in float64, then round: in float32 the FFT of a tile rounds differently from that of the photo.
         """
         (gh, gw), margin = self.kernels.shape[1:3], self.kernels.shape[-1] - 1
         dtype = torch.float64 if exact and photo.device.type != "mps" else self.kernels.dtype  # mps has no float64
