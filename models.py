@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blur.estimator import EMBEDDING, KERNEL_RADIUS, BlurEstimator
 from blur.filters import reflect_indices
-from blur.local import BlurMap, local_spectra
+from blur.local import BlurMap, local_spectra, upper_half
 from blur.spectrum import log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
@@ -60,22 +60,22 @@ class TeacherCNN(nn.Module):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        rows = [self.estimator(spectra.flatten(0, 1)) for spectra in local_spectra(photo, peak)]
-        kernels, embeddings = (
-            torch.stack([row.unflatten(0, (len(photo), -1)) for row in part], 1) for part in zip(*rows, strict=True)
-        )
-        return BlurMap(kernels[:, :, :, 0], embeddings)  # (N, gh, gw, 63, 63) and (N, gh, gw, 64)
+        rows = []
+        for spectra in local_spectra(photo, peak):  # (N, gw, 4, 64, 33) of a row of regions
+            kernels, embeddings = self.estimator(spectra.flatten(0, 1))
+            rows.append([part.unflatten(0, spectra.shape[:2]) for part in (upper_half(kernels), embeddings)])
+        return BlurMap(*(torch.stack(parts, 1) for parts in zip(*rows, strict=True)))
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if blur is None:
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
             kernel, embedding = self.estimator(blur)
-            blur = BlurMap(kernel[:, None], embedding[:, None, None])
+            blur = BlurMap(upper_half(kernel)[:, None, None], embedding[:, None, None])
         filtered = blur.apply_filters(photo, exact=not self.training)
         x = pad_to_multiple(torch.cat([photo.to(filtered.dtype), filtered], 1), 4)
-        film_head, *film_fine = self.film_fine(blur, x.shape, 2)
-        half = F.relu(modulate(self.head(F.pixel_unshuffle(x, 2)), film_head))
+        film_fine = self.film_fine(blur, x.shape, 2)
+        half = F.relu(modulate(self.head(F.pixel_unshuffle(x, 2)), next(film_fine)), inplace=True)
         quarter = self.down(half)
         for block, film in zip(self.deep, self.film_deep(blur, x.shape, 4), strict=True):
             quarter = block(quarter, film)
@@ -193,7 +193,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))  # the identity: a deep stack starts stable
 
     def forward(self, x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-        return x + self.conv2(F.relu(modulate(self.conv1(x), film)))
+        return x + self.conv2(F.relu(modulate(self.conv1(x), film), inplace=True))
 
 
 class FiLM(nn.Module):
@@ -220,7 +220,7 @@ class FiLM(nn.Module):
 def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
     """Scale by 1 plus the first, shift by the second: (N, channels, H, W), or (N, channels, 1, 1) for all of the photo."""
     scale, shift = film
-    return torch.addcmul(x + shift.to(x.dtype), x, scale.to(x.dtype))
+    return (x + shift.to(x.dtype)).addcmul_(x, scale.to(x.dtype))
 
 
 class CondConv2d(nn.Module):

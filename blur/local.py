@@ -46,7 +46,7 @@ class BlurMap(NamedTuple):
     """The estimated blur of photos, or of a part of them, by region.
 
     Attributes:
-        kernels: (N, gh, gw, 63, 63) inverse filters.
+        kernels: (N, gh, gw, 32, 63), the ``upper_half`` of each region's inverse filter.
         embeddings: (N, gh, gw, E).
         top, left: of the part, in pixels of the whole photo.
     """
@@ -77,7 +77,9 @@ class BlurMap(NamedTuple):
                     if rows.start >= rows.stop or columns.start >= columns.stop:
                         continue
                     part = padded[..., rows.start : rows.stop + margin, columns.start : columns.stop + margin]
-                    part = convolve_valid(part, self.kernels[:, i, j, None].to(dtype)).to(result)
+                    half = self.kernels[:, i, j, None].to(dtype)
+                    kernel = torch.cat([half, half[..., :-1, :].flip(-1, -2)], -2)
+                    part = convolve_valid(part, kernel).to(result)
                     result[..., rows, columns] += part * (weight_y[:, None] * weight_x).to(result)
         return result
 
@@ -92,8 +94,14 @@ class BlurMap(NamedTuple):
             low = place.floor().long().clamp(max=regions - 2)
             share = (place - low).to(values.dtype).view(-1, *[1] * (3 - axis))
             # Twice as fast as torch.lerp, which does not vectorize over a broadcast weight
-            values = torch.addcmul(values.index_select(axis, low), values.diff(dim=axis).index_select(axis, low), share)
+            slope = values.diff(dim=axis).index_select(axis, low)
+            values = values.index_select(axis, low).addcmul_(slope, share)
         return values.permute(0, 3, 1, 2)  # channels last in memory, as convolutions want it
+
+
+def upper_half(kernels: Tensor) -> Tensor:
+    """(N, 1, k, k) -> (N, k // 2 + 1, k), all of a filter that is symmetric about its centre; half the memory."""
+    return kernels[:, 0, : kernels.shape[-1] // 2 + 1].clone()
 
 
 def _hat(index: int, count: int, start: int, length: int) -> tuple[slice, Tensor]:
