@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blur.estimator import BlurEstimator
 from blur.local import BlurMap
-from models import FILTER_RADIUS, LUMA, StudentCNN, padded_indices, to_space_to_depth_kernel
+from models import FILTER_RADIUS, LUMA, StudentCNN, padded_indices, smooth_chroma, to_space_to_depth_kernel
 from utils import UserError, autocast, autocast_dtype
 
 TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
@@ -169,14 +169,14 @@ class FusedStudent(nn.Module):
     def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
         """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
         height, width, _ = picture.shape
-        layers = self.fuse_weights(self.student.estimate_blur(picture.movedim(-1, 0)[None], 255), strength)
+        layers, smoothing = self.fuse_weights(self.student.estimate_blur(picture.movedim(-1, 0)[None], 255), strength)
         result = torch.empty_like(picture)
         # In bands: larger buffers would be unmapped and zeroed again by the system each time
         for outer, inner, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.receptive_radius):
-            result[place] = self.sharpen_band(picture[outer], layers, strength)[inner]
+            result[place] = self.sharpen_band(picture[outer], layers, smoothing, strength)[inner]
         return result
 
-    def sharpen_band(self, picture: Tensor, layers: tuple, strength: float) -> Tensor:
+    def sharpen_band(self, picture: Tensor, layers: tuple, smoothing: Tensor, strength: float) -> Tensor:
         filter_layer, *deep, last = layers
         height, width, _ = picture.shape
         blocks, margin = F.conv2d(reflect_pad_picture(picture), self.to_blocks, stride=4), FILTER_RADIUS // 4
@@ -187,6 +187,10 @@ class FusedStudent(nn.Module):
         change = torch.add(F.conv2d(x, *last, padding=1), change, alpha=strength).mul_(self.SCALE)
         if not torch.isfinite(change.sum()):
             raise UserError(NOT_FINITE)
+        if smoothing > 0:
+            photo = picture.movedim(-1, 0)[None].float()
+            photo = photo + F.pixel_shuffle(change, 4)[..., :height, :width] + smooth_chroma(photo, smoothing)
+            return photo.round_().clamp_(0, 255)[0].movedim(0, -1)
         change = change.clamp_(-255, 255).round_()
         # Pixel shuffle, four pixels of a row as one int64
         rows, columns = x.shape[2:]
@@ -199,16 +203,17 @@ class FusedStudent(nn.Module):
         # All of one type: mixed types take several times longer
         return rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
 
-    def fuse_weights(self, blur: Tensor, strength: float) -> tuple:
-        """(weight, bias) of each layer for a photo with that blur embedding, (1, 145)."""
-        kernel, routing_weights = self.student.predict_kernel_and_routing(blur)
+    def fuse_weights(self, blur: Tensor, strength: float) -> tuple[tuple, Tensor]:
+        """For a photo with that blur embedding, (1, 145): (weight, bias) of each layer, and the share of smooth chroma."""
+        kernel, routing_weights, smoothing = self.student.predict_weights(blur)
         *deep, last = (tuple(part[0] for part in conv.mix_experts(routing_weights)) for conv in self.student.convs)
         for weight, _ in deep:
             weight[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
         deep = [*deep, tuple(strength * part for part in last)]
         layers = [(to_space_to_depth_kernel(kernel, self.student.space_to_depth_indices)[0], None)]
         layers += [(weight.to(self.dtype), (bias * 255 / self.SCALE).to(self.dtype)) for weight, bias in deep]
-        return tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
+        layers = tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
+        return layers, strength * smoothing
 
 
 def reflect_pad_picture(picture: Tensor) -> Tensor:

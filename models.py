@@ -66,12 +66,16 @@ class TeacherCNN(nn.Module):
             rows.append([part.unflatten(0, spectra.shape[:2]) for part in (upper_half(kernels), embeddings)])
         return BlurMap(*(torch.stack(parts, 1) for parts in zip(*rows, strict=True)))
 
+    def one_region(self, spectra: Tensor) -> BlurMap:
+        """The same blur all over, from spectra (N, 4, 64, 33)."""
+        kernels, embeddings = self.estimator(spectra)
+        return BlurMap(upper_half(kernels)[:, None, None], embeddings[:, None, None])
+
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if blur is None:
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
-            kernel, embedding = self.estimator(blur)
-            blur = BlurMap(upper_half(kernel)[:, None, None], embedding[:, None, None])
+            blur = self.one_region(blur)
         filtered = blur.apply_filters(photo, exact=not self.training)
         x = pad_to_multiple(torch.cat([photo.to(filtered.dtype), filtered], 1), 4)
         film_fine = self.film_fine(blur, x.shape, 2)
@@ -87,12 +91,13 @@ class TeacherCNN(nn.Module):
 
 
 class StudentCNN(nn.Module):
-    """Small real-time network: a filter predicted for each photo, then a few convolutions, on luma alone.
+    """Small real-time network: a filter predicted for each photo, then a few convolutions, on luma; less noise in chroma.
 
     From the blur estimate follow one 9x9 filter and the routing weights that mix the experts of each convolution. Both
     cost nothing per pixel, and kernels made for one blur do what many general ones cannot. Everything works on
     space-to-depth blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers
-    12x12 pixels. The change in luma is added to red, green and blue alike.
+    12x12 pixels. The change in luma is added to red, green and blue alike. Chroma, what is left of a photo without its luma,
+    is smoothed as far as the blur estimate, which also sees noise, makes it useful.
 
     Args:
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
@@ -115,6 +120,7 @@ class StudentCNN(nn.Module):
         self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
         self.router = nn.Linear(hidden, num_experts)
         self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))  # trust in the estimator's filter, then a correction
+        self.chroma_head = zero_init(nn.Linear(hidden, 1))
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
         hann = torch.hann_window(size + 2)[1:-1]
         # Learned, from a start that fades out: a filter that ends abruptly would ring
@@ -128,7 +134,7 @@ class StudentCNN(nn.Module):
             blur = self.estimate_blur(photo)
         elif blur.dim() > 2:
             blur = self.embed_blur(blur)
-        kernel, routing_weights = self.predict_kernel_and_routing(blur)
+        kernel, routing_weights, smoothing = self.predict_weights(blur)
         with torch.autocast(photo.device.type, enabled=False):  # a strong filter would amplify rounding
             blocks = F.pixel_unshuffle(reflect_pad(luma(photo)), 4)
             change = conv2d_per_sample(blocks, to_space_to_depth_kernel(kernel, self.space_to_depth_indices))
@@ -137,7 +143,8 @@ class StudentCNN(nn.Module):
         for conv in self.convs[:-1]:
             x = F.relu(x + conv(x, routing_weights))
         change = change + self.convs[-1](x, routing_weights)
-        return photo + F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
+        change = F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
+        return photo + change + smooth_chroma(photo, smoothing)
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> Tensor:
         """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]."""
@@ -149,8 +156,9 @@ class StudentCNN(nn.Module):
         centre = slice(KERNEL_RADIUS - FILTER_RADIUS, KERNEL_RADIUS + FILTER_RADIUS + 1)
         return torch.cat([embedding, kernel[:, 0, centre, centre].flatten(1)], 1)
 
-    def predict_kernel_and_routing(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """From ``embed_blur``, the filter whose result is added to the photo, (N, 9, 9), and the routing weights."""
+    def predict_weights(self, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From ``embed_blur``: the filter whose result is added to the photo, (N, 9, 9), the routing weights, (N, experts),
+        and the share of smooth chroma, (N, 1)."""
         size = 2 * FILTER_RADIUS + 1
         embedding, estimated = embedded[:, : -(size**2)], embedded[:, -(size**2) :]
         with torch.autocast(embedded.device.type, enabled=False):
@@ -160,7 +168,10 @@ class StudentCNN(nn.Module):
             change[:, FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
             kernel = correction.view_as(change) + self.window * (1 + trust[..., None]) * change
             # Of sum 0, so that flat areas keep their brightness
-            return kernel - kernel.mean((1, 2), keepdim=True), self.router(hidden).tanh()
+            kernel = kernel - kernel.mean((1, 2), keepdim=True)
+            # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
+            smoothing = F.leaky_relu(self.chroma_head(hidden), 0.1 if self.training else 0.0)
+            return kernel, self.router(hidden).tanh(), smoothing
 
 
 def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
@@ -279,6 +290,14 @@ def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:
     height, width = photo.shape[-2:]
     rows, columns = -height % multiple, -width % multiple
     return F.pad(photo, (0, columns, 0, rows), mode="replicate") if rows or columns else photo
+
+
+def smooth_chroma(photo: Tensor, share: Tensor) -> Tensor:
+    """What is added to (N, 3, H, W) to replace a ``share``, (N, 1), of its chroma by interpolated means of 4x4 pixels."""
+    chroma = photo - luma(photo)
+    means = F.avg_pool2d(pad_to_multiple(chroma, 4), 4)
+    smooth = F.interpolate(means, scale_factor=4, mode="bilinear")[..., : photo.shape[-2], : photo.shape[-1]]
+    return share[..., None, None] * (smooth - chroma)
 
 
 def luma(photo: Tensor) -> Tensor:

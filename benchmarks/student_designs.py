@@ -37,9 +37,9 @@ WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 class WithoutFilter(StudentCNN):
     """Convolutions with experts alone."""
 
-    def predict_kernel_and_routing(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        kernel, routing_weights = super().predict_kernel_and_routing(embedded)
-        return torch.zeros_like(kernel), routing_weights
+    def predict_weights(self, embedded: Tensor) -> tuple[Tensor, ...]:
+        kernel, *weights = super().predict_weights(embedded)
+        return torch.zeros_like(kernel), *weights
 
 
 class OwnFilter(StudentCNN):

@@ -6,8 +6,8 @@ from conftest import dummy_photo
 
 from blur.spectrum import log_power_spectrum
 from inference import FusedStudent, run_tiled
-from models import StudentCNN, TeacherCNN, load_model, save_model, share_estimator
-from utils import UserError, gmac_per_megapixel
+from models import StudentCNN, TeacherCNN, load_model, luma, save_model, share_estimator, smooth_chroma
+from utils import UserError, gmac_per_megapixel, quantize_8bit, to_tensor
 
 SMALL = {
     TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1),
@@ -103,6 +103,35 @@ def test_the_fused_student_gives_in_float32_what_the_student_gives(size, strengt
     assert change.abs().max() > 0.01
     result = FusedStudent(student, torch.float32)(picture, strength=strength)
     assert result.dtype == torch.uint8 and (result - expected).abs().max() < 0.51
+
+
+def test_smooth_chroma_takes_color_noise_away_and_leaves_luma():
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.linspace(0.2, 0.7, 131).expand(2, 3, 67, 131) * torch.tensor([1.0, 0.8, 0.6]).view(3, 1, 1)
+    noisy = clean + 0.05 * torch.randn(clean.shape, generator=generator)
+    change = smooth_chroma(noisy, torch.tensor([[0.0], [1.0]]))
+    assert not change[0].any()
+    torch.testing.assert_close(luma(change), torch.zeros(2, 1, 67, 131), atol=1e-6, rtol=0)
+    before, after = (((image - luma(image)) - (clean - luma(clean)))[1].std() for image in (noisy, noisy + change))
+    assert after < 0.3 * before
+    gray = noisy[:, :1].expand(-1, 3, -1, -1)
+    assert smooth_chroma(gray, torch.ones(2, 1)).abs().max() < 1e-6
+
+
+def test_chroma_is_smoothed_only_if_the_predicted_share_is_above_0_in_the_fused_student_too():
+    student = trained(StudentCNN(**SMALL[StudentCNN]))
+    picture = torch.from_numpy(dummy_photo(203, 301, seed=1))
+    photo = to_tensor(picture)[None]
+    results = []
+    for bias in (-1.0, 0.8):
+        torch.nn.init.zeros_(student.chroma_head.weight)
+        torch.nn.init.constant_(student.chroma_head.bias, bias)
+        with torch.no_grad():
+            results.append(quantize_8bit(student(photo)))
+            assert (student.predict_weights(student.estimate_blur(photo))[2] == max(0.0, bias)).all()
+        fused = to_tensor(FusedStudent(student, torch.float32)(picture))
+        assert (fused - results[-1][0]).abs().max() < 1.01 / 255
+    assert (results[0] - results[1]).abs().max() > 3 / 255
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
