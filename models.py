@@ -103,7 +103,6 @@ class StudentCNN(nn.Module):
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
         num_experts: experts per convolution.
         hidden: width of the layer that predicts the filter and the routing weights.
-        context: whether the blur estimator also has channels for the whole photo's spectrum, as the teacher's has.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
         whole photo: what ``estimate_blur`` returns, (N, 145), or spectra whose last two channels are its
         ``log_power_spectrum``, (N, 2 or 4, 64, 33).
@@ -111,11 +110,11 @@ class StudentCNN(nn.Module):
         arXiv:2101.03697, section 3.3.
     """
 
-    def __init__(self, convs: int = 3, num_experts: int = 16, hidden: int = 128, context: bool = True):
+    def __init__(self, convs: int = 3, num_experts: int = 16, hidden: int = 128):
         super().__init__()
-        self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden, context=context)
+        self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden)
         self.receptive_radius = FILTER_RADIUS + 4 * convs + 3  # pixels; 3: from the far side of a space-to-depth block
-        self.estimator = BlurEstimator(context=context)
+        self.estimator = BlurEstimator()
         size = 2 * FILTER_RADIUS + 1
         self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
         self.router = nn.Linear(hidden, num_experts)

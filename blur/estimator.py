@@ -22,15 +22,12 @@ EMBEDDING = 64  # numbers
 class BlurEstimator(nn.Module):
     """Predicts an inverse filter and a blur embedding from spectra. Starts with the identity filter.
 
-    Args:
-        context: takes the spectrum of the whole photo as well, in channels 2 and 3.
-    Shapes: (N, 2, 64, 33), from ``log_power_spectrum``, with ``context`` (N, 4, 64, 33) or, for the blur of the whole
-        photo, (N, 2, 64, 33) -> kernels (N, 1, 63, 63), embeddings (N, 64).
+    Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region and that of the whole photo, or (N, 2, 64, 33) for the
+        blur of the whole photo -> kernels (N, 1, 63, 63), embeddings (N, 64).
     """
 
-    def __init__(self, width: int = 16, deep_width: int = 32, context: bool = True):
+    def __init__(self, width: int = 16, deep_width: int = 32):
         super().__init__()
-        self.context = context
         rows, columns = torch.arange(-32, 32)[:, None] / WINDOW, torch.arange(33) / WINDOW
         radius = (rows**2 + columns**2).sqrt()  # periods per pixel
         ring = (radius * WINDOW).round().long().flatten()
@@ -41,13 +38,13 @@ class BlurEstimator(nn.Module):
         self.register_buffer("ring", ring, persistent=False)
         self.register_buffer("rings", rings / rings.sum(0), persistent=False)
         self.register_buffer("fade", fade[:, None] * fade, persistent=False)
-        self.head = nn.Conv2d(7 if context else 4, width, 3, padding=1)
+        self.head = nn.Conv2d(7, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 4, stride=2, padding=1)
         self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(2))
         self.down2 = nn.Conv2d(deep_width, deep_width, 2, stride=2)
         self.deepest = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(2))
         self.embedding = nn.Sequential(
-            nn.Linear((4 if context else 2) * RINGS + 2 * deep_width, 128), nn.ReLU(), nn.Linear(128, EMBEDDING), nn.ReLU()
+            nn.Linear(4 * RINGS + 2 * deep_width, 128), nn.ReLU(), nn.Linear(128, EMBEDDING), nn.ReLU()
         )
         self.film = zero_init(nn.Linear(EMBEDDING, 2 * deep_width + RINGS))
         self.up2 = nn.Conv2d(deep_width, deep_width, 1)
@@ -56,7 +53,7 @@ class BlurEstimator(nn.Module):
         self.tail = zero_init(nn.Conv2d(width, 1, 3, padding=1))
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        if self.context and spectrum.shape[1] == 2:
+        if spectrum.shape[1] == 2:
             spectrum = torch.cat([spectrum, spectrum], 1)
         with torch.autocast(spectrum.device.type, enabled=False):
             logs = (spectrum.to(self.radius.dtype) + 9) / 4
@@ -64,8 +61,8 @@ class BlurEstimator(nn.Module):
             # What differs from the mean of its ring: motion blurs one direction
             first = logs[:, ::2]
             anisotropy = 2 * (first - profile[:, ::2, self.ring].view_as(first))
-            full = [logs[:, :2], anisotropy[:, :1], self.radius.expand_as(logs[:, :1]), logs[:, 2:], anisotropy[:, 1:]]
-            full = torch.cat(full, 1)
+            planes = [logs[:, :2], anisotropy[:, :1], self.radius.expand_as(logs[:, :1]), logs[:, 2:], anisotropy[:, 1:]]
+            full = torch.cat(planes, 1)
             full = F.relu(self.head(full.contiguous(memory_format=torch.channels_last)))
             half = F.relu(self.down(F.pad(full, (0, 1))))
             half = half + self.deep[1](F.relu(self.deep[0](half)))
