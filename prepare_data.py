@@ -74,7 +74,8 @@ def main() -> None:
     mixture, longest = MIXTURE, options.longest
     if options.kind == "photos":
         if options.blur:  # these alone, without what cameras do
-            mixture = dataclasses.replace(mixture, camera=0, blurs={kind: mixture.blurs[kind] for kind in options.blur})
+            blurs = {kind: mixture.blurs[kind] for kind in options.blur}
+            mixture = dataclasses.replace(mixture, grain=0, camera=0, blurs=blurs)
         copies, tile = options.copies or COPIES, options.tile or TILE
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
     else:
