@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blur.estimator import BlurEstimator
 from blur.local import BlurMap
-from models import FILTER_RADIUS, LUMA, StudentCNN, padded_indices, smooth_chroma, to_space_to_depth_kernel
+from models import FILTER_RADIUS, LUMA, StudentCNN, padded_indices, to_space_to_depth_kernel
 from utils import UserError, autocast, autocast_dtype
 
 TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
@@ -154,6 +154,7 @@ class FusedStudent(nn.Module):
     """
 
     SCALE = 256  # activations are pixel values / 256: float16 cannot overflow, and a power of two never rounds
+    FIXED_POINT = 16  # steps per gray level, in which smooth chroma is added up
 
     def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
         super().__init__()
@@ -161,8 +162,14 @@ class FusedStudent(nn.Module):
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
-        to_blocks = (torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1) / self.SCALE).to(device)
-        self.register_buffer("to_blocks", to_blocks.contiguous(memory_format=torch.channels_last), persistent=False)
+        to_blocks = torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1) / self.SCALE
+        to_chroma = (torch.eye(3) - LUMA)[..., None, None].expand(3, 3, 4, 4) / 16  # mean chroma of a block
+        # Bilinear interpolation of block means at the 4 pixels of an axis, from the block before, this one and the next
+        bilinear = torch.tensor([[3.0, 5, 0], [1, 7, 0], [0, 7, 1], [0, 5, 3]]) / 8
+        to_pixels = torch.einsum("iy,jx,cd->ijcdyx", bilinear, bilinear, torch.eye(3)).reshape(48, 3, 3, 3)
+        for name, weight in ("to_blocks", to_blocks), ("to_chroma", to_chroma), ("to_pixels", to_pixels):
+            weight = weight.to(device).contiguous(memory_format=torch.channels_last)
+            self.register_buffer(name, weight, persistent=False)
         torch.empty(31_000_000, dtype=torch.uint8)  # glibc then keeps freed blocks up to this size instead of unmapping them
 
     @torch.inference_mode()
@@ -176,34 +183,36 @@ class FusedStudent(nn.Module):
             result[place] = self.sharpen_band(picture[outer], layers, smoothing, strength)[inner]
         return result
 
-    def sharpen_band(self, picture: Tensor, layers: tuple, smoothing: Tensor, strength: float) -> Tensor:
+    def sharpen_band(self, picture: Tensor, layers: tuple, smoothing: float, strength: float) -> Tensor:
         filter_layer, *deep, last = layers
         height, width, _ = picture.shape
-        blocks, margin = F.conv2d(reflect_pad_picture(picture), self.to_blocks, stride=4), FILTER_RADIUS // 4
+        padded, margin = reflect_pad_picture(picture), FILTER_RADIUS // 4
+        blocks = F.conv2d(padded, self.to_blocks, stride=4)
         change = F.conv2d(blocks, *filter_layer)
-        x = (blocks[..., margin:-margin, margin:-margin] + change).to(self.dtype)
+        blocks = blocks[..., margin:-margin, margin:-margin]
+        x = (blocks + change).to(self.dtype)
         for layer in deep:
             x = F.conv2d(x, *layer, padding=1).relu_()
-        change = torch.add(F.conv2d(x, *last, padding=1), change, alpha=strength).mul_(self.SCALE)
+        change = torch.add(F.conv2d(x, *last, padding=1), change, alpha=strength)
         if not torch.isfinite(change.sum()):
             raise UserError(NOT_FINITE)
-        if smoothing > 0:
-            photo = picture.movedim(-1, 0)[None].float()
-            photo = photo + F.pixel_shuffle(change, 4)[..., :height, :width] + smooth_chroma(photo, smoothing)
-            return photo.round_().clamp_(0, 255)[0].movedim(0, -1)
-        change = change.clamp_(-255, 255).round_()
-        # Pixel shuffle, four pixels of a row as one int64
-        rows, columns = x.shape[2:]
-        change = change[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
-        change = change.view(rows, columns, 4).transpose(1, 2).reshape(-1).view(torch.int16)
-        change = change.view(4 * rows, 4 * columns)[:height, :width]
+        unit = self.FIXED_POINT if smoothing else 1
+        if smoothing:  # photo + change + smoothing * (smooth chroma - photo + luma)
+            change = change.add_(blocks, alpha=smoothing)
+        change = shuffle_pixels(change.mul_(self.SCALE * unit), 1)[:height, :width]
         rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
         for channel in rgb.unbind(-1):  # torch.stack uses one core here
-            channel.copy_(change)
+            channel.copy_(change[..., 0])
         # All of one type: mixed types take several times longer
-        return rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
+        if not smoothing:
+            return rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
+        smooth = F.conv2d(F.conv2d(padded, self.to_chroma, stride=4), self.to_pixels).mul_(smoothing * unit)
+        rgb.add_(shuffle_pixels(smooth, 3)[:height, :width]).add_(
+            picture.to(torch.int16).mul_(round(unit * (1 - smoothing)))
+        )
+        return rgb.add_(unit // 2).bitwise_right_shift_(unit.bit_length() - 1).clamp_(0, 255)
 
-    def fuse_weights(self, blur: Tensor, strength: float) -> tuple[tuple, Tensor]:
+    def fuse_weights(self, blur: Tensor, strength: float) -> tuple[tuple, float]:
         """For a photo with that blur embedding, (1, 145): (weight, bias) of each layer, and the share of smooth chroma."""
         kernel, routing_weights, smoothing = self.student.predict_weights(blur)
         *deep, last = (tuple(part[0] for part in conv.mix_experts(routing_weights)) for conv in self.student.convs)
@@ -213,7 +222,15 @@ class FusedStudent(nn.Module):
         layers = [(to_space_to_depth_kernel(kernel, self.student.space_to_depth_indices)[0], None)]
         layers += [(weight.to(self.dtype), (bias * 255 / self.SCALE).to(self.dtype)) for weight, bias in deep]
         layers = tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
-        return layers, strength * smoothing
+        return layers, round(float(smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT
+
+
+def shuffle_pixels(blocks: Tensor, channels: int) -> Tensor:
+    """Pixel shuffle: (1, 4 * 4 * channels, H / 4, W / 4), channels last, -> (H, W, channels), rounded to int16."""
+    rows, columns = blocks.shape[2:]
+    values = blocks.clamp_(-20000, 20000).round_()[0].movedim(0, -1).to(torch.int16).reshape(-1).view(torch.int64)
+    values = values.view(rows, columns, 4, channels).transpose(1, 2).reshape(-1).view(torch.int16)  # four values at once
+    return values.view(4 * rows, 4 * columns, channels)
 
 
 def reflect_pad_picture(picture: Tensor) -> Tensor:

@@ -293,10 +293,10 @@ def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:
 
 def smooth_chroma(photo: Tensor, share: Tensor) -> Tensor:
     """What is added to (N, 3, H, W) to replace a ``share``, (N, 1), of its chroma by interpolated means of 4x4 pixels."""
-    chroma = photo - luma(photo)
-    means = F.avg_pool2d(pad_to_multiple(chroma, 4), 4)
-    smooth = F.interpolate(means, scale_factor=4, mode="bilinear")[..., : photo.shape[-2], : photo.shape[-1]]
-    return share[..., None, None] * (smooth - chroma)
+    height, width = photo.shape[-2:]
+    means = F.interpolate(F.avg_pool2d(reflect_pad(photo), 4), scale_factor=4, mode="bilinear")
+    change = means[..., FILTER_RADIUS : FILTER_RADIUS + height, FILTER_RADIUS : FILTER_RADIUS + width] - photo
+    return share[..., None, None] * (change - luma(change))
 
 
 def luma(photo: Tensor) -> Tensor:
