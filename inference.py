@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blur.estimator import BlurEstimator
 from blur.local import BlurMap
-from models import FILTER_RADIUS, LUMA, StudentCNN, padded_indices, to_space_to_depth_kernel
+from models import FILTER_RADIUS, LUMA, StudentCNN, keep_flat_runs, padded_indices, to_space_to_depth_kernel
 from utils import UserError, autocast, autocast_dtype
 
 TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
@@ -205,12 +205,22 @@ class FusedStudent(nn.Module):
             channel.copy_(change[..., 0])
         # All of one type: mixed types take several times longer
         if not smoothing:
-            return rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
+            rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
+            return self.keep_flat_blocks(picture, blocks, rgb)
         smooth = F.conv2d(F.conv2d(padded, self.to_chroma, stride=4), self.to_pixels).mul_(smoothing * unit)
         rgb.add_(shuffle_pixels(smooth, 3)[:height, :width]).add_(
             picture.to(torch.int16).mul_(round(unit * (1 - smoothing)))
         )
-        return rgb.add_(unit // 2).bitwise_right_shift_(unit.bit_length() - 1).clamp_(0, 255)
+        rgb.add_(unit // 2).bitwise_right_shift_(unit.bit_length() - 1).clamp_(0, 255)
+        return self.keep_flat_blocks(picture, blocks, rgb)
+
+    @staticmethod
+    def keep_flat_blocks(picture: Tensor, blocks: Tensor, rgb: Tensor) -> Tensor:
+        """``models.keep_flat_runs``, if any block of 4x4 pixels is flat: looking for runs always would take too long."""
+        if not (blocks.amax(1) == blocks.amin(1)).any():
+            return rgb
+        photo, output = (image.movedim(-1, 0)[None] for image in (picture, rgb))
+        return keep_flat_runs(photo, output)[0].movedim(0, -1)
 
     def fuse_weights(self, blur: Tensor, strength: float) -> tuple[tuple, float]:
         """For a photo with that blur embedding, (1, 145): (weight, bias) of each layer, and the share of smooth chroma."""

@@ -8,6 +8,7 @@ network returns its input.
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -143,7 +144,7 @@ class StudentCNN(nn.Module):
             x = F.relu(x + conv(x, routing_weights))
         change = change + self.convs[-1](x, routing_weights)
         change = F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
-        return photo + change + smooth_chroma(photo, smoothing)
+        return keep_flat_runs(photo, photo + change + smooth_chroma(photo, smoothing))
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> Tensor:
         """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]."""
@@ -270,17 +271,23 @@ def conv2d_per_sample(
     return result.view(count, -1, *result.shape[2:])
 
 
-def keep_flat_runs(photo: Tensor, output: Tensor, length: int = 9) -> Tensor:
-    """``photo`` in the middle of ``length`` exactly equal pixels of a row or column, else ``output``; both (N, C, H, W).
+def keep_flat_runs(photo: Tensor, output: Tensor) -> Tensor:
+    """``photo`` in the middle of nine exactly equal pixels of a row or column, else ``output``; both (N, C, H, W).
 
-    At the borders of a photo half as many suffice. No lens and sensor made such runs: they are bars, frames or saturated,
-    and a filter would draw ghost lines into them.
+    At the borders of a photo five suffice. No lens and sensor made such runs: they are bars, frames or saturated, and a
+    filter would draw ghost lines into them. Any type of pixels, also uint8.
     """
     flat = torch.zeros_like(photo[:, :1], dtype=torch.bool)
-    for axis, size in (-1, (1, length - 1)), (-2, (length - 1, 1)):
-        steps = (photo.diff(dim=axis) != 0).any(1, keepdim=True).float()
-        if steps.shape[axis]:
-            flat |= F.max_pool2d(steps, size, 1, (size[0] // 2, size[1] // 2)) == 0
+    for axis, borders in (-1, (4, 4)), (-2, (0, 0, 4, 4)):
+        if photo.shape[axis] < 5:
+            continue
+        count = photo.shape[axis] - 1
+        equal = (photo.narrow(axis, 0, count) == photo.narrow(axis, 1, count)).unbind(1)
+        equal = F.pad(reduce(torch.logical_and, equal)[:, None], borders, value=True)
+        for step in (1, 2, 4):  # of 2, 4 and then 8 pairs of neighbours
+            count = equal.shape[axis] - step
+            equal = equal.narrow(axis, 0, count) & equal.narrow(axis, step, count)
+        flat |= equal
     return torch.where(flat, photo.to(output.dtype), output)
 
 

@@ -7,7 +7,7 @@ from conftest import dummy_photo
 from blur.spectrum import log_power_spectrum
 from inference import FusedStudent, run_tiled
 from models import StudentCNN, TeacherCNN, load_model, luma, save_model, share_estimator, smooth_chroma
-from utils import UserError, gmac_per_megapixel, quantize_8bit, to_tensor
+from utils import UserError, gmac_per_megapixel, quantize_8bit, to_pixels, to_tensor
 
 SMALL = {
     TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1),
@@ -55,13 +55,18 @@ def test_tiles_give_what_the_whole_photo_gives(network_class, size):
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_a_teacher_draws_nothing_into_black_or_white_bars(level):
-    teacher = trained(TeacherCNN(**SMALL[TeacherCNN]))
+@pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
+def test_a_network_draws_nothing_into_black_or_white_bars(network_class, level):
+    network = trained(network_class(**SMALL[network_class]))
     photo = torch.full((1, 3, 120, 90), float(level))
-    photo[..., 30:90, :] = torch.rand(1, 3, 60, 90)
-    output = teacher(photo)
-    assert (output - photo)[..., 30:90, :].abs().max() > 0.1
-    assert torch.equal(output[..., :30, :], photo[..., :30, :]) and torch.equal(output[..., 90:, :], photo[..., 90:, :])
+    photo[..., 30:90, :] = quantize_8bit(torch.rand(1, 3, 60, 90))
+    outputs = [network(photo)]
+    if network_class is StudentCNN:
+        picture = torch.from_numpy(to_pixels(photo[0]))
+        outputs += [to_tensor(FusedStudent(network, torch.float32)(picture, strength))[None] for strength in (1.0, 0.4)]
+    for output in outputs:
+        assert (output - photo)[..., 30:90, :].abs().max() > 0.02
+        assert torch.equal(output[..., :30, :], photo[..., :30, :]) and torch.equal(output[..., 90:, :], photo[..., 90:, :])
 
 
 def test_a_teacher_computes_the_same_whether_gradients_are_recorded_or_not():

@@ -102,6 +102,8 @@ def test_8_bits_go_through_the_fused_student_and_16_bits_through_the_network_its
 def test_strength_scales_the_change(run, tmp_path):
     before = np.full((40, 52, 3), 128, np.uint8)
     before[10:20] = 140
+    before[::2, ::2] += 1  # runs of equal pixels would be kept as they are
+    before[1::2, 1::2] += 1
     Image.fromarray(before).save(tmp_path / "a.png")
     changes = {}
     for strength in 0, 0.5, 1, 2:
