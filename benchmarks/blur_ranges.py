@@ -63,7 +63,6 @@ def make_cases(mixture: Mixture) -> dict[str, Mixture]:
     fixed = dataclasses.replace(
         mixture,
         identity=0,
-        grain=0,
         camera=0,
         linear_light=0,
         then_rescale=0,

@@ -25,9 +25,9 @@ def add_noise(photo: Tensor, sigma: float, generator: torch.Generator) -> Tensor
     return photo + torch.randn(photo.shape, generator=generator) * (sigma / 255)
 
 
-def strong_noise(photo: Tensor, generator: torch.Generator, sigmas: tuple[float, float] = (2.0, 20.0)) -> Tensor:
-    """Of ``sigmas`` gray levels: white, without color, stronger in bright parts, or coarse; may leave [0, 1]."""
-    sigma, kind = log_uniform(sigmas, generator), chance(generator)
+def strong_noise(photo: Tensor, generator: torch.Generator) -> Tensor:
+    """2 to 20 gray levels: white, without color, stronger in bright parts, or coarse; may leave [0, 1]."""
+    sigma, kind = log_uniform((2, 20), generator), chance(generator)
     noise = torch.randn(photo.shape, generator=generator)
     if kind < 0.1:
         noise = noise[:1].expand_as(photo)

@@ -36,8 +36,6 @@ class Mixture:
 
     # Share of photos left as they are: a sharpener must recognise when there is nothing to do
     identity: float = 0.06
-    # Share of photos whose sharp version has grain too: fine texture and film grain must not be taken for noise
-    grain: float = 0.15
     # Share of the others that went through a camera; all other settings are for the rest, blurred alike all over
     camera: float = 0.74
     # Weights of the kinds of blur, one of which is drawn for each photo
@@ -85,11 +83,9 @@ def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixtu
         photo: (3, H, W) in [0, 1], with the 256 levels of an 8-bit image.
     Returns:
         blurry and sharp, (3, H, W) in [0, 1], rounded to 8 bits, as a camera or a PNG would store them. Sharp is
-        ``photo`` unless something was added to both: grain, or what ``camera.overlay`` draws.
+        ``photo`` unless something was drawn on both (``camera.overlay``).
     """
     mixture = mixture or Mixture()
-    if chance(generator) < mixture.grain:
-        photo = quantize_8bit(strong_noise(photo, generator, (0.7, 6)))
     if chance(generator) < mixture.identity:
         return photo.clone(), photo
     if mixture.camera and chance(generator) < mixture.camera:

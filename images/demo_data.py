@@ -20,7 +20,6 @@ PHOTOS = {  # sample photos of scikit-image, and how many tiles of each; no phot
 # The middle of the default ranges: eight photos that hardly need sharpening would show nothing
 MIXTURE = Mixture(
     identity=0,
-    grain=0,
     camera=0,
     blurs={"gaussian": 0.4, "anisotropic": 0.2, "defocus": 0.3, "line": 0.05, "shake": 0.05},
     sigma=(0.8, 2.5),

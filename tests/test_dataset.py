@@ -73,7 +73,7 @@ def test_each_pass_takes_each_photo_once(tmp_path):
 def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path):
     ramp = np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    photos = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1, grain=0))
+    photos = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
     rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp, _ in (photos[8 * k] for k in range(200))]
     assert all(0.99 < rise < 2.1 for rise in rises), "from the photo itself to half of its size"
     assert 0.4 < sum(rise > 1.01 for rise in rises) / 200 < 0.6
@@ -154,7 +154,6 @@ def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     soft = Mixture(
         identity=0,
-        grain=0,
         camera=0,
         blurs={"gaussian": 1.0},
         sigma=(3.0, 3.01),

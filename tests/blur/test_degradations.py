@@ -107,25 +107,18 @@ def test_the_same_seed_gives_the_same_pixels_and_another_gives_others():
     assert len({r.numpy().tobytes() for r in results}) > 20
 
 
-def test_grain_is_in_the_blurry_and_the_sharp_photo_alike():
-    image = photo()
-    for seed in range(4):
-        blurry, sharp = D.random_degradation(image, generator(seed), D.Mixture(identity=1, grain=1))
-        assert torch.equal(blurry, sharp) and 0.5 / 255 < (sharp - image).std() < 7 / 255
-
-
 def test_every_kind_of_blur_alone_changes_the_photo_and_the_identity_does_not():
     image = photo()
-    quiet = dict(noise=0, noise_rescaled=0, jpeg=0, identity=0, grain=0, camera=0)
+    quiet = dict(noise=0, noise_rescaled=0, jpeg=0, identity=0, camera=0)
     for kind in D.Mixture().blurs:
         changed = not torch.equal(D.random_degradation(image, generator(3), D.Mixture(blurs={kind: 1.0}, **quiet))[0], image)
         assert changed == (kind != "none"), kind
-    assert torch.equal(D.random_degradation(image, generator(), D.Mixture(identity=1, grain=0))[0], image)
+    assert torch.equal(D.random_degradation(image, generator(), D.Mixture(identity=1))[0], image)
 
 
 def test_rescaled_photos_have_a_share_of_noise_of_their_own():
     flat = torch.full((3, 24, 24), 128 / 255)
-    quiet, noisy = (dict(identity=0, grain=0, camera=0, jpeg=0, noise=1 - share, noise_rescaled=share) for share in (0, 1))
+    quiet, noisy = (dict(identity=0, camera=0, jpeg=0, noise=1 - share, noise_rescaled=share) for share in (0, 1))
     for kind, share in ("rescale", quiet), ("gaussian", noisy):
         assert torch.equal(
             D.random_degradation(flat, generator(), D.Mixture(blurs={kind: 1.0}, **share))[0], (flat * 255).round() / 255
@@ -136,11 +129,11 @@ def test_rescaled_photos_have_a_share_of_noise_of_their_own():
 
 def test_the_mixture_leaves_about_its_share_of_photos_as_they_are():
     image = photo(16, 16)
-    mixture = D.Mixture(identity=0.3, grain=0, camera=0)
+    mixture = D.Mixture(identity=0.3, camera=0)
     same = sum(torch.equal(D.random_degradation(image, generator(s), mixture)[0], image) for s in range(400))
     assert 0.2 < same / 400 < 0.42
 
 
 def test_an_unknown_kind_of_blur_is_one_sentence():
     with pytest.raises(ValueError, match="unknown kind of blur 'swirl'"):
-        D.random_degradation(photo(), generator(), D.Mixture(identity=0, grain=0, camera=0, blurs={"swirl": 1.0}))
+        D.random_degradation(photo(), generator(), D.Mixture(identity=0, camera=0, blurs={"swirl": 1.0}))
