@@ -74,8 +74,7 @@ def main() -> None:
     mixture, longest = MIXTURE, options.longest
     if options.kind == "photos":
         if options.blur:  # these alone, without what cameras do
-            blurs = {kind: mixture.blurs[kind] for kind in options.blur}
-            mixture = dataclasses.replace(mixture, camera=0, blurs=blurs)
+            mixture = dataclasses.replace(mixture, camera=0, blurs={kind: mixture.blurs[kind] for kind in options.blur})
         copies, tile = options.copies or COPIES, options.tile or TILE
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
     else:

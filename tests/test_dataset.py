@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from blur.degradations import Mixture
 from dataset import PairedImageDataset, SyntheticBlurDataset, same_size_batches
 from images.photos import find_photos
-from utils import UserError, to_tensor
+from utils import UserError, to_pixels, to_tensor
 
 
 def test_whole_photos_come_in_order_with_their_own_sizes(pairs):
@@ -153,14 +153,7 @@ def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
     ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], (120, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     soft = Mixture(
-        identity=0,
-        camera=0,
-        blurs={"gaussian": 1.0},
-        sigma=(3.0, 3.01),
-        linear_light=0,
-        then_rescale=0,
-        noise=0,
-        jpeg=0,
+        identity=0, camera=0, blurs={"gaussian": 1.0}, sigma=(3.0, 3.01), linear_light=0, then_rescale=0, noise=0, jpeg=0
     )
     patches = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", patch_size=32, mixture=soft)
     errors = [float((patches[k][0] - patches[k][1]).abs().mean() * 255) for k in range(30)]
@@ -170,3 +163,19 @@ def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
 def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):
     with pytest.raises(UserError, match="smaller than the patch of 44: lower PATCH_SIZE"):
         SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", patch_size=44)
+
+
+def test_versions_of_a_large_photo_are_parts_of_it_whole_or_shrunk(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset.VERSION_SIZE", 200)
+    pixels = dummy_photo(420, 700, seed=1)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    photos = SyntheticBlurDataset([tmp_path / "large.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
+    assert photos.bytes_in_memory == 6 * 200 * 200
+    unshrunk = 0
+    for version in range(12):
+        blurry, sharp = photos.whole(0, version)
+        assert sharp.shape == (3, 200, 200) and torch.equal(blurry, sharp)
+        part = torch.from_numpy(to_pixels(sharp))[:8, :8]  # is it in the photo as it is?
+        windows = torch.from_numpy(pixels).unfold(0, 8, 1).unfold(1, 8, 1)  # (H - 7, W - 7, 3, 8, 8)
+        unshrunk += bool((windows == part.permute(2, 0, 1)).flatten(2).all(2).any())
+    assert 1 <= unshrunk <= 10
