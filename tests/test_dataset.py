@@ -167,7 +167,7 @@ def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):
 
 def test_versions_of_a_large_photo_are_parts_of_it_whole_or_shrunk(tmp_path, monkeypatch):
     monkeypatch.setattr("dataset.VERSION_SIZE", 200)
-    pixels = dummy_photo(420, 700, seed=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (420, 700, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
     photos = SyntheticBlurDataset([tmp_path / "large.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
     assert photos.bytes_in_memory == 6 * 200 * 200
