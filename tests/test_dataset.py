@@ -175,7 +175,6 @@ def test_versions_of_a_large_photo_are_parts_of_it_whole_or_shrunk(tmp_path, mon
     for version in range(12):
         blurry, sharp = photos.whole(0, version)
         assert sharp.shape == (3, 200, 200) and torch.equal(blurry, sharp)
-        part = torch.from_numpy(to_pixels(sharp))[:8, :8]  # is it in the photo as it is?
-        windows = torch.from_numpy(pixels).unfold(0, 8, 1).unfold(1, 8, 1)  # (H - 7, W - 7, 3, 8, 8)
-        unshrunk += bool((windows == part.permute(2, 0, 1)).flatten(2).all(2).any())
+        windows = np.lib.stride_tricks.sliding_window_view(pixels[..., 0], (4, 4))
+        unshrunk += bool((windows == to_pixels(sharp)[:4, :4, 0]).all((2, 3)).any())  # it is in the photo as it is
     assert 1 <= unshrunk <= 10
