@@ -133,7 +133,8 @@ class SyntheticBlurDataset(Dataset):
         self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
         self.photos = DecodedPhotos(list(paths), Path(cache))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
-        sizes = (min(h, VERSION_SIZE) * min(w, VERSION_SIZE) for h, w in self.photos.shapes)
+        self.version_size = max(VERSION_SIZE, patch_size or 0)
+        sizes = (min(h, self.version_size) * min(w, self.version_size) for h, w in self.photos.shapes)
         self.bytes_in_memory = 6 * sum(sizes)  # in each process
         self.versions: dict[int, tuple] = {}  # photo -> the version that patches are being cut from
         if patch_size:
@@ -153,14 +154,14 @@ class SyntheticBlurDataset(Dataset):
         return random_degradation(sharp, make_generator(self.seed, VALIDATION, index), self.mixture)
 
     def whole(self, index: int, blur_version: int = 0) -> tuple[Tensor, Tensor]:
-        """A version of photo ``index``, blurry and sharp, (3, H, W) each, H and W at most VERSION_SIZE."""
+        """A version of photo ``index``, blurry and sharp, (3, H, W) each, H and W at most ``version_size``."""
         generator = make_generator(self.seed, VERSION, blur_version * len(self) + index)
         sharp, smallest = to_tensor(self.photos[index]), max(self.patch_size or 1, SURROUNDINGS)
         largest = max(1.0, min(LARGEST_FACTOR, min(sharp.shape[1:]) / smallest))
         factor = log_uniform((1.0, largest), generator) if chance(generator) < SHRUNK else 1.0
         if factor > 1:
-            sharp = shrink(sharp, tuple(max(min(length, smallest), round(length / factor)) for length in sharp.shape[1:]))
-        window = random_window(sharp.shape[1:], max(VERSION_SIZE, smallest), generator)
+            sharp = shrink(sharp, tuple(round(length / factor) for length in sharp.shape[1:]))
+        window = random_window(sharp.shape[1:], self.version_size, generator)
         sharp = sharp[(slice(None), *window)]
         return random_degradation(sharp, generator, self.mixture)
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blocks import FILTER_RADIUS, LUMA, keep_flat_runs, padded_indices, to_space_to_depth_kernel
 from blur.estimator import BlurEstimator
 from blur.local import BlurMap
-from models import FILTER_RADIUS, LUMA, StudentCNN, keep_flat_runs, padded_indices, to_space_to_depth_kernel
+from models import StudentCNN
 from utils import UserError, autocast, autocast_dtype
 
 TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
@@ -216,12 +217,13 @@ class FusedStudent(nn.Module):
 
     @staticmethod
     def keep_bars(picture: Tensor, blocks: Tensor, rgb: Tensor) -> Tensor:
-        """``models.keep_flat_runs``; of a large picture in the rows of bars and frames alone, since it is slow.
+        """``blocks.keep_flat_runs``; of a large picture in the rows of bars and frames alone, since it is slow.
 
         There 16 blocks in line are flat on their diagonals.
         """
         flat = ((blocks[:, 0] == blocks[:, 15]) & (blocks[:, 3] == blocks[:, 12]))[0]
-        rows = torch.cat([run_starts(flat, 1), run_starts(flat, 0), run_starts(flat, 0) + 15]).mul(4)  # pixels
+        across, down = run_starts(flat, 1), run_starts(flat, 0)
+        rows = 4 * torch.cat([across, down, down + 15])  # pixels
         if picture.numel() < 2**20:
             rows = torch.tensor([0, len(picture)])
         if len(rows):
@@ -242,6 +244,8 @@ class FusedStudent(nn.Module):
         layers = [(to_space_to_depth_kernel(kernel, self.student.space_to_depth_indices)[0], None)]
         layers += [(weight.to(self.dtype), (bias * 255 / self.SCALE).to(self.dtype)) for weight, bias in deep]
         layers = tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
+        if not torch.isfinite(smoothing).all():
+            raise UserError(NOT_FINITE)
         return layers, round(float(smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT
 
 
@@ -263,7 +267,7 @@ def shuffle_pixels(blocks: Tensor, channels: int) -> Tensor:
 
 
 def reflect_pad_picture(picture: Tensor) -> Tensor:
-    """As ``models.reflect_pad``, in float32 and without copying every pixel twice: (H, W, 3) -> (1, 3, H', W')."""
+    """As ``blocks.reflect_pad_to_blocks``, in float32 and without copying every pixel twice: (H, W, 3) -> (1, 3, H', W')."""
     height, width, _ = picture.shape
     rows, columns = padded_indices(height), padded_indices(width)
     photo = torch.empty(1, len(rows), len(columns), 3, device=picture.device)

@@ -7,23 +7,32 @@ sixteenth and covers four times the distance. Filters start as the identity and 
 network returns its input.
 """
 
-from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blocks import (
+    FILTER_RADIUS,
+    CondConv2d,
+    FiLM,
+    ResidualBlock,
+    conv2d_per_sample,
+    keep_flat_runs,
+    luma,
+    modulate,
+    pad_to_multiple,
+    reflect_pad_to_blocks,
+    smooth_chroma,
+    space_to_depth_indices,
+    to_space_to_depth_kernel,
+)
 from blur.estimator import EMBEDDING, KERNEL_RADIUS, BlurEstimator
-from blur.filters import reflect_indices
 from blur.local import BlurMap, local_spectra, upper_half
 from blur.spectrum import log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
-
-FILTER_RADIUS = 4  # pixels, of the student's filter; a multiple of 4, the size of a space-to-depth block
-LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue. Source: ITU-R BT.601, as in JPEG
 
 
 class TeacherCNN(nn.Module):
@@ -136,7 +145,7 @@ class StudentCNN(nn.Module):
             blur = self.embed_blur(blur)
         kernel, routing_weights, smoothing = self.predict_weights(blur)
         with torch.autocast(photo.device.type, enabled=False):  # a strong filter would amplify rounding
-            blocks = F.pixel_unshuffle(reflect_pad(luma(photo)), 4)
+            blocks = F.pixel_unshuffle(reflect_pad_to_blocks(luma(photo)), 4)
             change = conv2d_per_sample(blocks, to_space_to_depth_kernel(kernel, self.space_to_depth_indices))
         margin = FILTER_RADIUS // 4
         x = blocks[..., margin:-margin, margin:-margin] + change
@@ -190,152 +199,6 @@ def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
             ) from None
         student.estimator.requires_grad_(False)
     return shared
-
-
-# Blocks
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a skip: (N, channels, H, W) -> same. Source: EDSR, arXiv:1707.02921, figure 2c."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))  # the identity: a deep stack starts stable
-
-    def forward(self, x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-        return x + self.conv2(F.relu(modulate(self.conv1(x), film), inplace=True))
-
-
-class FiLM(nn.Module):
-    """Predicts a scale, less 1, and a shift for each channel of each block from blur embeddings; 0 at the start.
-
-    Shapes: a ``BlurMap`` of photos of a shape (N, C, H, W) -> ``blocks`` pairs of (N, channels, H / step, W / step), or of
-        (N, channels, 1, 1) for a single region.
-    Source: FiLM, arXiv:1709.07871, section 2.
-    """
-
-    def __init__(self, blocks: int, channels: int, hidden: int = 64):
-        super().__init__()
-        self.blocks = blocks
-        last = zero_init(nn.Linear(hidden, 2 * channels * blocks))
-        self.layers = nn.Sequential(nn.Linear(EMBEDDING, hidden), nn.ReLU(), last)
-
-    def forward(self, blur: BlurMap, shape: torch.Size, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        with torch.autocast(blur.embeddings.device.type, enabled=False):
-            predicted = self.layers(blur.embeddings)
-        for part in predicted.chunk(self.blocks, -1):  # one after another: as maps, all together would fill the memory
-            yield tuple(blur.interpolate(each, shape[-2] // step, shape[-1] // step, step) for each in part.chunk(2, -1))
-
-
-def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-    """Scale by 1 plus the first, shift by the second: (N, channels, H, W), or (N, channels, 1, 1) for all of the photo."""
-    scale, shift = film
-    return (x + shift.to(x.dtype)).addcmul_(x, scale.to(x.dtype))
-
-
-class CondConv2d(nn.Module):
-    """A convolution whose weights are ``base`` plus a mixture of ``num_experts`` for each sample (zeros at the start).
-
-    Source: CondConv, arXiv:1904.04971, section 3, which has no base and routing weights in (0, 1); here in (-1, 1).
-    """
-
-    def __init__(self, base: nn.Conv2d, num_experts: int):
-        super().__init__()
-        self.base = base
-        self.weight = nn.Parameter(torch.zeros(num_experts, base.weight.numel()))
-        self.bias = nn.Parameter(torch.zeros(num_experts, base.bias.numel()))
-
-    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, num_experts) -> (N, out, H, W)."""
-        return conv2d_per_sample(x, *self.mix_experts(routing_weights), self.base.padding)
-
-    def mix_experts(self, routing_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and biases for each sample, (N, out, in, k, k) and (N, out)."""
-        with torch.autocast(routing_weights.device.type, enabled=False):
-            mixed = (routing_weights @ self.weight).view(-1, *self.base.weight.shape)
-            return self.base.weight + mixed, self.base.bias + routing_weights @ self.bias
-
-
-def conv2d_per_sample(
-    x: Tensor, weights: Tensor, biases: Tensor | None = None, padding: int | tuple[int, int] = 0
-) -> Tensor:
-    """(N, C, H, W) and (N, out, C, k, k) -> (N, out, H', W'): each sample with its own weights.
-
-    As one convolution in N groups, three times faster than one after another.
-    """
-    count, channels = x.shape[:2]
-    biases = biases if biases is None else biases.flatten()
-    grouped = x.reshape(1, count * channels, *x.shape[2:])
-    result = F.conv2d(grouped, weights.flatten(0, 1), biases, padding=padding, groups=count)
-    return result.view(count, -1, *result.shape[2:])
-
-
-def keep_flat_runs(photo: Tensor, output: Tensor) -> Tensor:
-    """``photo`` in the middle of nine exactly equal pixels of a row or column, else ``output``; both (N, C, H, W).
-
-    At the borders of a photo five suffice. No lens and sensor made such runs: they are bars, frames or saturated, and a
-    filter would draw ghost lines into them. Any type of pixels, also uint8.
-    """
-    flat = torch.zeros_like(photo[:, :1], dtype=torch.bool)
-    for axis, borders in (-1, (4, 4)), (-2, (0, 0, 4, 4)):
-        if photo.shape[axis] < 5:
-            continue
-        count = photo.shape[axis] - 1
-        equal = (photo.narrow(axis, 0, count) == photo.narrow(axis, 1, count)).unbind(1)
-        equal = F.pad(reduce(torch.logical_and, equal)[:, None], borders, value=True)
-        for step in (1, 2, 4):  # of 2, 4 and then 8 pairs of neighbours
-            count = equal.shape[axis] - step
-            equal = equal.narrow(axis, 0, count) & equal.narrow(axis, step, count)
-        flat |= equal
-    return torch.where(flat, photo.to(output.dtype), output)
-
-
-def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, H', W') with H', W' the next multiples; the last row and column are repeated."""
-    height, width = photo.shape[-2:]
-    rows, columns = -height % multiple, -width % multiple
-    return F.pad(photo, (0, columns, 0, rows), mode="replicate") if rows or columns else photo
-
-
-def smooth_chroma(photo: Tensor, share: Tensor) -> Tensor:
-    """What is added to (N, 3, H, W) to replace a ``share``, (N, 1), of its chroma by interpolated means of 4x4 pixels."""
-    height, width = photo.shape[-2:]
-    means = F.interpolate(F.avg_pool2d(reflect_pad(photo), 4), scale_factor=4, mode="bilinear")
-    change = means[..., FILTER_RADIUS : FILTER_RADIUS + height, FILTER_RADIUS : FILTER_RADIUS + width] - photo
-    return share[..., None, None] * (change - luma(change))
-
-
-def luma(photo: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 1, H, W)."""
-    return (photo.movedim(1, -1) @ LUMA.to(photo))[:, None]
-
-
-def reflect_pad(photo: Tensor) -> Tensor:
-    """(N, C, H, W) extended by what the student's filter sees beyond the borders, and to a multiple of 4."""
-    rows, columns = (padded_indices(length).to(photo.device) for length in photo.shape[-2:])
-    return photo[..., rows, :][..., columns]
-
-
-def padded_indices(length: int) -> Tensor:
-    """Which of ``length`` rows is in which row after ``reflect_pad``."""
-    indices = reflect_indices(length, FILTER_RADIUS + 4)
-    return indices[4 : FILTER_RADIUS + 4 + length + -length % 4 + FILTER_RADIUS]
-
-
-def to_space_to_depth_kernel(kernel: Tensor, indices: Tensor) -> Tensor:
-    """Kernels of 9x9 pixels, (N, 9, 9), as convolutions of space-to-depth blocks of 4x4 pixels: (N, 16, 16, 3, 3)."""
-    return F.pad(kernel.flatten(1), (0, 1))[:, indices]  # beyond the kernel there are zeros
-
-
-def space_to_depth_indices() -> Tensor:
-    """(16, 16, 3, 3): which value of a flattened 9x9 kernel, or the zero after it, links two pixels of two blocks."""
-    size, radius = 2 * FILTER_RADIUS + 1, FILTER_RADIUS // 4
-    target, source = torch.arange(4)[:, None, None], torch.arange(4)[:, None]
-    offset = 4 * torch.arange(-radius, radius + 1) + source - target + FILTER_RADIUS  # (4, 4, 3), along one axis
-    y, x = offset[:, None, :, None, :, None], offset[None, :, None, :, None, :]
-    inside = (y >= 0) & (y < size) & (x >= 0) & (x < size)
-    return torch.where(inside, y * size + x, size**2).view(16, 16, 2 * radius + 1, 2 * radius + 1)
 
 
 # Files

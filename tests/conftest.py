@@ -157,7 +157,7 @@ def fit(network, train_set, val_set, config, best, outputs, target_of=None, loss
 
 @pytest.fixture
 def run(pairs, tmp_path):
-    """``fit`` on dummy pairs, two epochs of three steps unless told otherwise."""
+    """``fit`` on dummy pairs, by default two epochs of three steps."""
     train_set, val_set = PairedImageDataset(pairs / "train", 32), PairedImageDataset(pairs / "val")
 
     def run(network, target_of=None, loss_fn=None, best="best.pth", epochs=2, steps=3, outputs="outputs", **more):

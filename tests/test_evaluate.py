@@ -126,7 +126,7 @@ def test_a_pair_without_blur_has_no_say_in_the_best_mask(run, tmp_path):
     assert [row for row in two if row["photo"] == "0"] == one
 
 
-def test_the_share_of_the_teachers_gain_is_told():
+def test_the_share_of_the_teachers_gain_is_shown():
     scores = {"input": Scores(20, 0.8), "unsharp": Scores(19, 0.82), "student": Scores(23, 0.85), "teacher": Scores(24, 0.9)}
     results = {"val": {name: {"a": score} for name, score in scores.items()}}
     table = evaluate.summary_table(results, {"teacher": ["1", "2", "3"]})

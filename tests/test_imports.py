@@ -1,11 +1,11 @@
-"""Imports go down only: scripts -> training -> inference -> models, dataset -> images -> blur -> cli -> utils."""
+"""Imports go down only: scripts -> training -> inference -> models, dataset -> images, blocks -> blur -> cli -> utils."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train", "pretrain", "prepare_data", "sharpen", "evaluate"}
-FLOORS = [{"utils"}, {"cli"}, {"blur"}, {"images"}, {"models", "dataset"}, {"inference"}, {"training"}, SCRIPTS]
+FLOORS = [{"utils"}, {"cli"}, {"blur"}, {"images", "blocks"}, {"models", "dataset"}, {"inference"}, {"training"}, SCRIPTS]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 

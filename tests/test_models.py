@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import dummy_photo
 
+from blocks import luma, smooth_chroma
 from blur.spectrum import log_power_spectrum
 from inference import FusedStudent, run_tiled
-from models import StudentCNN, TeacherCNN, load_model, luma, save_model, share_estimator, smooth_chroma
+from models import StudentCNN, TeacherCNN, load_model, save_model, share_estimator
 from utils import UserError, gmac_per_megapixel, quantize_8bit, to_pixels, to_tensor
 
 SMALL = {
@@ -163,6 +164,13 @@ def test_the_fused_student_does_not_overflow_in_float16():
 def test_the_fused_student_reports_values_that_are_not_finite():
     student = a_student_with_experts()
     student.convs[-1].base.bias.data[0] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        FusedStudent(student, torch.float32)(torch.zeros(20, 20, 3, dtype=torch.uint8))
+
+
+def test_the_fused_student_reports_a_share_of_chroma_that_is_not_finite():
+    student = trained(StudentCNN(**SMALL[StudentCNN]))
+    torch.nn.init.constant_(student.chroma_head.bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):
         FusedStudent(student, torch.float32)(torch.zeros(20, 20, 3, dtype=torch.uint8))
 

@@ -7,13 +7,14 @@ import torch
 from conftest import dummy_photo, small_config
 
 import training.estimator
+from blocks import FiLM
 from blur.degradations import add_noise
 from blur.estimator import BlurEstimator
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import BlurMap
 from blur.spectrum import extract_windows, log_power_spectrum, transform_spectrum, windowed_fft
 from dataset import PairedImageDataset, SyntheticBlurDataset
-from models import FiLM, TeacherCNN
+from models import TeacherCNN
 from training.estimator import compute_spectra, filter_gain, response_of, train_estimator
 from utils import UserError, to_tensor
 

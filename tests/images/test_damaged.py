@@ -16,7 +16,7 @@ from models import StudentCNN, save_model
 from utils import UserError
 
 COPIES = 30  # damaged files of each kind
-KINDS = {  # what Pillow is told to write, and the end of the name
+KINDS = {  # suffix, mode and options for Pillow's save()
     "png": (".png", "RGB", dict(format="PNG")),
     "png with a palette": (".png", "P", dict(format="PNG")),
     "png of 16 bits": (".png", "I;16", dict(format="PNG")),

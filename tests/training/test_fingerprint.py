@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import blocks
 import models
 from blur import filters, spectrum
 from models import StudentCNN, TeacherCNN
@@ -36,7 +37,7 @@ def edited(monkeypatch, code, edit):
 
 @pytest.mark.parametrize(
     "code",
-    [TeacherCNN, models.modulate, models.ResidualBlock, filters.convolve_valid, spectrum.log_means, filters.reflect_indices],
+    [TeacherCNN, blocks.modulate, blocks.ResidualBlock, filters.convolve_valid, spectrum.log_means, filters.reflect_indices],
 )
 def test_it_changes_with_the_code_of_any_part_that_the_network_uses(monkeypatch, code):
     network = TeacherCNN(**SMALL)
@@ -47,7 +48,7 @@ def test_it_changes_with_the_code_of_any_part_that_the_network_uses(monkeypatch,
     assert fingerprint(network) != before
 
 
-@pytest.mark.parametrize("code", [TeacherCNN, models.modulate, filters.convolve_valid])
+@pytest.mark.parametrize("code", [TeacherCNN, blocks.modulate, filters.convolve_valid])
 def test_comments_docstrings_and_formatting_do_not_count(monkeypatch, code):
     network = TeacherCNN(**SMALL)
     before = fingerprint(network)
@@ -58,7 +59,7 @@ def test_comments_docstrings_and_formatting_do_not_count(monkeypatch, code):
 def test_code_that_the_network_does_not_use_does_not_count(monkeypatch):
     before = code_fingerprint(TeacherCNN)
     edited(monkeypatch, models.save_model, lambda source: source.replace("return", "yield") + "\n    pass\n")
-    edited(monkeypatch, models.CondConv2d, lambda source: source + "\n    x = 1\n")
+    edited(monkeypatch, blocks.CondConv2d, lambda source: source + "\n    x = 1\n")
     assert code_fingerprint(TeacherCNN) == before
 
 
