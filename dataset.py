@@ -3,10 +3,11 @@
 ``PairedImageDataset`` reads blurry/sharp pairs, ``SyntheticBlurDataset`` blurs sharp photos on the fly. Both have
 
 - ``dataset[k]``: without ``patch_size`` the whole photo k, (blurry, sharp), (3, H, W) each; with it patch k of an endless
-  training, (blurry, target, spectra): a for loop over it never ends. Patch k is a random crop of a random photo, randomly
-  flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so that any k >= 0
-  can be read in any order, from any process, and a resumed training sees exactly the patches it would have seen.
-- ``dataset.batch(items)``: those patches at once, [blurry, target, spectra], as the training loop takes them.
+  training, (blurry, target, spectra, input_mse): a for loop over it never ends. Patch k is a random crop of a random
+  photo, randomly flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so
+  that any k >= 0 can be read in any order, from any process, and a resumed training sees exactly the patches it would
+  have seen. ``input_mse`` is the mean squared error of the whole blurry photo.
+- ``dataset.batch(items)``: those patches at once, [blurry, target, spectra, input_mse], as the training loop takes them.
 - ``dataset.key``: changes with the content of any photo.
 """
 
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 from blur.degradations import Mixture, random_degradation, shrink
 from blur.local import SURROUNDINGS, surroundings
 from blur.spectrum import log_power_spectrum, transform_spectrum
+from blur.variety import vary_photo
 from images.photos import DecodedPhotos, list_problems
 from utils import UserError, chance, log_uniform, make_generator, to_pixels, to_tensor
 
@@ -31,6 +33,7 @@ from utils import UserError, chance, log_uniform, make_generator, to_pixels, to_
 # over-sharpens it, or its texture for noise; a photo that was shrunk is crisper than before
 SHRUNK = 0.6  # share of the synthetic pairs made from photos shrunk, log-uniformly,
 LARGEST_FACTOR = 3.0  # by up to this factor, but not below SURROUNDINGS
+ALIASED = 0.15  # share of these that take every n-th pixel: crisper still
 VERSION_SIZE = 480  # pixels; of a larger photo, a random part of this size is blurred
 MAX_BATCH_PIXELS = 2**21  # of whole photos that are processed together
 ORDER, PATCH, VALIDATION, VERSION = range(4)  # independent random streams of one seed
@@ -60,6 +63,7 @@ class PairedImageDataset(Dataset):
         self.blurry, self.sharp = photos.subset(0), photos.subset(1)
         self.targets: Sequence[np.ndarray] = self.sharp
         self.embeddings: Tensor | None = None
+        self.errors: dict[int, float] = {}  # photo -> input_mse
 
     def _check_sizes(self, sharp_shapes: list[tuple[int, int]]) -> None:
         problems = []
@@ -86,14 +90,21 @@ class PairedImageDataset(Dataset):
         """Photo ``index``, blurry and sharp, (3, H, W) each; ``blur_version`` is ignored, there is only one."""
         return to_tensor(self.blurry[index]), to_tensor(self.sharp[index])
 
+    def input_mse(self, index: int) -> float:
+        """Mean squared error of blurry photo ``index``, from every fourth row."""
+        if index not in self.errors:
+            self.errors[index] = mean_squared_error(*(photos[index][::4] for photos in (self.blurry, self.sharp)))
+        return self.errors[index]
+
     @cached_property
     def spectra(self) -> Tensor:
         """``log_power_spectrum`` of each blurry photo, (n, 2, 64, 33)."""
         return torch.cat([log_power_spectrum(to_tensor(photo)[None]) for photo in self.blurry])
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and target, (N, 3, S, S), and spectra (N, 4, 64, 33) or embeddings (N, E)."""
-        blurry, targets, spectra = [], [], []
+        """The patches ``items``: blurry and target, (N, 3, S, S), spectra (N, 4, 64, 33) or embeddings (N, E), and the mean
+        squared error of each whole blurry photo, (N,)."""
+        blurry, targets, spectra, errors = [], [], [], []
         for k in items:
             index, generator = sample_index(k, len(self), self.seed)
             window = random_window(self.shapes[index], self.patch_size, generator)
@@ -105,7 +116,8 @@ class PairedImageDataset(Dataset):
                 spectra.append(transform_spectrum(patch_spectra(region, self.spectra[index]), dihedral))
             else:
                 spectra.append(self.embeddings[index, dihedral])
-        return [to_batch(blurry), to_batch(targets), torch.stack(spectra)]
+            errors.append(self.input_mse(index))
+        return [to_batch(blurry), to_batch(targets), torch.stack(spectra), torch.tensor(errors)]
 
 
 class SyntheticBlurDataset(Dataset):
@@ -160,32 +172,35 @@ class SyntheticBlurDataset(Dataset):
         largest = max(1.0, min(LARGEST_FACTOR, min(sharp.shape[1:]) / smallest))
         factor = log_uniform((1.0, largest), generator) if chance(generator) < SHRUNK else 1.0
         if factor > 1:
-            sharp = shrink(sharp, tuple(round(length / factor) for length in sharp.shape[1:]))
+            size = tuple(round(length / factor) for length in sharp.shape[1:])
+            sharp = shrink(sharp, size, "nearest" if chance(generator) < ALIASED else "bicubic")
         window = random_window(sharp.shape[1:], self.version_size, generator)
-        sharp = sharp[(slice(None), *window)]
+        sharp = vary_photo(sharp[(slice(None), *window)], generator)
         return random_degradation(sharp, generator, self.mixture)
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and sharp, (N, 3, S, S), and spectra (N, 4, 64, 33)."""
-        blurry, sharp, spectra = [], [], []
+        """The patches ``items``: blurry and sharp, (N, 3, S, S), spectra (N, 4, 64, 33), and the mean squared error of each
+        whole blurry photo, (N,)."""
+        blurry, sharp, spectra, errors = [], [], [], []
         for k in items:
             index, generator = sample_index(k, len(self), self.seed)
-            photos, spectrum = self._version(index, k // len(self) // PATCHES_PER_VERSION)
+            photos, spectrum, input_mse = self._version(index, k // len(self) // PATCHES_PER_VERSION)
             window = random_window(photos[0].shape[:2], self.patch_size, generator)
             dihedral = int(torch.randint(8, (), generator=generator))
             blurry.append(augment(photos[0][window], dihedral))
             sharp.append(augment(photos[1][window], dihedral))
             region = photos[0][patch_surroundings(window, photos[0].shape[:2])]
             spectra.append(transform_spectrum(patch_spectra(region, spectrum), dihedral))
-        return [to_batch(blurry), to_batch(sharp), torch.stack(spectra)]
+            errors.append(input_mse)
+        return [to_batch(blurry), to_batch(sharp), torch.stack(spectra), torch.tensor(errors)]
 
-    def _version(self, index: int, blur_version: int) -> tuple[tuple[np.ndarray, np.ndarray], Tensor]:
-        """Blurry and sharp, (H, W, 3) uint8, and the spectrum of a version; kept until the next one is needed."""
+    def _version(self, index: int, blur_version: int) -> tuple[tuple[np.ndarray, np.ndarray], Tensor, float]:
+        """Blurry and sharp, (H, W, 3) uint8, spectrum and input_mse of a version; kept until the next one is needed."""
         if self.versions.get(index, (None,))[0] != blur_version:
             blurry, sharp = self.whole(index, blur_version)
             spectrum = log_power_spectrum(blurry[None])[0]
             pixels = tuple(np.ascontiguousarray(to_pixels(photo)) for photo in (blurry, sharp))
-            self.versions[index] = blur_version, pixels, spectrum
+            self.versions[index] = blur_version, pixels, spectrum, mean_squared_error(*pixels)
         return self.versions[index][1:]
 
 
@@ -262,6 +277,11 @@ def augment(patch: np.ndarray, dihedral: int) -> np.ndarray:
     """Rotate a (S, S, 3) uint8 patch by ``dihedral`` % 4 quarter turns, from 4 on after a horizontal flip."""
     patch = patch.view("V3")  # one item of three bytes per pixel: three times faster to rotate
     return np.ascontiguousarray(np.rot90(patch[:, ::-1] if dihedral >= 4 else patch, dihedral % 4)).view(np.uint8)
+
+
+def mean_squared_error(blurry: np.ndarray, sharp: np.ndarray) -> float:
+    """Of two (H, W, 3) uint8 images, in units of the range [0, 1]."""
+    return float(np.square(np.subtract(blurry, sharp, dtype=np.float32)).mean()) / 255**2
 
 
 def to_batch(patches: list[np.ndarray]) -> Tensor:

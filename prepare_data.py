@@ -29,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from blur.degradations import Mixture, random_degradation, shrink
+from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli
 from images.files import atomic_write
 from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
@@ -255,7 +256,7 @@ def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tup
         sharp = around[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
         height, width = sharp.shape[1:]
         factor = uniform((1, min(2, height / SMALLEST, width / SMALLEST)), generator)
-        sharp = shrink(sharp, (round(height / factor), round(width / factor)))
+        sharp = vary_photo(shrink(sharp, (round(height / factor), round(width / factor))), generator)
         blurry, sharp = random_degradation(sharp, generator, mixture)
         return to_pixels(blurry), to_pixels(sharp)
     pair = random_degradation(around, generator, mixture)

@@ -23,7 +23,7 @@ from training.estimator import train_estimator
 from training.fingerprint import fingerprint
 from training.loop import validate
 from training.run import TrainingRun, lock_output_dir
-from utils import PSNRAndSSIMLoss, UserError, autocast, print0
+from utils import RelativeMSEAndSSIMLoss, UserError, autocast, print0
 
 # Files
 PHOTOS = None  # folder of sharp photos to blur on the fly, 6 bytes of memory per pixel; None: the pairs in DATA
@@ -83,7 +83,7 @@ def main() -> None:
     print0(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     extra = {"START_FROM": START_FROM and fingerprint(teacher)}
-    loss_fn = PSNRAndSSIMLoss().to(device)
+    loss_fn = RelativeMSEAndSSIMLoss().to(device)
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM:
         scores["start"] = validate(teacher.to(device), val_set, device)
@@ -96,10 +96,10 @@ def main() -> None:
     )  # fmt: skip
     with run:
         for _ in run.epochs():
-            for blurry, sharp, spectra in run.batches():
+            for blurry, sharp, spectra, input_mse in run.batches():
                 with autocast(device):
                     prediction = run_patches(run.model, blurry, spectra)  # run.model: the teacher, under torchrun in DDP
-                run.step(loss_fn(prediction.float(), sharp))  # backward, clip gradients, optimizer, learning rate
+                run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(teacher, val_set, device))  # saves the teacher with the best SSIM
     print0(f"The best teacher is in {TEACHER}; curves and the table of epochs are in {OUTPUTS}/")
     if START_FROM and run.best_ssim <= scores["start"].ssim:

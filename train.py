@@ -20,7 +20,7 @@ from training.loop import check_teacher, validate
 from training.report import summarize
 from training.run import TrainingRun, lock_output_dir
 from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
-from utils import autocast, print0
+from utils import autocast, print0, relative_weight
 
 # Files
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png
@@ -97,12 +97,14 @@ def main() -> None:
     )  # fmt: skip
     with run:
         for _ in run.epochs():
-            for blurry, target, blur in run.batches():  # blur: spectra, or cached blur embeddings
+            for blurry, target, blur, input_mse in run.batches():  # blur: spectra, or cached blur embeddings
                 with autocast(device):
                     if ask_teacher and not CACHE_TEACHER:
                         with torch.no_grad():
                             target = target.lerp(run_patches(teacher, blurry, blur).float(), DISTILL_WEIGHT)
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
+                weight = relative_weight(input_mse)  # in the gradient of any loss: photos that need little count as much
+                prediction.register_hook(lambda gradient, weight=weight: weight * gradient)
                 run.step(loss_fn(prediction.float(), target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
         where = dict(best_file=BEST_STUDENT, outputs=OUTPUTS, pairs=data / "val")

@@ -200,29 +200,33 @@ def _check_shapes(prediction: Tensor, target: Tensor) -> None:
         )
 
 
-class PSNRAndSSIMLoss(nn.Module):
-    """Negative mean PSNR in dB plus ``ssim_weight`` times (1 - SSIM): the teacher's loss.
+def relative_weight(input_mse: Tensor) -> Tensor:
+    """Weights of the samples of a batch, (N,) -> (N, 1, 1, 1): large where the whole blurry photo has a small ``input_mse``.
 
-    The mean squared error of a batch is dominated by its worst images; in decibels each image counts alike. SSIM rewards
-    faint texture, which the squared error hardly sees.
+    A mean squared error is dominated by the most degraded photos, whose gain in decibels counts no more than that of
+    others; it would pay to harm those that need little. With this weight errors are shares of the blurry photo's own.
+    """
+    # 3e-5 is 45 dB: photos that are sharp already must not outweigh all others. 1 for an input of 30 dB
+    return (1e-3 / (input_mse + 3e-5)).view(-1, 1, 1, 1)
 
-    Args:
-        floor: added to each image's mean squared error, so that images that are already sharp do not outweigh all
-            others; 3e-5 is 45 dB.
-        ssim_weight: dB per unit of SSIM; with 20, an SSIM higher by 0.05 is worth 1 dB.
-    Shapes: two (N, C, H, W) in [0, 1] -> ().
-    Source: Chen et al. 2021, HINet, arXiv:2105.06086, section 3.3 (PSNR); Zhao et al. 2017, arXiv:1511.08861,
-        section III (SSIM beside another loss).
+
+class RelativeMSEAndSSIMLoss(nn.Module):
+    """Mean squared error relative to that of the blurry photo, plus ``ssim_weight`` times (1 - SSIM): the teacher's loss.
+
+    Near the blurry photo's error its gradient is that of PSNR, whatever the degradation; an image that gets much worse costs
+    more than it would in decibels. SSIM rewards faint texture, which the squared error hardly sees.
+
+    Shapes: two (N, C, H, W) in [0, 1] and the ``input_mse`` of their photos, (N,), -> ().
+    Source: Zhao et al. 2017, arXiv:1511.08861, section III (SSIM beside another loss).
     """
 
-    def __init__(self, floor: float = 3e-5, ssim_weight: float = 20.0):
+    def __init__(self, ssim_weight: float = 3.0):
         super().__init__()
-        self.floor, self.ssim_weight = floor, ssim_weight
+        self.ssim_weight = ssim_weight
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        mse = (prediction - target).square().mean(dim=(1, 2, 3))
-        loss = 10 * (mse + self.floor).log10()
-        return (loss + self.ssim_weight * (1 - ssim(prediction, target))).mean()
+    def forward(self, prediction: Tensor, target: Tensor, input_mse: Tensor) -> Tensor:
+        relative = 1e3 * (relative_weight(input_mse) * (prediction - target).square()).mean(dim=(1, 2, 3))
+        return (relative + self.ssim_weight * (1 - ssim(prediction, target))).mean()
 
 
 class PerceptualLoss(nn.Module):

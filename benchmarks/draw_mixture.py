@@ -1,4 +1,4 @@
-"""Draws a page of random degradations, sharp and degraded crops side by side, so that a person can look at the mixture.
+"""Draws a page of varied photos and random degradations, sharp and degraded crops side by side, so that a person can look at the mixture.
 
 python benchmarks/draw_mixture.py PHOTOS page.png [--crops 40]
 """
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from PIL import Image
 
 from blur.degradations import random_degradation
+from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli, whole_number
 from images.files import atomic_write
 from images.photos import find_photos, read_photo
@@ -32,7 +33,8 @@ def main() -> None:
     paths, crops = find_photos(options.photos), []
     for k in range(options.crops):
         photo = to_tensor(read_photo(paths[k * len(paths) // options.crops]))
-        blurry, sharp = random_degradation(photo, make_generator(9, k))
+        generator = make_generator(9, k)
+        blurry, sharp = random_degradation(vary_photo(photo, generator), generator)
         crops += [center_crop(image, [SIZE, SIZE]) for image in (sharp, blurry)]
     page = make_grid(torch.stack(crops), nrow=10, padding=4, pad_value=1)
     atomic_write(options.page, Image.fromarray(to_pixels(page)).save)

@@ -29,7 +29,7 @@ from inference import run_patches
 from models import TeacherCNN, load_model
 from training.config import TrainConfig
 from training.run import TrainingRun
-from utils import PSNRAndSSIMLoss, make_generator, pick_device, psnr, quantize_8bit, ssim, to_tensor
+from utils import RelativeMSEAndSSIMLoss, make_generator, pick_device, psnr, quantize_8bit, ssim, to_tensor
 
 WEIGHTS = Path(pretrain.__file__).parent / "weights" / "teacher.pth"
 MAX_PSNR = 60.0  # dB, of a photo that comes back unchanged
@@ -76,12 +76,12 @@ def train(network: nn.Module, train_set: SyntheticBlurDataset, steps: int, outpu
         learning_rate=1e-3,
         seed=0,
     )
-    loss_fn, best = PSNRAndSSIMLoss(), outputs / "best.pth"
+    loss_fn, best = RelativeMSEAndSSIMLoss(), outputs / "best.pth"
     run = TrainingRun(
         "teacher", network, loss_fn, train_set, "", config, device, baselines={}, best_file=best, outputs=outputs
     )  # fmt: skip
-    for blurry, sharp, spectra in run.batches():
-        run.step(loss_fn(run_patches(run.model, blurry, spectra).float(), sharp))
+    for blurry, sharp, spectra, input_mse in run.batches():
+        run.step(loss_fn(run_patches(run.model, blurry, spectra).float(), sharp, input_mse))
 
 
 def alike(photo: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from training.config import TrainConfig
 from training.loop import validate
 from training.run import TrainingRun
 from training.teacher_cache import cache_teacher_outputs
-from utils import MAX_PSNR, autocast, count_parameters, gmac_per_megapixel, pick_device
+from utils import MAX_PSNR, autocast, count_parameters, gmac_per_megapixel, pick_device, relative_weight
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -106,9 +106,11 @@ def train_student(network: nn.Module, train_set: Dataset, steps: int, device: to
     with tempfile.TemporaryDirectory() as folder:
         files = dict(best_file=f"{folder}/best.pth", outputs=folder)
         with TrainingRun("student", network, loss_fn, train_set, "", config, device, baselines={}, **files) as run:
-            for blurry, target, spectrum in run.batches():
+            for blurry, target, blur, input_mse in run.batches():
                 with autocast(device):
-                    prediction = run_patches(network, blurry, spectrum)
+                    prediction = run_patches(network, blurry, blur)
+                weight = relative_weight(input_mse)
+                prediction.register_hook(lambda gradient, weight=weight: weight * gradient)
                 run.step(loss_fn(prediction.float(), target))
 
 

@@ -36,7 +36,7 @@ from models import StudentCNN, TeacherCNN, load_model, share_estimator
 from training.config import TrainConfig
 from training.run import TrainingRun
 from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
-from utils import autocast, pick_device, to_pixels, to_tensor
+from utils import autocast, pick_device, relative_weight, to_pixels, to_tensor
 
 WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 
@@ -132,9 +132,11 @@ class OurLoop:
         self.batches = self.training.batches()
 
     def run(self, steps: int) -> None:
-        for blurry, target, spectrum in itertools.islice(self.batches, steps):
+        for blurry, target, blur, input_mse in itertools.islice(self.batches, steps):
             with autocast(self.device):
-                prediction = run_patches(self.student, blurry, spectrum)
+                prediction = run_patches(self.student, blurry, blur)
+            weight = relative_weight(input_mse)
+            prediction.register_hook(lambda gradient, weight=weight: weight * gradient)
             self.training.step(self.loss_fn(prediction.float(), target))
         self.training.loss_sum.item()  # on a GPU this waits for all that it was given to do
 

@@ -26,14 +26,12 @@ def add_noise(photo: Tensor, sigma: float, generator: torch.Generator) -> Tensor
 
 
 def strong_noise(photo: Tensor, generator: torch.Generator) -> Tensor:
-    """2 to 20 gray levels: white, without color, stronger in bright parts, or coarse; may leave [0, 1]."""
+    """2 to 20 gray levels: white, stronger in bright parts, or coarse; may leave [0, 1]."""
     sigma, kind = log_uniform((2, 20), generator), chance(generator)
     noise = torch.randn(photo.shape, generator=generator)
-    if kind < 0.1:
-        noise = noise[:1].expand_as(photo)
-    elif kind < 0.3:
+    if kind < 0.22:
         noise = noise * (0.3 + 1.2 * photo.clamp(0, 1)).sqrt()
-    elif kind < 0.45:
+    elif kind < 0.4:
         noise = convolve(noise, gaussian_kernel(uniform((0.4, 1.0), generator)))
         noise = noise / noise.std(correction=0).clamp(min=1e-6)
     return photo + noise * (sigma / 255)

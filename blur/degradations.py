@@ -67,11 +67,11 @@ class Mixture:
 
 
 # Weights of the kinds of blur of photos that went through a camera, and of noise for each of them
-CAMERA_BLURS = {"none": 0.22, "uniform": 0.2, "layers": 0.14, "graded": 0.06, "moving": 0.12, "shake": 0.12, "resize": 0.14}
+CAMERA_BLURS = {"none": 0.21, "uniform": 0.15, "layers": 0.19, "graded": 0.06, "moving": 0.13, "shake": 0.12, "resize": 0.14}
 UNIFORM_BLURS = {"gaussian": 0.5, "anisotropic": 0.1, "defocus": 0.2, "line": 0.15, "shake": 0.05}
 SPATIAL_BLURS = {"layers": layered_focus, "graded": graded_focus, "moving": moving_object, "shake": camera_shake}
 CAMERA_NOISE = {"none": 0.2, "little": 0.42, "strong": 0.25, "sensor": 0.13}
-NOISE_WITHOUT_BLUR = {"none": 0.35, "little": 0.4, "strong": 0.15, "sensor": 0.1}
+NOISE_WITHOUT_BLUR = {"none": 0.34, "little": 0.46, "strong": 0.1, "sensor": 0.1}
 NOISE_RESIZED = {"none": 0.55, "little": 0.25, "strong": 0.12, "sensor": 0.08}  # averaged away with the detail
 SMOOTHED = {"none": 0.03, "little": 0.1, "strong": 0.3, "sensor": 0.3}  # share of photos with that noise
 
@@ -180,6 +180,6 @@ def rescale(photo: Tensor, factor: float, down: str = "bicubic", up: str = "bicu
     return F.interpolate(photo, size=(height, width), mode=up, antialias=True)[0].clamp(0, 1)
 
 
-def shrink(photo: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) -> (3, *size), any smaller size, rounded to 8 bits; crisper than before."""
-    return quantize_8bit(F.interpolate(photo[None], size=size, mode="bicubic", antialias=True)[0])
+def shrink(photo: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """(3, H, W) -> (3, *size), any smaller size, rounded to 8 bits; crisper than before. Mode: "bicubic" or "nearest"."""
+    return quantize_8bit(F.interpolate(photo[None], size=size, mode=mode, antialias=mode != "nearest")[0])

@@ -26,7 +26,7 @@ class Pair:
     blurry: Path | None = None  # None: blur the sharp photo
     part: str | None = None  # "train" or "val", if the data set says so
     tile: tuple[int, int, int, int] | None = None  # of the sharp photo after shrinking: top, left, bottom, right
-    crisper: bool = False  # shrink the tile by up to a half before blurring
+    crisper: bool = False  # shrink the tile by up to a half and vary it before blurring
 
 
 def plan_photos(

@@ -32,7 +32,7 @@ def test_patches_are_the_same_place_and_orientation_of_both_photos(tmp_path):
     windows = photo.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 16, 16)
     upright = 0
     for k in range(40):
-        blurry, sharp, _ = train_set[k]
+        blurry, sharp, *_ = train_set[k]
         assert torch.equal(blurry, sharp)
         turns = [sharp.rot90(-t, (1, 2)) for t in range(4)]
         turns += [t.flip(-1) for t in turns]
@@ -70,11 +70,12 @@ def test_each_pass_takes_each_photo_once(tmp_path):
     assert len({tuple(lap) for lap in laps}) > 1
 
 
-def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path):
+def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset.vary_photo", lambda photo, generator: photo)
     ramp = np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     photos = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
-    rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp, _ in (photos[8 * k] for k in range(200))]
+    rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp, *_ in (photos[8 * k] for k in range(200))]
     assert all(0.99 < rise < 2.1 for rise in rises), "from the photo itself to half of its size"
     assert 0.4 < sum(rise > 1.01 for rise in rises) / 200 < 0.6
 
@@ -148,8 +149,9 @@ def test_photos_blurred_on_the_fly_are_seeded_and_whole_ones_always_alike(pairs,
     assert [s.shape for _, s in whole] == [s.shape for _, s in SyntheticBlurDataset(paths, tmp_path / "cache")]
 
 
-def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
+def test_a_patch_is_blurred_with_its_surroundings(tmp_path, monkeypatch):
     """In a photo that is one ramp, a mirrored border would flatten the edge of a blurred patch."""
+    monkeypatch.setattr("dataset.vary_photo", lambda photo, generator: photo)
     ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], (120, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     soft = Mixture(
@@ -160,6 +162,18 @@ def test_a_patch_is_blurred_with_its_surroundings(tmp_path):
     assert np.median(errors) < 0.05, "away from the photo's border a blurred ramp is the ramp"
 
 
+def test_each_patch_comes_with_the_squared_error_of_its_whole_photo(pairs, tmp_path):
+    train_set = PairedImageDataset(pairs / "train", 16)
+    whole = [train_set.whole(k) for k in range(len(train_set))]
+    errors = {round(float((blurry - sharp)[:, ::4].square().mean()), 7) for blurry, sharp in whole}
+    assert {round(float(error), 7) for error in train_set.batch(range(12))[3]} == errors
+    photos = SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", 16, mixture=Mixture(identity=1))
+    assert not photos.batch(range(4))[3].any(), "photos that are left as they are"
+    blurred = SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", 16, mixture=Mixture(identity=0))
+    expected = [float((blurry - sharp).square().mean()) for blurry, sharp in [blurred.whole(0)]]
+    assert any(float(error) == pytest.approx(expected[0], rel=1e-4) for error in blurred.batch(range(len(blurred)))[3])
+
+
 def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):
     with pytest.raises(UserError, match="smaller than the patch of 44: lower PATCH_SIZE"):
         SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", patch_size=44)
@@ -167,6 +181,7 @@ def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):
 
 def test_versions_of_a_large_photo_are_parts_of_it_whole_or_shrunk(tmp_path, monkeypatch):
     monkeypatch.setattr("dataset.VERSION_SIZE", 200)
+    monkeypatch.setattr("dataset.vary_photo", lambda photo, generator: photo)
     pixels = np.random.default_rng(0).integers(0, 256, (420, 700, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
     photos = SyntheticBlurDataset([tmp_path / "large.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))

@@ -5,7 +5,16 @@ from conftest import DEVICES
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
-from utils import PSNRAndSSIMLoss, UserError, autocast_dtype, ms_per_megapixel, psnr, quantize_8bit, ssim
+from utils import (
+    RelativeMSEAndSSIMLoss,
+    UserError,
+    autocast_dtype,
+    ms_per_megapixel,
+    psnr,
+    quantize_8bit,
+    relative_weight,
+    ssim,
+)
 
 
 def two_images(height, width, noise=0.1, seed=0):
@@ -79,11 +88,20 @@ def test_as_saved_is_what_a_png_would_hold():
     assert torch.allclose(quantize_8bit(image).flatten() * 255, torch.tensor([0.0, 0, 128, 255, 255]))
 
 
-def test_the_loss_is_minus_the_mean_psnr_where_that_is_low_and_what_ssim_lacks_to_1():
+def test_the_teachers_loss_is_the_error_as_a_share_of_the_blurry_photos_and_what_ssim_lacks_to_1():
     x, y = two_images(16, 16, noise=0.2)
-    loss = PSNRAndSSIMLoss(floor=1e-6, ssim_weight=7.0)(x, y)
-    torch.testing.assert_close(loss, (7 * (1 - ssim(x, y)) - psnr(x, y)).mean(), atol=0.01, rtol=0)
-    assert float(PSNRAndSSIMLoss(floor=1e-3)(x, x)) == pytest.approx(-30, abs=1e-4)
+    input_mse = torch.tensor([0.02, 0.05])
+    share = (x - y).square().mean((1, 2, 3)) / (input_mse + 3e-5)
+    loss = RelativeMSEAndSSIMLoss(ssim_weight=7.0)(x, y, input_mse)
+    torch.testing.assert_close(loss, (share + 7 * (1 - ssim(x, y))).mean())
+
+
+def test_weighted_errors_are_shares_of_the_input_error_however_large_that_is():
+    input_mse = torch.tensor([1e-1, 1e-2, 1e-3, 1e-5, 0.0])
+    shares = relative_weight(input_mse).flatten() * input_mse / 1e-3
+    assert (shares[:3] > 0.97).all() and (shares <= 1).all()
+    assert shares[3] < 0.3, "a photo of more than 45 dB counts less"
+    assert float(relative_weight(input_mse)[-1]) < 34
 
 
 def test_the_time_for_a_megapixel_is_a_number_above_0():

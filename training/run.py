@@ -29,8 +29,8 @@ class TrainingRun:
 
         with TrainingRun(...) as run:
             for _ in run.epochs():
-                for blurry, target, spectrum in run.batches():
-                    run.step(loss_fn(run.model(blurry, spectrum), target))
+                for blurry, target, blur, _ in run.batches():
+                    run.step(loss_fn(run.model(blurry, blur), target))
                 run.finish_epoch(scores)
 
     AdamW; the learning rate rises over the first 5% of the steps, then a cosine takes it to 0. A checkpoint in ``outputs``

@@ -4,15 +4,16 @@ import pytest
 import torch
 from conftest import dummy_photo
 
-from blur import camera, spatial
+from blur import camera, spatial, variety
 from utils import make_generator, quantize_8bit, to_tensor
 
 PHOTO = to_tensor(dummy_photo(96, 128, seed=1))
 BLURS = [spatial.layered_focus, spatial.graded_focus, spatial.moving_object, spatial.camera_shake]
 STEPS = [camera.strong_noise, camera.sensor_noise, camera.smooth_noise, camera.sharpen_too_much, camera.random_jpeg]
+VARIETY = [variety.vary_photo, variety.add_texture]
 
 
-@pytest.mark.parametrize("degrade", BLURS + STEPS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("degrade", BLURS + STEPS + VARIETY, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (3, 2), (40, 50)])
 def test_any_size_stays_and_the_same_seed_gives_the_same_pixels(degrade, size):
     photo = quantize_8bit(torch.rand(3, *size, generator=make_generator(1)))
@@ -76,3 +77,19 @@ def test_chains_of_resizing_lose_detail():
     for seed in range(8):
         result = camera.resize_chain(PHOTO, (1.8, 2.2), make_generator(seed))
         assert result.shape == PHOTO.shape and 0.1 < float(detail(result).sum() / detail(PHOTO).sum()) < 0.8
+
+
+def test_added_texture_has_hardly_any_color_and_is_fine():
+    flat, textured = torch.full((3, 96, 96), 0.5), 0
+    for seed in range(8):
+        change = variety.add_texture(flat, make_generator(seed)) - flat
+        gray = change.mean(0, keepdim=True)
+        assert gray.std() > 2 / 255 and (change - gray).std() < 0.5 * gray.std()
+        textured += bool(gray.diff(dim=-1).std() > 0.5 * gray.std() or gray.diff(dim=-2).std() > 0.5 * gray.std())
+    assert textured == 8, "neighboring pixels differ"
+
+
+def test_some_photos_are_varied_and_some_are_not():
+    results = [variety.vary_photo(PHOTO, make_generator(seed)) for seed in range(30)]
+    assert 3 < sum(torch.equal(result, quantize_8bit(PHOTO)) for result in results) < 20
+    assert all(result.min() >= 0 and result.max() <= 1 for result in results)

@@ -13,7 +13,7 @@ from blur import filters, spectrum
 from models import StudentCNN, TeacherCNN
 from training import fingerprint as module
 from training.fingerprint import code_fingerprint, fingerprint, identity_of, without_docstrings
-from utils import PSNRAndSSIMLoss
+from utils import RelativeMSEAndSSIMLoss
 
 SMALL = dict(width=4, deep_width=8, blocks=1, fine_blocks=1)
 
@@ -82,8 +82,8 @@ def test_an_identity_has_no_addresses_and_tells_losses_apart():
         WithCallback(2.0),
         nn.MSELoss(),
         nn.L1Loss(),
-        PSNRAndSSIMLoss(),
-        PSNRAndSSIMLoss(floor=1e-5),
+        RelativeMSEAndSSIMLoss(),
+        RelativeMSEAndSSIMLoss(ssim_weight=1.0),
     ]
     assert len({identity_of(network, loss)["the loss"] for loss in [*losses, nn.functional.l1_loss]}) == 7
 
