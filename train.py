@@ -103,9 +103,9 @@ def main() -> None:
                         with torch.no_grad():
                             target = target.lerp(run_patches(teacher, blurry, blur).float(), DISTILL_WEIGHT)
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
-                weight = relative_weight(input_mse)  # in the gradient of any loss: photos that need little count as much
-                prediction.register_hook(lambda gradient, weight=weight: weight * gradient)
-                run.step(loss_fn(prediction.float(), target))  # backward, clip gradients, optimizer, learning rate
+                prediction = prediction.float()
+                prediction.register_hook(relative_weight(input_mse).mul)  # photos that need little count as much
+                run.step(loss_fn(prediction, target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
         where = dict(best_file=BEST_STUDENT, outputs=OUTPUTS, pairs=data / "val")
         summarize(student, teacher, scores, val_set, device, **where)

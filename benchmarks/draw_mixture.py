@@ -1,4 +1,4 @@
-"""Draws a page of varied photos and random degradations, sharp and degraded crops side by side, so that a person can look at the mixture.
+"""Draws a page of random degradations, sharp (varied) and degraded crops side by side, so that a person can look at them.
 
 python benchmarks/draw_mixture.py PHOTOS page.png [--crops 40]
 """

@@ -109,9 +109,9 @@ def train_student(network: nn.Module, train_set: Dataset, steps: int, device: to
             for blurry, target, blur, input_mse in run.batches():
                 with autocast(device):
                     prediction = run_patches(network, blurry, blur)
-                weight = relative_weight(input_mse)
-                prediction.register_hook(lambda gradient, weight=weight: weight * gradient)
-                run.step(loss_fn(prediction.float(), target))
+                prediction = prediction.float()
+                prediction.register_hook(relative_weight(input_mse).mul)
+                run.step(loss_fn(prediction, target))
 
 
 @torch.inference_mode()

@@ -135,9 +135,9 @@ class OurLoop:
         for blurry, target, blur, input_mse in itertools.islice(self.batches, steps):
             with autocast(self.device):
                 prediction = run_patches(self.student, blurry, blur)
-            weight = relative_weight(input_mse)
-            prediction.register_hook(lambda gradient, weight=weight: weight * gradient)
-            self.training.step(self.loss_fn(prediction.float(), target))
+            prediction = prediction.float()
+            prediction.register_hook(relative_weight(input_mse).mul)
+            self.training.step(self.loss_fn(prediction, target))
         self.training.loss_sum.item()  # on a GPU this waits for all that it was given to do
 
 

@@ -151,9 +151,9 @@ def fit(network, train_set, val_set, config, best, outputs, target_of=None, loss
                     target = target_of(blurry, target, blur) if target_of else target
                 with utils.autocast(device):
                     prediction = run_patches(run.model, blurry, blur)
-                weight = utils.relative_weight(input_mse)
-                prediction.register_hook(lambda gradient, weight=weight: weight * gradient)
-                run.step(loss_fn(prediction.float(), target))
+                prediction = prediction.float()
+                prediction.register_hook(utils.relative_weight(input_mse).mul)
+                run.step(loss_fn(prediction, target))
             run.finish_epoch(validate(network, val_set, device))
 
 
