@@ -201,7 +201,7 @@ def all_batches(train_set, workers):
 def test_batches_are_the_same_from_worker_processes(run):
     run.train_set.targets = cache_teacher_outputs(small_teacher(), run.train_set, 1.0, CPU)
     batches, others = (all_batches(run.train_set, workers) for workers in (0, 2))
-    assert len(batches) == 4 and len(batches[0]) == 3 and batches[0][0].shape == (3, 3, 32, 32)
+    assert len(batches) == 4 and len(batches[0]) == 4 and batches[0][0].shape == (3, 3, 32, 32)
     assert torch.equal(batches[0][0][1], run.train_set[7][0]), "step 2 of batches of 3 starts with patch 6"
     for batch, other in zip(batches, others, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))

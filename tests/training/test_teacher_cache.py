@@ -30,7 +30,7 @@ def test_a_cached_output_is_the_patch_of_the_output_for_the_whole_photo(pairs, p
     with torch.no_grad(), utils.autocast(CPU):
         outputs = [quantize_8bit(teacher(blurry[None]))[0] for blurry, _ in whole]
     for k in range(12):
-        blurry, output, _ = train_set[k]
+        blurry, output, *_ = train_set[k]
         assert torch.equal(blurry, without[k][0]) and not torch.equal(output, without[k][1])
         photo = outputs[sample_index(k, 3, 0)[0]]
         turns = [photo.rot90(t, (1, 2)) for t in range(4)] + [photo.flip(-1).rot90(t, (1, 2)) for t in range(4)]

@@ -47,7 +47,7 @@ def training(folder: Path, train_folder: str) -> None:
     for layer in untrained.estimator.tail, untrained.estimator.film:
         nn.init.normal_(layer.weight, std=0.02)
     wrapped = wrap_ddp(untrained, device)  # kept: without it the gradients would not be averaged
-    blurry, sharp, spectrum = next(load_batches(train_set, device, range(99, 100), 6, 0))
+    blurry, sharp, spectrum, _ = next(load_batches(train_set, device, range(99, 100), 6, 0))
     nn.functional.mse_loss(wrapped(blurry, spectrum), sharp).backward()
     gradients = {name: parameter.grad for name, parameter in untrained.named_parameters()}
     result = {"weights": student.state_dict(), "gradients": gradients, "scores": list(scores)}
