@@ -63,6 +63,17 @@ def test_pretraining_goes_on_from_given_weights_and_says_where_it_does_not_beat_
     assert ", start " in printed and "It does not beat teacher.pth" in printed
 
 
+@pytest.mark.parametrize("loss", [nn.MSELoss, nn.L1Loss])
+def test_the_weight_of_a_photo_is_in_the_gradient_of_any_loss(constants, monkeypatch, loss):
+    monkeypatch.setattr(train.nn, "MSELoss", loss)
+    changed = []
+    for weight in 0.0, 1.0:
+        monkeypatch.setattr(train, "relative_weight", lambda mse, w=weight: torch.full((len(mse), 1, 1, 1), w))
+        train.main()
+        changed.append(any(parameter.any() for parameter in load_model("best_student_model.pth").kernel_head.parameters()))
+    assert changed == [False, True], "without a gradient zeros stay zeros"
+
+
 def test_a_teacher_worse_than_the_input_stops_the_run_unless_allowed(constants, monkeypatch):
     save_model("teacher.pth", small_teacher(strength=0.5))
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", True)
