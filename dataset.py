@@ -43,6 +43,8 @@ PATCHES_PER_VERSION = 8  # patches cut from a photo before it is blurred again: 
 class PairedImageDataset(Dataset):
     """Pairs ``root/NNN/{blurry,sharp}.png``, in the order of their folders' names; NNN is any name.
 
+    Args:
+        need_sharp: if False, sharp.png may be missing, and blurry.png stands in its place until ``targets`` is replaced.
     Attributes:
         targets: what the patches of ``batch`` are paired with, (H, W, 3) uint8 each: the sharp photos, until the training
             replaces them by the teacher's outputs.
@@ -53,10 +55,10 @@ class PairedImageDataset(Dataset):
             photos smaller than the patch, or no pairs at all.
     """
 
-    def __init__(self, root: Path | str, patch_size: int | None = None, seed: int = 0):
+    def __init__(self, root: Path | str, patch_size: int | None = None, seed: int = 0, need_sharp: bool = True):
         self.root, self.patch_size, self.seed = Path(root), patch_size, seed
-        self.folders = find_pairs(self.root)
-        paths = [folder / name for folder in self.folders for name in ("blurry.png", "sharp.png")]
+        self.folders = find_pairs(self.root, need_sharp)
+        paths = [path for folder in self.folders for path in (folder / "blurry.png", reference_of(folder))]
         photos = DecodedPhotos(paths, self.root / ".cache")  # 2 i is blurry, 2 i + 1 is sharp
         self.key, self.cache, self.shapes = photos.key, photos.cache, photos.shapes[::2]
         self._check_sizes(photos.shapes[1::2])
@@ -91,9 +93,11 @@ class PairedImageDataset(Dataset):
         return to_tensor(self.blurry[index]), to_tensor(self.sharp[index])
 
     def input_mse(self, index: int) -> float:
-        """Mean squared error of blurry photo ``index``, from every fourth row."""
+        """Mean squared error of blurry photo ``index``, from every fourth row; against its target if it has no sharp one."""
         if index not in self.errors:
-            self.errors[index] = mean_squared_error(*(photos[index][::4] for photos in (self.blurry, self.sharp)))
+            paired = reference_of(self.folders[index]).name == "sharp.png"
+            reference = self.sharp if paired else self.targets
+            self.errors[index] = mean_squared_error(self.blurry[index][::4], reference[index][::4])
         return self.errors[index]
 
     @cached_property
@@ -204,8 +208,8 @@ class SyntheticBlurDataset(Dataset):
         return self.versions[index][1:]
 
 
-def find_pairs(root: Path) -> list[Path]:
-    """The folders of ``root`` that contain blurry.png and sharp.png, sorted; hidden ones are skipped."""
+def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
+    """The folders of ``root`` that contain blurry.png and, if needed, sharp.png, sorted; hidden ones are skipped."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: put pairs there as {root}/001/blurry.png and {root}/001/sharp.png")
     twin = root.with_name({"train": "val", "val": "train"}.get(root.name, root.name))
@@ -214,15 +218,22 @@ def find_pairs(root: Path) -> list[Path]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise UserError(f"{root} contains no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
+    names = ("blurry.png", "sharp.png") if need_sharp else ("blurry.png",)
+    hint = " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)" if root.name == "train" else ""
     missing = [
-        f"{folder / name} is missing: each folder needs blurry.png and sharp.png"
+        f"{folder / name} is missing: each folder needs {' and '.join(names)}{hint if name == 'sharp.png' else ''}"
         for folder in folders
-        for name in ("blurry.png", "sharp.png")
+        for name in names
         if not (folder / name).is_file()
     ]
     if missing:
         raise UserError(list_problems(missing))
     return folders
+
+
+def reference_of(folder: Path) -> Path:
+    """sharp.png or, where there is none, blurry.png."""
+    return folder / ("sharp.png" if (folder / "sharp.png").is_file() else "blurry.png")
 
 
 def same_size_batches(photos: Dataset, indices: range) -> Iterator[tuple[Tensor, Tensor]]:

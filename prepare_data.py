@@ -1,6 +1,7 @@
 """Makes the pairs that train.py trains on, data/{train,val}/NNN/{blurry,sharp}.png, from photos or a public data set.
 
     python prepare_data.py photos FOLDER        sharp photos, each degraded in a way drawn from MIXTURE
+    python prepare_data.py blurry FOLDER        blurry photos that have no sharp version, for DISTILL_WEIGHT = 1 alone
     python prepare_data.py pairs BLURRY SHARP   two folders with matching file names; a sub-folder is one sequence
     python prepare_data.py gopro FOLDER         GoPro: {train,test}/SEQUENCE/{blur,sharp}/NNNNNN.png
     python prepare_data.py reds FOLDER          REDS: {train,val}_{blur,sharp}/SEQUENCE/NNNNNNNN.png
@@ -53,7 +54,7 @@ SOURCE = "source.txt"  # beside each pair: what it was made from
 def main() -> None:
     parser = CliParser(__doc__)
     plans = {"pairs": plan_pairs, "gopro": plan_gopro, "reds": plan_reds, "hide": plan_hide, "realblur": plan_realblur}
-    parser.add_argument("kind", choices=["photos", *plans], help="kind of data")
+    parser.add_argument("kind", choices=["photos", "blurry", *plans], help="kind of data")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="its folder; two for pairs")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder for train/ and val/ ({OUT})")
     parser.add_argument(
@@ -73,11 +74,14 @@ def main() -> None:
 
     problems: list[str] = []
     mixture, longest = MIXTURE, options.longest
-    if options.kind == "photos":
+    if options.kind in ("photos", "blurry"):
         if options.blur:  # these alone, without what cameras do
             mixture = dataclasses.replace(mixture, camera=0, blurs={kind: mixture.blurs[kind] for kind in options.blur})
         copies, tile = options.copies or COPIES, options.tile or TILE
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
+        if options.kind == "blurry":  # all to train on: only pairs can be judged
+            options.val_share = 0
+            planned = (dataclasses.replace(pair, part="train", unpaired=True, crisper=False) for pair in planned)
     else:
         planned = plans[options.kind](*options.folders, problems)
     planned = without_twins(planned, problems)
@@ -104,7 +108,8 @@ def check_options(options: argparse.Namespace) -> None:
     wanted = 2 if options.kind == "pairs" else 1
     if len(options.folders) != wanted:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
-    if options.kind != "photos" and (options.blur or options.copies or options.tile or options.longest):
+    others = options.blur or options.copies or options.longest or (options.tile and options.kind != "blurry")
+    if options.kind != "photos" and others:
         raise UserError(
             f"--blur, --copies, --tile and --longest apply to sharp photos only: {options.kind} are used as they are"
         )
@@ -178,7 +183,8 @@ def make_all(
         remove_leftovers(out / part)
         todo = []
         for pair in pairs:
-            files = [out / part / pair.name / name for name in ("blurry.png", "sharp.png")]
+            names = ("blurry.png",) if pair.unpaired else ("blurry.png", "sharp.png")
+            files = [out / part / pair.name / name for name in names]
             if all(file.is_file() for file in files):
                 there += 1
                 if made_of_another(files[0].parent, pair):
@@ -215,6 +221,10 @@ def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None,
     except UserError as error:
         return [f"{pair.name}: {error}" for pair in pairs]
     for pair in pairs:
+        if pair.unpaired:
+            top, left, bottom, right = pair.tile
+            write_pair(folder / pair.name, pair, sharp[top:bottom, left:right], None)
+            continue
         if pair.blurry is None:
             write_pair(folder / pair.name, pair, *blur_tile(sharp, pair, mixture, seed))
             continue
@@ -264,13 +274,15 @@ def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tup
     return tuple(to_pixels(image[:, rows, columns]) for image in pair)
 
 
-def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray) -> None:
-    """Write both images, whole or not at all; PNG files with the same pixels are copied."""
+def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray | None) -> None:
+    """Write both images, or blurry.png alone, whole or not at all; PNG files with the same pixels are copied."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
         partial.mkdir()
         for name, pixels, source in ("blurry.png", blurry, pair.blurry), ("sharp.png", sharp, pair.blurry and pair.sharp):
+            if pixels is None:
+                continue
             if source and is_plain_png(source):
                 shutil.copyfile(source, partial / name)
             else:

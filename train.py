@@ -73,7 +73,8 @@ def main() -> None:
         teacher = load_model(TEACHER_WEIGHTS).requires_grad_(False)
         data = find_or_make_data(DATA)
         lock = lock_output_dir(OUTPUTS)  # noqa: F841  held until the end
-        train_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED)
+        need_sharp = DISTILL_WEIGHT < 1 or not CACHE_TEACHER
+        train_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED, need_sharp)
         val_set = PairedImageDataset(data / "val")
     print0(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from blur.degradations import Mixture
-from dataset import PairedImageDataset, SyntheticBlurDataset, same_size_batches
+from dataset import PairedImageDataset, SyntheticBlurDataset, mean_squared_error, same_size_batches
 from images.photos import find_photos
 from utils import UserError, to_pixels, to_tensor
 
@@ -121,6 +121,19 @@ def test_bad_data_is_one_sentence(pairs, kind, sentence):
     damage(pairs, kind)
     with pytest.raises(UserError, match=sentence):
         PairedImageDataset(pairs / "train", patch_size=16)
+
+
+def test_where_sharp_photos_are_not_needed_the_targets_stand_in_for_them(pairs):
+    damage(pairs, "a missing half")
+    data = PairedImageDataset(pairs / "train", patch_size=16, need_sharp=False)
+    assert len(data) == 3 and np.array_equal(data.sharp[1], data.blurry[1])
+    data.targets = [np.full_like(photo, 128) for photo in data.sharp]
+    wanted = [mean_squared_error(photo[::4], np.full_like(photo[::4], 128)) for photo in data.blurry]
+    assert data.input_mse(1) == wanted[1] and data.input_mse(0) != wanted[0]
+    damage(pairs, "an unreadable file")
+    (pairs / "train" / "001" / "blurry.png").unlink()
+    with pytest.raises(UserError, match=r"001.blurry\.png is missing: each folder needs blurry\.png"):
+        PairedImageDataset(pairs / "train", need_sharp=False)
 
 
 def test_all_problems_of_a_folder_are_listed_at_once(pairs):

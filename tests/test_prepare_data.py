@@ -92,6 +92,17 @@ def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_ph
             assert 128 <= crisper.shape[0] < 135 and crisper.shape[1] < 150
 
 
+def test_blurry_photos_are_cut_into_tiles_to_train_on_and_have_no_sharp_ones(prepare, tmp_path):
+    save_photos(tmp_path, 2, height=270, width=300)
+    out = prepare("blurry", "photos", "--tile", 150)
+    assert "8 pairs made in data/train, 0 in data/val" in out
+    tiles = [[read_photo(tmp_path / f"data/train/0.r{r}c{c}/blurry.png") for c in (0, 1)] for r in (0, 1)]
+    whole = np.concatenate([np.concatenate(row, axis=1) for row in tiles])
+    assert np.array_equal(whole, read_photo(tmp_path / "photos" / "0.png"))
+    assert not list((tmp_path / "data").rglob("sharp.png"))
+    assert "0 pairs made in data/train, 0 in data/val, 8 existed already" in prepare("blurry", "photos", "--tile", 150)
+
+
 def test_no_tile_is_too_small_for_a_patch(prepare, tmp_path):
     save_photos(tmp_path, 2, height=129, width=300)
     prepare("photos", "photos", "--tile", 128)

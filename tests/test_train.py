@@ -74,6 +74,21 @@ def test_the_weight_of_a_photo_is_in_the_gradient_of_any_loss(constants, monkeyp
     assert changed == [False, True], "without a gradient zeros stay zeros"
 
 
+def test_it_trains_on_blurry_photos_alone_if_all_targets_are_the_teachers(constants, monkeypatch):
+    for file in (constants / "data" / "train").glob("*/sharp.png"):
+        file.unlink()
+    train.main()
+    student = load_model("best_student_model.pth")
+    assert any(parameter.any() for parameter in student.kernel_head.parameters()), "zeros at the start"
+    for constant, value in ("DISTILL_WEIGHT", 0.5), ("CACHE_TEACHER", False):
+        with monkeypatch.context() as context:
+            context.setattr(train, constant, value)
+            with pytest.raises(
+                UserError, match=r"sharp\.png is missing.*train\.py needs no sharp\.png if DISTILL_WEIGHT = 1"
+            ):
+                train.main()
+
+
 def test_a_teacher_worse_than_the_input_stops_the_run_unless_allowed(constants, monkeypatch):
     save_model("teacher.pth", small_teacher(strength=0.5))
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", True)
