@@ -47,6 +47,39 @@ class Sharpener:
         return self.fused(picture, strength)[..., : pixels.shape[2]].cpu().numpy()
 
 
+class VideoSharpener:
+    """Sharpens the frames of a video, in order, with a blur estimate that is followed over time.
+
+    Estimates of single frames fluctuate with noise and compression, and the sharpening would pulsate. With a student, one
+    frame in RENEW is estimated, which also saves time, and at each frame the blur moves a little towards the last estimate.
+    A cut starts anew. Other networks sharpen each frame by itself.
+    """
+
+    RENEW = 8  # frames from one estimate to the next
+    SMOOTHING = 1 / 16  # of the way to the last estimate, in each frame
+    CUT = 0.5  # change from frame to frame, relative to the contrast: both of the means of an 8x8 grid
+
+    def __init__(self, sharpener: Sharpener):
+        self.sharpener, self.blur, self.age = sharpener, None, 0
+        self.last_means = torch.tensor(math.inf)  # the first frame is a cut
+
+    @torch.inference_mode()
+    def __call__(self, frame: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        """The next frame, (H, W, 3) uint8 RGB, sharpened. Raises as ``Sharpener`` does."""
+        fused = self.sharpener.fused
+        if fused is None:
+            return self.sharpener(frame, strength)
+        picture = torch.from_numpy(frame).to(self.sharpener.device)
+        means = F.adaptive_avg_pool2d(picture[::4, ::4].movedim(-1, 0).float(), 8)
+        contrast, change = (means - means.mean()).abs().mean(), (means - self.last_means).abs().mean()
+        self.last_means, cut = means, bool(change > self.CUT * contrast + 2)  # 2 gray levels: of noise in flat frames
+        if cut or self.age == self.RENEW:
+            self.estimate, self.age = fused.estimate_blur(picture), 0
+        self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.SMOOTHING)
+        self.age += 1
+        return fused(picture, strength, self.blur).cpu().numpy()
+
+
 @torch.inference_mode()
 def sharpen_pixels(
     network: nn.Module, pixels: np.ndarray, strength: float, device: torch.device, tile: int = TILE
@@ -174,15 +207,21 @@ class FusedStudent(nn.Module):
         torch.empty(31_000_000, dtype=torch.uint8)  # glibc then keeps freed blocks up to this size instead of unmapping them
 
     @torch.inference_mode()
-    def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
-        """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
+    def forward(self, picture: Tensor, strength: float = 1.0, blur: Tensor | None = None) -> Tensor:
+        """``picture`` plus ``strength`` times the student's change, for a known ``blur`` or its own estimate.
+
+        Raises ``UserError`` if that is not finite.
+        """
         height, width, _ = picture.shape
-        layers, smoothing = self.fuse_weights(self.student.estimate_blur(picture.movedim(-1, 0)[None], 255), strength)
+        layers, smoothing = self.fuse_weights(self.estimate_blur(picture) if blur is None else blur, strength)
         result = torch.empty_like(picture)
         # In bands: larger buffers would be unmapped and zeroed again by the system each time
         for outer, inner, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.receptive_radius):
             result[place] = self.sharpen_band(picture[outer], layers, smoothing, strength)[inner]
         return result
+
+    def estimate_blur(self, picture: Tensor) -> Tensor:
+        return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
 
     def sharpen_band(self, picture: Tensor, layers: tuple, smoothing: float, strength: float) -> Tensor:
         filter_layer, *deep, last = layers

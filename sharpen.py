@@ -22,7 +22,7 @@ from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
 from images.files import atomic_write
 from images.photos import find_photos
 from images.pictures import FORMATS, read_picture, write_picture
-from inference import Sharpener
+from inference import Sharpener, VideoSharpener
 from models import load_model
 from utils import UserError, one_line, pick_device
 
@@ -143,13 +143,14 @@ def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: floa
     """Sharpen rgb24 frames, 3 bytes a pixel, from standard input to standard output until they end."""
     if sys.stdin is None or sys.stdout is None:
         raise UserError("--frames reads standard input and writes standard output: one of them is closed")
+    sharpen = VideoSharpener(sharpener)
     frame, count, start = np.empty((height, width, 3), np.uint8), 0, time.perf_counter()
     with tqdm(desc="sharpening", unit="frame", leave=False, disable=None) as bar:
         try:
             while got := sys.stdin.buffer.readinto(frame):  # less than a frame only at the end
                 if got < frame.size:
                     raise UserError(f"the last frame ends after {got} of {frame.size} bytes: is it {width}x{height}, rgb24?")
-                sys.stdout.buffer.write(sharpener(frame, strength).data)
+                sys.stdout.buffer.write(sharpen(frame, strength).data)
                 count += 1
                 bar.update()
             sys.stdout.buffer.flush()

@@ -8,11 +8,13 @@ import tifffile
 import torch
 from conftest import dummy_photo
 from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage import data
 
 import sharpen
 from images.pictures import read_picture
-from inference import FusedStudent, sharpen_pixels
-from models import StudentCNN, TeacherCNN, save_model
+from inference import FusedStudent, Sharpener, VideoSharpener, sharpen_pixels
+from models import StudentCNN, TeacherCNN, load_model, save_model
 
 CPU = torch.device("cpu")
 
@@ -274,10 +276,43 @@ def test_frames_go_through_a_pipe_byte_by_byte(run, pipe):
     frames = np.stack([dummy_photo(24, 40, seed=k) for k in range(3)])
     sink = pipe(frames.tobytes())
     _, _, errors = run("--frames", "40x24")
-    fused = FusedStudent(network())
-    wanted = np.stack([fused(torch.from_numpy(frame)).numpy() for frame in frames])
+    video = VideoSharpener(Sharpener(network(), CPU))
+    wanted = np.stack([video(frame) for frame in frames])
     assert sink.getvalue() == wanted.tobytes() and "3 frames sharpened" in errors
     assert np.abs(wanted.astype(int) - frames).max() > 10
+
+
+def pan(count, seed=0):
+    """Frames of a camera that moves over a soft portrait, with noise and compression: (288, 352, 3) uint8 each."""
+    soft, rng = gaussian_filter(data.astronaut().astype(float), (1.5, 1.5, 0)), np.random.default_rng(seed)
+    for k in range(count):
+        view, file = soft[2 * k : 2 * k + 288, 3 * k : 3 * k + 352] + rng.normal(0, 4, (288, 352, 3)), io.BytesIO()
+        Image.fromarray(view.round().clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=80)
+        yield np.array(Image.open(file))
+
+
+def mean_gradient(frame):
+    return sum(np.abs(np.diff(frame.astype(float), axis=axis)).mean() for axis in (0, 1))
+
+
+def test_a_video_is_sharpened_evenly():
+    sharpener = Sharpener(load_model(sharpen.SHIPPED), CPU)
+    frames, video = list(pan(40)), VideoSharpener(sharpener)
+    steady, single = ([mean_gradient(each(f)) / mean_gradient(f) for f in frames] for each in (video, sharpener))
+    jumps, jumps_alone = (np.abs(np.diff(np.log(ratios))).max() for ratios in (steady, single))
+    assert jumps < 0.01 < jumps_alone
+    assert np.mean(steady) == pytest.approx(np.mean(single), rel=0.02)
+
+
+def test_a_cut_in_a_video_starts_anew_and_the_same_frames_give_the_same_results():
+    sharpener = Sharpener(load_model(sharpen.SHIPPED), CPU)
+    frames = [*pan(11), *(dummy_photo(288, 352, seed=k)[::-1] // 2 for k in (5, 5, 5))]
+    frames = [np.ascontiguousarray(frame) for frame in frames]
+    first, second = ([video(frame) for frame in frames] for video in (VideoSharpener(sharpener), VideoSharpener(sharpener)))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    for k in 0, 11, 12:
+        assert np.array_equal(first[k], sharpener(frames[k])), k
+    assert not np.array_equal(first[10], sharpener(frames[10])), "the blur is followed"
 
 
 def test_frames_can_go_through_a_teacher_too(run, tmp_path, pipe):
