@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cli import CliParser, parse_size, run_cli, whole_number
-from inference import FusedStudent, Sharpener
+from inference import FusedStudent, Sharpener, VideoSharpener
 from models import StudentCNN, TeacherCNN
 from utils import count_parameters, gmac_per_megapixel, pick_device
 
@@ -61,9 +61,11 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
     nn.init.constant_(smoothing.student.chroma_head.bias, 0.5)
     picture, pillow = torch.from_numpy(frame).to(device), Image.fromarray(frame)
     calls, sharpen_with_teacher = convolution_calls(fused, picture), Sharpener(teacher, device)
+    video = VideoSharpener(Sharpener(student, device))
     name = f"student, fused ({str(fused.dtype).removeprefix('torch.')})"
     methods = {
         name: lambda: fused(picture),
+        "student, video": lambda: video(frame),
         "student, fused, smooth chroma": lambda: smoothing(picture),
         "student, float32": lambda: in_float32(student, picture),
         "student, fused in float32": lambda: plain(picture),
