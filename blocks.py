@@ -40,7 +40,7 @@ class FiLM(nn.Module):
         super().__init__()
         self.blocks = blocks
         last = zero_init(nn.Linear(hidden, 2 * channels * blocks))
-        self.layers = nn.Sequential(nn.Linear(EMBEDDING, hidden), nn.ReLU(), last)
+        self.layers = nn.Sequential(nn.Linear(2 * EMBEDDING, hidden), nn.ReLU(), last)
 
     def forward(self, blur: BlurMap, shape: torch.Size, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.autocast(blur.embeddings.device.type, enabled=False):

@@ -102,11 +102,11 @@ class PairedImageDataset(Dataset):
 
     @cached_property
     def spectra(self) -> Tensor:
-        """``log_power_spectrum`` of each blurry photo, (n, 2, 64, 33)."""
-        return torch.cat([log_power_spectrum(to_tensor(photo)[None]) for photo in self.blurry])
+        """``log_power_spectrum`` with the softest windows of each blurry photo, (n, 4, 64, 33)."""
+        return torch.cat([log_power_spectrum(to_tensor(photo)[None], with_softest=True) for photo in self.blurry])
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and target, (N, 3, S, S), spectra (N, 4, 64, 33) or embeddings (N, E), and the mean
+        """The patches ``items``: blurry and target, (N, 3, S, S), spectra (N, 6, 64, 33) or embeddings (N, E), and the mean
         squared error of each whole blurry photo, (N,)."""
         blurry, targets, spectra, errors = [], [], [], []
         for k in items:
@@ -183,7 +183,7 @@ class SyntheticBlurDataset(Dataset):
         return random_degradation(sharp, generator, self.mixture)
 
     def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and sharp, (N, 3, S, S), spectra (N, 4, 64, 33), and the mean squared error of each
+        """The patches ``items``: blurry and sharp, (N, 3, S, S), spectra (N, 6, 64, 33), and the mean squared error of each
         whole blurry photo, (N,)."""
         blurry, sharp, spectra, errors = [], [], [], []
         for k in items:
@@ -202,7 +202,7 @@ class SyntheticBlurDataset(Dataset):
         """Blurry and sharp, (H, W, 3) uint8, spectrum and input_mse of a version; kept until the next one is needed."""
         if self.versions.get(index, (None,))[0] != blur_version:
             blurry, sharp = self.whole(index, blur_version)
-            spectrum = log_power_spectrum(blurry[None])[0]
+            spectrum = log_power_spectrum(blurry[None], with_softest=True)[0]
             pixels = tuple(np.ascontiguousarray(to_pixels(photo)) for photo in (blurry, sharp))
             self.versions[index] = blur_version, pixels, spectrum, mean_squared_error(*pixels)
         return self.versions[index][1:]
@@ -280,7 +280,7 @@ def patch_surroundings(window: tuple[slice, slice], shape: tuple[int, int]) -> t
 
 
 def patch_spectra(region: np.ndarray, whole: Tensor) -> Tensor:
-    """(4, 64, 33): ``log_power_spectrum`` of a patch's surroundings, (H, W, 3) uint8, and ``whole``, of its photo."""
+    """(6, 64, 33): ``log_power_spectrum`` of a patch's surroundings, (H, W, 3) uint8, and ``whole``, of its photo."""
     return torch.cat([log_power_spectrum(to_tensor(region)[None])[0], whole])
 
 

@@ -38,9 +38,9 @@ from utils import UserError, zero_init
 class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
 
-    The blur estimator predicts filters that undo most of a photo's blur, each for a region (blur/local.py). The filtered
-    photo is the second input of the first layer, and what the convolutions find is added to it: texture and edges, minus
-    the noise.
+    The blur estimator predicts filters that undo most of a photo's blur, each for a region, and one for its softest parts,
+    which may be smaller than a region (blur/local.py). The photo and what both make of it are the input of the first layer,
+    and what the convolutions find is added to the photo filtered by region: texture and edges, minus the noise.
 
     Args:
         width: channels at half resolution.
@@ -48,7 +48,7 @@ class TeacherCNN(nn.Module):
         blocks: residual blocks at a quarter.
         fine_blocks: residual blocks at half resolution, after the two scales are merged.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass its blur: the
-        cropped ``BlurMap`` of the whole photo or, for a patch with one blur, spectra (N, 4, 64, 33).
+        cropped ``BlurMap`` of the whole photo or, for a patch with one blur, spectra (N, 6, 64, 33).
     Sources: pixel shuffle, arXiv:1609.05158; blocks, arXiv:1707.02921; global skip, arXiv:1511.04587.
     """
 
@@ -59,7 +59,7 @@ class TeacherCNN(nn.Module):
         # strided layers between them; and the filter before all of them
         self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS
         self.estimator = BlurEstimator()
-        self.head = nn.Conv2d(24, width, 3, padding=1)
+        self.head = nn.Conv2d(4 * 9, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
@@ -70,16 +70,20 @@ class TeacherCNN(nn.Module):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        rows = []
-        for spectra in local_spectra(photo, peak):  # (N, gw, 4, 64, 33) of a row of regions
+        rows, softest_and_whole = [], log_power_spectrum(photo, peak, with_softest=True)
+        soft_kernel, soft_embedding = self.estimator(softest_and_whole)
+        for spectra in local_spectra(photo, softest_and_whole[:, 2:], peak):  # (N, gw, 4, 64, 33) of a row of regions
             kernels, embeddings = self.estimator(spectra.flatten(0, 1))
             rows.append([part.unflatten(0, spectra.shape[:2]) for part in (upper_half(kernels), embeddings)])
-        return BlurMap(*(torch.stack(parts, 1) for parts in zip(*rows, strict=True)))
+        kernels, embeddings = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
+        soft_embedding = soft_embedding[:, None, None].expand_as(embeddings)
+        return BlurMap(kernels, torch.cat([embeddings, soft_embedding], -1), upper_half(soft_kernel))
 
     def one_region(self, spectra: Tensor) -> BlurMap:
-        """The same blur all over, from spectra (N, 4, 64, 33)."""
-        kernels, embeddings = self.estimator(spectra)
-        return BlurMap(upper_half(kernels)[:, None, None], embeddings[:, None, None])
+        """The same blur all over, from spectra (N, 6, 64, 33) of a region, the softest windows and the whole photo."""
+        kernels, embeddings = self.estimator(torch.cat([spectra[:, [0, 1, 4, 5]], spectra[:, 2:]]))
+        kernel, soft_kernel = upper_half(kernels).chunk(2)
+        return BlurMap(kernel[:, None, None], torch.cat(embeddings.chunk(2), -1)[:, None, None], soft_kernel)
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if blur is None:
@@ -96,7 +100,7 @@ class TeacherCNN(nn.Module):
         half = half + F.pixel_shuffle(self.up(quarter), 2)
         for block, film in zip(self.fine, film_fine, strict=True):
             half = block(half, film)
-        x = x[:, 3:] + F.pixel_shuffle(self.tail(half), 2)
+        x = x[:, 3:6] + F.pixel_shuffle(self.tail(half), 2)
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
 
 
@@ -115,7 +119,7 @@ class StudentCNN(nn.Module):
         hidden: width of the layer that predicts the filter and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
         whole photo: what ``estimate_blur`` returns, (N, 145), or spectra whose last two channels are its
-        ``log_power_spectrum``, (N, 2 or 4, 64, 33).
+        ``log_power_spectrum``, (N, 2, 4 or 6, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
     """

@@ -39,10 +39,10 @@ class WholePhotoTeacher(TeacherCNN):
     """Takes one blur for the whole photo, from its spectrum."""
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
-        return self.one_region(log_power_spectrum(photo, peak).repeat(1, 2, 1, 1))
+        return self.one_region(log_power_spectrum(photo, peak).repeat(1, 3, 1, 1))
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
-        return super().forward(photo, blur[:, 2:].repeat(1, 2, 1, 1) if torch.is_tensor(blur) else blur)
+        return super().forward(photo, blur[:, 4:].repeat(1, 3, 1, 1) if torch.is_tensor(blur) else blur)
 
 
 def main() -> None:

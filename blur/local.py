@@ -2,7 +2,8 @@
 
 A photo is divided into regions of 64 pixels. The blur at a region's centre is estimated from the spectrum of the 160
 pixels around it and, beside it, that of the whole photo, so that a sky or a small region is not guessed. Between centres
-filters and embeddings are interpolated linearly, which leaves no seams.
+filters and embeddings are interpolated linearly, which leaves no seams. Parts out of focus that are smaller than that, or
+of any shape, share one estimate, from the softest windows of the photo.
 """
 
 import math
@@ -30,13 +31,12 @@ def surroundings(centre: tuple[int, int], size: tuple[int, int]) -> tuple[slice,
     return tuple(slice(start, min(start + SURROUNDINGS, length)) for start, length in zip(starts, size, strict=True))
 
 
-def local_spectra(photo: Tensor, peak: float = 1.0) -> Iterator[Tensor]:
-    """Spectra of the regions and of the whole photo: (N, C, H, W) -> for each row of regions (N, gw, 4, 64, 33).
+def local_spectra(photo: Tensor, whole: Tensor, peak: float = 1.0) -> Iterator[Tensor]:
+    """Spectra of the regions and ``whole``, (N, 2, 64, 33): (N, C, H, W) -> for each row of regions (N, gw, 4, 64, 33).
 
-    Channels 0 and 1 are ``log_power_spectrum`` of the region's surroundings, 2 and 3 that of the photo.
+    Channels 0 and 1 are ``log_power_spectrum`` of the region's surroundings, 2 and 3 are ``whole``, that of the photo.
     """
     size = photo.shape[-2:]
-    whole = log_power_spectrum(photo, peak)
     for y in region_centres(size[0]):  # one row after another: all together would fill the memory
         regions = [photo[(..., *surroundings((y, x), size))] for x in region_centres(size[1])]
         yield torch.stack([torch.cat([log_power_spectrum(region, peak), whole], 1) for region in regions], 1)
@@ -47,12 +47,14 @@ class BlurMap(NamedTuple):
 
     Attributes:
         kernels: (N, gh, gw, 32, 63), the ``upper_half`` of each region's inverse filter.
-        embeddings: (N, gh, gw, E).
+        embeddings: (N, gh, gw, 2 E): of the region and of the softest windows.
+        soft_kernel: (N, 32, 63), for the softest windows.
         top, left: of the part, in pixels of the whole photo.
     """
 
     kernels: Tensor
     embeddings: Tensor
+    soft_kernel: Tensor
     top: int = 0
     left: int = 0
 
@@ -61,7 +63,7 @@ class BlurMap(NamedTuple):
         return self._replace(top=self.top + rows.start, left=self.left + columns.start)
 
     def apply_filters(self, photo: Tensor, exact: bool) -> Tensor:
-        """(N, C, H, W) convolved with the interpolated filters, outside autocast.
+        """(N, C, H, W) convolved with the interpolated filters and with ``soft_kernel``: (N, 2 C, H, W), outside autocast.
 
         Args:
             exact: compute in float64, then round: in float32 the FFT of a tile rounds differently from that of the photo.
@@ -77,11 +79,10 @@ class BlurMap(NamedTuple):
                     if rows.start >= rows.stop or columns.start >= columns.stop:
                         continue
                     part = padded[..., rows.start : rows.stop + margin, columns.start : columns.stop + margin]
-                    half = self.kernels[:, i, j, None].to(dtype)
-                    kernel = torch.cat([half, half[..., :-1, :].flip(-1, -2)], -2)
-                    part = convolve_valid(part, kernel).to(result)
+                    part = convolve_valid(part, _whole_kernel(self.kernels[:, i, j], dtype)).to(result)
                     result[..., rows, columns] += part * (weight_y[:, None] * weight_x).to(result)
-        return result
+            soft = convolve_valid(padded, _whole_kernel(self.soft_kernel, dtype)).to(result)
+        return torch.cat([result, soft], 1)
 
     def interpolate(self, values: Tensor, height: int, width: int, step: int) -> Tensor:
         """Values of regions, (N, gh, gw, C), for each of (height, width) squares of ``step`` pixels: (N, C, H, W)."""
@@ -102,6 +103,12 @@ class BlurMap(NamedTuple):
 def upper_half(kernels: Tensor) -> Tensor:
     """(N, 1, k, k) -> (N, k // 2 + 1, k), all of a filter that is symmetric about its centre; half the memory."""
     return kernels[:, 0, : kernels.shape[-1] // 2 + 1].clone()
+
+
+def _whole_kernel(half: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of ``upper_half``."""
+    half = half[:, None].to(dtype)
+    return torch.cat([half, half[..., :-1, :].flip(-1, -2)], -2)
 
 
 def _hat(index: int, count: int, start: int, length: int) -> tuple[slice, Tensor]:

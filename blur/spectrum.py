@@ -12,7 +12,7 @@ WINDOW = 64  # rows and columns, in pixels, of the windows whose spectra are ave
 
 
 @torch.no_grad()
-def log_power_spectrum(photo: Tensor, peak: float = 1.0, max_windows: int = 144) -> Tensor:
+def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = False) -> Tensor:
     """Log power spectrum of whole photos, averaged over windows: (N, C, H, W) in [0, ``peak``] -> (N, 2, 64, 33).
 
     Channel 0 is the log of the mean power over all windows, channel 1 the mean of the logs; they differ where a few edges
@@ -20,16 +20,33 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, max_windows: int = 144)
     from 0 to 32; the other half is redundant.
 
     Args:
-        max_windows: number of windows, spread evenly over the photo; half as many in a large photo, where they do
-            not overlap and are about as informative.
+        with_softest: the same of the ``softest`` windows, too: (N, 4, 64, 33), these before those of all windows. They show
+            a blur that is in a part of the photo.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        windows = extract_windows(photo, peak, max_windows)
-        spectrum = log_means(power(windowed_fft(windows)))
+        windows = power(windowed_fft(extract_windows(photo, peak)))
+        parts = [softest(windows), windows] if with_softest else [windows]
+        spectrum = torch.cat([log_means(part) for part in parts], 1)
         # A photo of a few rows or windows does not show how blurry it is
         trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (windows.shape[1] - 1) / 24)
-        return spectrum if trust >= 1 else typical_spectrum(spectrum).lerp(spectrum, max(0.0, trust))
+        typical = typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1)
+        return spectrum if trust >= 1 else typical.lerp(spectrum, max(0.0, trust))
+
+
+def softest(power: Tensor) -> Tensor:
+    """Of (N, n, 64, 33) the sixth of the windows with the least power at high frequencies, relative to that at low ones.
+
+    Only of the two thirds with the most power at low frequencies: the others hold no texture that could be blurry.
+    """
+    count = power.shape[1]
+    rows, columns = torch.fft.fftfreq(WINDOW, 1 / WINDOW, device=power.device), torch.arange(33, device=power.device)
+    radius = rows[:, None].hypot(columns)  # periods in 64 pixels
+    low, high = (power[..., (radius >= first) & (radius < last)].sum(-1) for first, last in ((2, 6), (8, 20)))
+    textured = low.topk(math.ceil(count * 2 / 3), 1).indices
+    ratio = ((high + 1e-7) / (low + 1e-7)).gather(1, textured)
+    chosen = textured.gather(1, ratio.topk(math.ceil(count / 6), 1, largest=False).indices)
+    return power.gather(1, chosen[..., None, None].expand(-1, -1, *power.shape[2:]))
 
 
 def typical_spectrum(like: Tensor) -> Tensor:
@@ -51,7 +68,10 @@ def log_means(power: Tensor) -> Tensor:
 
 
 def extract_windows(photo: Tensor, peak: float = 1.0, max_windows: int = 144) -> Tensor:
-    """The gray mean of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= ``max_windows``."""
+    """The gray mean of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= ``max_windows``.
+
+    In a large photo, where they do not overlap and are about as informative, half as many.
+    """
     height, width = photo.shape[-2:]
     if min(height, width) < WINDOW:
         photo = photo.to(torch.promote_types(photo.dtype, torch.float32))  # torch cannot index uint16
@@ -59,7 +79,7 @@ def extract_windows(photo: Tensor, peak: float = 1.0, max_windows: int = 144) ->
         photo = photo[..., rows, :][..., columns]
         height, width = photo.shape[-2:]
     counts = [math.ceil((length - WINDOW) / (WINDOW // 2)) + 1 for length in (height, width)]
-    if math.prod(counts) > 2 * max_windows:  # then they do not overlap, and each is about twice as informative
+    if math.prod(counts) > 2 * max_windows:
         max_windows = max(1, max_windows // 2)
     share = min(1.0, (max_windows / math.prod(counts)) ** 0.5)
     short = math.ceil(min(counts) * share)  # the shorter side first, where rounding matters most

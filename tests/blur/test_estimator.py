@@ -1,3 +1,4 @@
+import math
 import os
 import resource
 from copy import deepcopy
@@ -12,7 +13,7 @@ from blur.degradations import add_noise
 from blur.estimator import BlurEstimator
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import BlurMap
-from blur.spectrum import extract_windows, log_power_spectrum, transform_spectrum, windowed_fft
+from blur.spectrum import extract_windows, log_power_spectrum, softest, transform_spectrum, windowed_fft
 from dataset import PairedImageDataset, SyntheticBlurDataset
 from models import TeacherCNN
 from training.estimator import compute_spectra, filter_gain, response_of, train_estimator
@@ -94,6 +95,28 @@ def test_the_spectrum_of_a_turned_photo_is_the_turned_spectrum(turn):
     )
 
 
+def test_the_softest_windows_are_those_of_the_part_that_is_blurred_and_show_its_blur():
+    photo = photo_of(384)
+    blurred = convolve(photo, gaussian_kernel(2.0))
+    partly = photo.clone()
+    partly[:, 200:, 100:] = blurred[:, 200:, 100:]  # 40% of the photo
+    partly[:, :64] = 0.5  # without texture
+    soft, whole = log_power_spectrum(partly[None], with_softest=True)[0].split(2)
+    torch.testing.assert_close(whole, log_power_spectrum(partly[None])[0])
+    wanted = log_power_spectrum(blurred[None, :, 200:, 100:])[0]
+    fine = slice(32 + 10, 32 + 20)  # frequencies that the blur removes
+    assert (soft - wanted)[0, fine, :20].mean().abs() < 1 < (whole - wanted)[0, fine, :20].mean()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 144])
+def test_a_sixth_of_the_windows_is_selected_the_same_in_any_batch(count):
+    powers = torch.rand(3, count, 64, 33, generator=torch.Generator().manual_seed(count))
+    selected = softest(powers)
+    assert selected.shape == (3, math.ceil(count / 6), 64, 33)
+    assert torch.equal(selected[1:2], softest(powers[1:2]))
+    assert all(any(torch.equal(window, each) for each in powers[0]) for window in selected[0])
+
+
 def test_an_estimator_starts_with_the_filter_that_changes_nothing():
     photo = torch.rand(2, 3, 50, 70)
     kernel, code = BlurEstimator()(log_power_spectrum(photo))
@@ -110,7 +133,7 @@ def test_a_filter_keeps_brightness_and_is_symmetric():
 
 @pytest.mark.parametrize("regions", [(1, 1), (2, 3)])
 def test_film_starts_by_changing_nothing(regions):
-    blur = BlurMap(torch.zeros(2, *regions, 3, 3), torch.randn(2, *regions, 64))
+    blur = BlurMap(torch.zeros(2, *regions, 3, 3), torch.randn(2, *regions, 2 * 64), torch.zeros(2, 3, 3))
     films = list(FiLM(blocks=3, channels=8, hidden=4)(blur, (2, 3, 128, 256), 4))
     assert len(films) == 3
     for scale, shift in films:
@@ -186,7 +209,7 @@ def test_patches_of_photos_blurred_on_the_fly_come_with_the_description_of_the_w
     paths = sorted((pairs / "train").glob("*/sharp.png"))
     photos = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
     blurry, sharp, spectrum, _ = photos.batch(range(4))
-    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 4, 64, 33)
+    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 6, 64, 33)
     again = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
     late = again.batch([30])  # of a later version
     assert torch.equal(again.batch([2])[2][0], spectrum[2]) and torch.equal(late[0], photos.batch([30])[0])
