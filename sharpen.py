@@ -2,8 +2,8 @@
 
     python sharpen.py photo.jpg holiday/               writes sharpened/photo.jpg, and holiday's photos beside it
     python sharpen.py soft.png -o better.png
-    ffmpeg -i soft.mp4 -f rawvideo -pix_fmt rgb24 - | python sharpen.py --frames 1280x720 |
-        ffmpeg -f rawvideo -pix_fmt rgb24 -s 1280x720 -r 30 -i - better.mp4
+    python sharpen.py soft.mp4 -o better.mp4           with sound and frame times; needs PyAV, pip install av
+    producer | python sharpen.py --frames 1280x720 | consumer          raw RGB frames, 3 bytes a pixel
 
 Sizes, formats, 16 bits, transparency, EXIF and color profiles are kept, and no input is ever overwritten.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
+from images.clips import CLIPS, change_clip
 from images.files import atomic_write
 from images.photos import find_photos
 from images.pictures import FORMATS, read_picture, write_picture
@@ -36,7 +37,7 @@ DEVICE = "auto"  # CUDA if available; or "cpu", "cuda:1", ...
 
 def main() -> None:
     parser = CliParser(__doc__)
-    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, and folders of photos")
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, folders of photos, and videos")
     parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one photo a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
     parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MAX_STRENGTH}, 1 is as trained")
@@ -92,8 +93,8 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
         elif taken.setdefault(realpath(result), photo) is not photo:
             problems.append(f"{photo} and {taken[realpath(result)]} would both become {result}: sharpen one at a time")
-        elif result.suffix.lower() not in FORMATS:
-            problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(FORMATS)}")
+        elif result.suffix.lower() not in (wanted := FORMATS if photo.suffix.lower() in FORMATS else FORMATS | CLIPS):
+            problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(wanted)}")
         elif photo.exists() and not photo.is_file():
             problems.append(f"{photo} is not a file: name a photo or a folder")
         elif os.path.lexists(result) and not overwrite:
@@ -104,7 +105,7 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
 
 
 def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
-    """Sharpen each photo. Failures are reported, the others are still sharpened, and the exit code is then 1."""
+    """Sharpen each photo or video. Failures are reported, the others are still sharpened, and the exit code is then 1."""
     total, done, pixels, seconds = len(jobs) + len(problems), 0, 0, 0.0
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
@@ -114,7 +115,7 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
         if error:
             tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
     speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {sharpener.device}" if pixels else ""
-    print(f"{done} of {total} photos sharpened with {weights}{speed}")
+    print(f"{done} of {total} files sharpened with {weights}{speed}")
     if done < total:
         raise SystemExit(1)
 
@@ -122,6 +123,8 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
 def sharpen_file(sharpener: Sharpener, photo: Path, result: Path, strength: float) -> tuple[str | None, int, float]:
     """Returns what went wrong, if anything, the number of pixels sharpened, and the seconds it took."""
     try:
+        if result.suffix.lower() in CLIPS:
+            return None, *sharpen_clip(sharpener, photo, result, strength)
         picture = read_picture(photo)
         if strength == 0 and photo.suffix.lower() == result.suffix.lower():
             atomic_write(result, lambda partial: shutil.copyfile(photo, partial))
@@ -137,6 +140,19 @@ def sharpen_file(sharpener: Sharpener, photo: Path, result: Path, strength: floa
         if not is_out_of_memory(error):
             raise
         return f"{photo} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu", 0, 0.0
+
+
+def sharpen_clip(sharpener: Sharpener, clip: Path, result: Path, strength: float) -> tuple[int, float]:
+    """Returns the number of pixels sharpened, and the seconds it took, with decoding and encoding."""
+    video, start, pixels = VideoSharpener(sharpener), time.perf_counter(), 0
+
+    def sharpen(frame: np.ndarray) -> np.ndarray:
+        nonlocal pixels
+        pixels += frame[..., 0].size
+        return video(frame, strength)
+
+    change_clip(clip, result, sharpen)
+    return pixels, time.perf_counter() - start
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:

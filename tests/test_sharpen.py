@@ -67,7 +67,7 @@ def test_a_photo_becomes_what_the_network_makes_of_it(run, tmp_path):
     save(tmp_path / "a.png")
     code, printed, errors = run("a.png")
     assert (code, errors) == (0, "") and "ms per megapixel on cpu" in printed
-    assert "1 of 1 photos sharpened with best_student_model.pth" in printed
+    assert "1 of 1 files sharpened with best_student_model.pth" in printed
     result = read_picture(tmp_path / "sharpened" / "a.png").pixels
     before = dummy_photo(40, 52, seed=0)
     assert np.abs(result.astype(int) - sharpened_whole(before)).max() <= 1, "bfloat16 may round the other way"
@@ -174,7 +174,7 @@ def test_two_photos_do_not_become_one(run, tmp_path):
     for folder in "x", "y":
         save(tmp_path / folder / "a.png")
     code, printed, errors = run("x", "y")
-    assert code == 1 and "would both become sharpened/a.png" in errors and "1 of 2 photos sharpened" in printed
+    assert code == 1 and "would both become sharpened/a.png" in errors and "1 of 2 files sharpened" in printed
 
 
 def test_gray_transparency_and_16_bits_are_kept(run, tmp_path):
@@ -220,7 +220,7 @@ def test_what_cannot_be_sharpened_is_said_and_the_rest_goes_on(run, tmp_path):
     Image.fromarray(dummy_photo(20, 20, seed=0)).convert("CMYK").save(folder / "inks.jpg")
     Image.new("1", (30000, 30000)).save(folder / "bomb.png")
     code, printed, errors = run("photos", "nowhere.png", "notes.txt")
-    assert code == 1 and "1 of 8 photos sharpened" in printed
+    assert code == 1 and "1 of 8 files sharpened" in printed
     assert [line.split(": ")[0] for line in errors.splitlines()] == ["error"] * 7
     for name in "cut.jpg", "empty.png", "text.png", "inks.jpg", "bomb.png", "nowhere.png", "notes.txt":
         assert errors.count(name) >= 1, name
@@ -346,3 +346,25 @@ def test_a_closed_or_full_output_is_one_sentence(run, pipe, monkeypatch, error, 
     monkeypatch.setattr(os, "dup2", lambda source, target: None)
     code, _, errors = run("--frames", "40x24")
     assert code == 1 and errors.startswith("error: ") and said in errors
+
+
+def test_a_video_becomes_a_video_next_to_photos(run, tmp_path):
+    av = pytest.importorskip("av")
+    frames = [np.repeat(np.repeat(dummy_photo(24, 32, seed=k), 2, 0), 2, 1) for k in (1, 1, 1)]
+    with av.open(str(tmp_path / "clip.mp4"), "w") as target:
+        stream = target.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in frames:
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        target.mux(stream.encode(None))
+    save(tmp_path / "a.png")
+    code, printed, errors = run("clip.mp4", "a.png")
+    assert (code, errors) == (0, "") and "2 of 2 files sharpened" in printed
+    before, after = (
+        [frame.to_ndarray(format="rgb24") for frame in av.open(str(path)).decode(video=0)]
+        for path in (tmp_path / "clip.mp4", tmp_path / "sharpened" / "clip.mp4")
+    )
+    video = VideoSharpener(Sharpener(network(), CPU))
+    for one, other in zip(before, after, strict=True):
+        assert np.abs(video(one).astype(float) - other).mean() < 0.7 * np.abs(other.astype(float) - one).mean()
+    assert "a.png would become a.mp4" in run("a.png", "-o", "a.mp4")[2]

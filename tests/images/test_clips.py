@@ -1,0 +1,119 @@
+"""Videos: each frame once and at its own time, and all else as it was."""
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import dummy_photo
+
+from images.clips import change_clip
+from utils import UserError
+
+
+@pytest.fixture
+def av():
+    return pytest.importorskip("av")
+
+
+def write_clip(av, path, times, size=(64, 96), rotation=0, matrix=1, full_range=False, pixel_shape=None, pix_fmt="yuv420p"):
+    """Frames of a photo that moves, at ``times`` in ticks of 1 / 90000 s, with a second of sound."""
+    with av.open(str(path), "w") as target:
+        video, sound = target.add_stream("libx264", rate=30, options={"crf": "5"}), target.add_stream("aac", rate=8000)
+        video.height, video.width, video.pix_fmt = *size, pix_fmt
+        video.codec_context.time_base, sound.layout = Fraction(1, 90000), "mono"
+        video.codec_context.colorspace, video.codec_context.color_range = matrix, 1 + full_range
+        if pixel_shape:
+            video.codec_context.sample_aspect_ratio = pixel_shape
+        if rotation:
+            video.set_display_rotation(rotation)
+        colors = dict(dst_colorspace=matrix, dst_color_range=1 + full_range)
+        for k, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.roll(smooth_photo(*size), 2 * k, 1), format="rgb24")
+            frame = av.video.reformatter.VideoReformatter().reformat(frame, format=pix_fmt, **colors)
+            frame.pts, frame.time_base = time, Fraction(1, 90000)
+            target.mux(video.encode(frame))
+        target.mux(video.encode(None))
+        waves = (8000 * np.sin(np.arange(8000) / 5)).astype(np.int16)
+        for start in range(0, 8000, 1024):
+            samples = av.AudioFrame.from_ndarray(waves[None, start : start + 1024], format="s16", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 8000, start, Fraction(1, 8000)
+            target.mux(sound.encode(samples))
+        target.mux(sound.encode(None))
+
+
+def smooth_photo(height, width):
+    return np.kron(dummy_photo(height // 8, width // 8, seed=3), np.ones((8, 8, 1), np.uint8)) // 2 + 60
+
+
+def read_clip(av, path):
+    """Times in seconds, pixels and properties of the frames, and the bytes of the sound's packets."""
+    with av.open(str(path)) as source:
+        frames = list(source.decode(video=0))
+        shape = source.streams.video[0].sample_aspect_ratio
+    with av.open(str(path)) as source:
+        packets = [bytes(packet) for packet in source.demux(audio=0)]
+    times = [frame.pts * frame.time_base for frame in frames]
+    properties = {(f.width, f.height, f.format.name, f.rotation, f.colorspace, f.color_range, shape) for f in frames}
+    return times, [frame.to_ndarray() for frame in frames], properties, packets
+
+
+STEADY, VARIABLE = range(0, 30000, 3000), [0, 2000, 7003, 7100, 15000, 30001]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(times=STEADY),
+        dict(times=VARIABLE, rotation=90),
+        dict(times=VARIABLE, matrix=5, full_range=True),
+        dict(times=STEADY, pixel_shape=Fraction(4, 3), pix_fmt="yuv444p", size=(64, 104)),
+    ],
+    ids=["steady", "from a phone", "full range", "wide pixels"],
+)
+def test_each_frame_is_kept_at_its_time_with_its_properties_and_the_sound(av, tmp_path, options):
+    write_clip(av, tmp_path / "a.mp4", **options)
+    count = change_clip(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda frame: frame)
+    before, after = (read_clip(av, tmp_path / name) for name in ("a.mp4", "b.mp4"))
+    assert count == len(options["times"]) and after[0] == before[0] == [Fraction(t, 90000) for t in options["times"]]
+    assert after[2] == before[2] and after[3] == before[3] and len(after[3]) > 5
+    for one, other in zip(before[1], after[1], strict=True):
+        difference = other.astype(float) - one
+        assert np.abs(difference).mean() < 3 and abs(difference.mean()) < 0.3, "matrix and range are those of the clip"
+
+
+def test_frames_are_changed_in_order_as_rgb(av, tmp_path):
+    write_clip(av, tmp_path / "a.mp4", STEADY)
+    seen = []
+    change_clip(tmp_path / "a.mp4", tmp_path / "b.mkv", lambda frame: seen.append(frame) or 255 - frame)
+    assert all(frame.shape == (64, 96, 3) and frame.dtype == np.uint8 for frame in seen)
+    for k, frame in enumerate(seen):
+        assert np.abs(frame.astype(float) - np.roll(smooth_photo(64, 96), 2 * k, 1)).mean() < 6
+    inverted = []
+    change_clip(tmp_path / "b.mkv", tmp_path / "c.mp4", lambda frame: inverted.append(frame) or frame)
+    assert np.abs(np.stack(seen).astype(float) + np.stack(inverted) - 255).mean() < 6
+
+
+def test_what_cannot_be_changed_is_one_sentence_and_leaves_nothing_behind(av, tmp_path):
+    write_clip(av, tmp_path / "good.mp4", STEADY)
+    write_clip(av, tmp_path / "deep.mp4", STEADY, pix_fmt="yuv420p10le")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:-2000])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    said = {"deep": "10 bits", "cut": "cannot be sharpened as a video", "empty": "cannot be", "none": "is missing"}
+    for name, sentence in said.items():
+        with pytest.raises(UserError, match=rf"{name}\.mp4 .*{sentence}"):
+            change_clip(tmp_path / f"{name}.mp4", tmp_path / "result.mp4", lambda frame: frame)
+
+    def stop(frame):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        change_clip(tmp_path / "good.mp4", tmp_path / "result.mp4", stop)
+    assert {path.name for path in tmp_path.iterdir()} == {"good.mp4", "deep.mp4", "cut.mp4", "empty.mp4"}
+
+
+def test_without_pyav_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="install PyAV to sharpen videos, pip install av"):
+        change_clip(Path("a.mp4"), tmp_path / "b.mp4", lambda frame: frame)
