@@ -12,6 +12,11 @@ import os
 import shutil
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
 from pathlib import Path
 
@@ -22,7 +27,7 @@ from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
 from images.clips import CLIPS, change_clip
 from images.files import atomic_write
 from images.photos import find_photos
-from images.pictures import FORMATS, read_picture, write_picture
+from images.pictures import FORMATS, Picture, read_picture, write_picture
 from inference import Sharpener, VideoSharpener
 from models import load_model
 from utils import UserError, one_line, pick_device
@@ -104,47 +109,99 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     return jobs, problems
 
 
+@dataclass
+class Job:
+    """A file to sharpen, on its way from the disk to the disk."""
+
+    source: Path
+    result: Path
+    picture: Picture | None = None
+    pixels: int = 0
+    seconds: float = 0.0  # spent on sharpening
+    error: str | None = None
+
+
 def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
-    """Sharpen each photo or video. Failures are reported, the others are still sharpened, and the exit code is then 1."""
+    """Sharpen each photo or video. Failures are reported, the others are still sharpened, and the exit code is then 1.
+
+    Photos before and after the one that is being sharpened are decoded and encoded in threads meanwhile.
+    """
     total, done, pixels, seconds = len(jobs) + len(problems), 0, 0, 0.0
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
-    for result, photo in tqdm(jobs.items(), "sharpening", unit="photo", leave=False, disable=None):
-        error, size, spent = sharpen_file(sharpener, photo, result, strength)
-        done, pixels, seconds = done + (error is None), pixels + size, seconds + spent
-        if error:
-            tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
+    threads = min(4, os.cpu_count() or 1)  # as many photos wait before and after the network, which bounds the memory
+    files = [Job(source, result) for result, source in jobs.items()]
+    sharpen = partial(sharpen_job, sharpener=sharpener, strength=strength)
+    with ThreadPoolExecutor(threads) as pool:
+        sharpened = map(reporting_errors(sharpen), map_ahead(pool, reporting_errors(read_job), files, threads))
+        written = map_ahead(pool, reporting_errors(write_job), sharpened, threads)
+        for job in tqdm(written, "sharpening", len(jobs), unit="photo", leave=False, disable=None):
+            done, pixels, seconds = done + (job.error is None), pixels + job.pixels, seconds + job.seconds
+            if job.error:
+                tqdm.write(f"error: {one_line(job.error)}", file=sys.stderr)
     speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {sharpener.device}" if pixels else ""
     print(f"{done} of {total} files sharpened with {weights}{speed}")
     if done < total:
         raise SystemExit(1)
 
 
-def sharpen_file(sharpener: Sharpener, photo: Path, result: Path, strength: float) -> tuple[str | None, int, float]:
-    """Returns what went wrong, if anything, the number of pixels sharpened, and the seconds it took."""
-    try:
-        if result.suffix.lower() in CLIPS:
-            return None, *sharpen_clip(sharpener, photo, result, strength)
-        picture = read_picture(photo)
-        if strength == 0 and photo.suffix.lower() == result.suffix.lower():
-            atomic_write(result, lambda partial: shutil.copyfile(photo, partial))
-            return None, 0, 0.0
-        start = time.perf_counter()
-        picture.pixels = sharpener(picture.pixels, strength)
-        seconds = time.perf_counter() - start
-        write_picture(result, picture)
-        return None, picture.pixels[..., 0].size, seconds
-    except UserError as error:
-        return str(error), 0, 0.0
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return f"{photo} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu", 0, 0.0
+def map_ahead(pool: Executor, function: Callable, items: Iterable, count: int) -> Iterator:
+    """``map(function, items)`` in threads, at most ``count`` items ahead of what is taken."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def sharpen_clip(sharpener: Sharpener, clip: Path, result: Path, strength: float) -> tuple[int, float]:
-    """Returns the number of pixels sharpened, and the seconds it took, with decoding and encoding."""
-    video, start, pixels = VideoSharpener(sharpener), time.perf_counter(), 0
+def reporting_errors(step: Callable[[Job], None]) -> Callable[[Job], Job]:
+    """``step`` for jobs without an error; what goes wrong becomes the job's error."""
+
+    def run(job: Job) -> Job:
+        try:
+            if job.error is None:
+                step(job)
+        except UserError as error:
+            job.error = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            job.error = f"{job.source} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu"
+        return job
+
+    return run
+
+
+def read_job(job: Job) -> None:
+    if job.result.suffix.lower() not in CLIPS:
+        job.picture = read_picture(job.source)
+
+
+def sharpen_job(job: Job, sharpener: Sharpener, strength: float) -> None:
+    start = time.perf_counter()
+    if job.picture is None:
+        job.pixels = sharpen_clip(sharpener, job.source, job.result, strength)
+    elif strength == 0 and job.source.suffix.lower() == job.result.suffix.lower():
+        return  # write_job copies the file
+    else:
+        job.picture.pixels = sharpener(job.picture.pixels, strength)
+        job.pixels = job.picture.pixels[..., 0].size
+    job.seconds = time.perf_counter() - start
+
+
+def write_job(job: Job) -> None:
+    picture, job.picture = job.picture, None  # memory is free again as soon as it is written
+    if picture and job.pixels:
+        write_picture(job.result, picture)
+    elif picture:
+        atomic_write(job.result, lambda file: shutil.copyfile(job.source, file))
+
+
+def sharpen_clip(sharpener: Sharpener, clip: Path, result: Path, strength: float) -> int:
+    """Returns the number of pixels sharpened."""
+    video, pixels = VideoSharpener(sharpener), 0
 
     def sharpen(frame: np.ndarray) -> np.ndarray:
         nonlocal pixels
@@ -152,7 +209,7 @@ def sharpen_clip(sharpener: Sharpener, clip: Path, result: Path, strength: float
         return video(frame, strength)
 
     change_clip(clip, result, sharpen)
-    return pixels, time.perf_counter() - start
+    return pixels
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:

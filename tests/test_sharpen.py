@@ -1,6 +1,7 @@
 import io
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -346,6 +347,28 @@ def test_a_closed_or_full_output_is_one_sentence(run, pipe, monkeypatch, error, 
     monkeypatch.setattr(os, "dup2", lambda source, target: None)
     code, _, errors = run("--frames", "40x24")
     assert code == 1 and errors.startswith("error: ") and said in errors
+
+
+def test_photos_are_read_ahead_in_order_and_never_many():
+    taken = []
+    with ThreadPoolExecutor(3) as pool:
+        results = sharpen.map_ahead(pool, lambda k: k * k, (taken.append(k) or k for k in range(20)), 3)
+        for done, result in enumerate(results):
+            assert result == done**2 and done < len(taken) <= done + 4
+    assert len(taken) == 20
+
+
+def test_errors_of_a_folder_come_in_order_and_each_photo_is_its_own(run, tmp_path):
+    for k in range(12):
+        save(tmp_path / "in" / f"{k:02d}.png", seed=k)
+    for k in 3, 7:
+        (tmp_path / "in" / f"{k:02d}.png").write_bytes(b"damaged")
+    code, printed, errors = run("in")
+    assert code == 1 and "10 of 12 files sharpened" in printed
+    assert [line.split("/")[1][:2] for line in errors.splitlines()] == ["03", "07"]
+    for k in (0, 6, 11):
+        found = read_picture(tmp_path / "sharpened" / f"{k:02d}.png").pixels
+        assert np.array_equal(found, Sharpener(network(), CPU)(dummy_photo(40, 52, seed=k)))
 
 
 def test_a_video_becomes_a_video_next_to_photos(run, tmp_path):
