@@ -1,7 +1,8 @@
 """What both networks are built of: blocks whose weights or features depend on the blur, padding, pixel layouts."""
 
+import functools
+import math
 from collections.abc import Iterator
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from blur.filters import reflect_indices
 from blur.local import BlurMap
 from utils import zero_init
 
-FILTER_RADIUS = 4  # pixels, of the student's filter; a multiple of 4, the size of a space-to-depth block
+FILTER_RADIUS = 4  # pixels, of the student's filters; a multiple of 4, the size of a space-to-depth block
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue. Source: ITU-R BT.601, as in JPEG
 
 
@@ -78,6 +79,63 @@ class CondConv2d(nn.Module):
             return self.base.weight + mixed, self.base.bias + routing_weights @ self.bias
 
 
+class GainMap(nn.Module):
+    """Gains from -1 to 1 for cells of 16 pixels, from the energies of DCT frequencies around them; 0 at the start.
+
+    Parts in and out of focus differ in how their energy is spread over frequencies. What the difference means depends on the
+    blur and the noise of the photo, which come in by FiLM (arXiv:1709.07871, section 2).
+
+    Args:
+        hidden: size of the embedding that ``film`` takes.
+        gains: number of gains for each cell.
+    Shapes: luma in space-to-depth blocks, (N, 16, H / 4, W / 4), and scales and shifts (N, 2 * width), what ``film``
+        returned -> (N, gains, H / 4, W / 4), interpolated.
+    """
+
+    # Pixels, an upper bound: four cells (three convolutions and the interpolation), and from the far side of one
+    RADIUS = 16 * 4 + 15
+
+    def __init__(self, hidden: int, gains: int, width: int = 16):
+        super().__init__()
+        self.register_buffer("dct", dct_basis(), persistent=False)
+        options = dict(kernel_size=3, padding=1, padding_mode="replicate")
+        self.head = nn.Conv2d(17, width, **options)
+        self.body = nn.Conv2d(width, width, **options)
+        self.tail = zero_init(nn.Conv2d(width, gains, **options))
+        self.film = zero_init(nn.Linear(hidden, 2 * width))
+
+    def forward(self, blocks: Tensor, film: Tensor) -> Tensor:
+        coefficients = F.conv2d(blocks[..., ::2, :], self.dct[..., None, None])  # half of the blocks show enough
+        gains = self.predict_gains(self.energies(coefficients), film)
+        return upsample_gains(gains)[..., : blocks.shape[-2], : blocks.shape[-1]]
+
+    @staticmethod
+    def energies(coefficients: Tensor) -> Tensor:
+        """DCT coefficients of every second row of blocks, (N, 16, H / 8, W / 4) -> (N, 17, H / 16, W / 16)."""
+        pool = functools.partial(F.avg_pool2d, kernel_size=(2, 4), ceil_mode=True, count_include_pad=False)
+        means = coefficients[:, :1]
+        steps = F.pad(means.diff(dim=-1), (0, 1))  # from block to block, for lower frequencies than those of a block
+        energies = pool(torch.cat([steps, coefficients[:, 1:]], 1).square())
+        return torch.cat([(energies + 1e-6).log() / 3 + 3, pool(means) / 4 - 0.5], 1)  # each about -1 to 1
+
+    def predict_gains(self, energies: Tensor, film: Tensor) -> Tensor:
+        """(N, 17, H / 16, W / 16) -> (N, gains, H / 16, W / 16), from -1 to 1."""
+        x = F.relu(modulate(self.head(energies), film[..., None, None].chunk(2, 1)))
+        return self.tail(x + F.relu(self.body(x))).tanh()
+
+
+def upsample_gains(cells: Tensor) -> Tensor:
+    """Values of cells of 16 pixels, (N, C, h, w), for blocks of 4x4 pixels, (N, C, 4 h, 4 w)."""
+    return F.interpolate(cells, scale_factor=4, mode="bilinear")
+
+
+def dct_basis() -> Tensor:
+    """(16, 16): coefficients of the orthonormal DCT-II of 4x4 pixels, in rows; both row by row of the square."""
+    k = torch.arange(4)
+    rows = torch.cos(math.pi / 4 * (k + 0.5) * k[:, None]) * torch.tensor([0.5, 0.5**0.5, 0.5**0.5, 0.5**0.5])[:, None]
+    return torch.kron(rows, rows)
+
+
 def conv2d_per_sample(
     x: Tensor, weights: Tensor, biases: Tensor | None = None, padding: int | tuple[int, int] = 0
 ) -> Tensor:
@@ -104,7 +162,7 @@ def keep_flat_runs(photo: Tensor, output: Tensor) -> Tensor:
             continue
         count = photo.shape[axis] - 1
         equal = (photo.narrow(axis, 0, count) == photo.narrow(axis, 1, count)).unbind(1)
-        equal = F.pad(reduce(torch.logical_and, equal)[:, None], borders, value=True)
+        equal = F.pad(functools.reduce(torch.logical_and, equal)[:, None], borders, value=True)
         for step in (1, 2, 4):  # of 2, 4 and then 8 pairs of neighbours
             count = equal.shape[axis] - step
             equal = equal.narrow(axis, 0, count) & equal.narrow(axis, step, count)

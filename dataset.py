@@ -46,6 +46,7 @@ class PairedImageDataset(Dataset):
     Args:
         need_sharp: if False, sharp.png may be missing, and blurry.png stands in its place until ``targets`` is replaced.
     Attributes:
+        paired: for each photo, whether there is a sharp.png.
         targets: what the patches of ``batch`` are paired with, (H, W, 3) uint8 each: the sharp photos, until the training
             replaces them by the teacher's outputs.
         embeddings: (n, 8, E) blur embeddings (``embed_blur``) of each photo in its eight orientations, which then replace
@@ -58,7 +59,9 @@ class PairedImageDataset(Dataset):
     def __init__(self, root: Path | str, patch_size: int | None = None, seed: int = 0, need_sharp: bool = True):
         self.root, self.patch_size, self.seed = Path(root), patch_size, seed
         self.folders = find_pairs(self.root, need_sharp)
-        paths = [path for folder in self.folders for path in (folder / "blurry.png", reference_of(folder))]
+        self.paired = [(folder / "sharp.png").is_file() for folder in self.folders]
+        names = [("blurry.png", "sharp.png" if paired else "blurry.png") for paired in self.paired]
+        paths = [folder / name for folder, both in zip(self.folders, names, strict=True) for name in both]
         photos = DecodedPhotos(paths, self.root / ".cache")  # 2 i is blurry, 2 i + 1 is sharp
         self.key, self.cache, self.shapes = photos.key, photos.cache, photos.shapes[::2]
         self._check_sizes(photos.shapes[1::2])
@@ -95,8 +98,7 @@ class PairedImageDataset(Dataset):
     def input_mse(self, index: int) -> float:
         """Mean squared error of blurry photo ``index``, from every fourth row; against its target if it has no sharp one."""
         if index not in self.errors:
-            paired = reference_of(self.folders[index]).name == "sharp.png"
-            reference = self.sharp if paired else self.targets
+            reference = self.sharp if self.paired[index] else self.targets
             self.errors[index] = mean_squared_error(self.blurry[index][::4], reference[index][::4])
         return self.errors[index]
 
@@ -229,11 +231,6 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     if missing:
         raise UserError(list_problems(missing))
     return folders
-
-
-def reference_of(folder: Path) -> Path:
-    """sharp.png or, where there is none, blurry.png."""
-    return folder / ("sharp.png" if (folder / "sharp.png").is_file() else "blurry.png")
 
 
 def same_size_batches(photos: Dataset, indices: range) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Applies a network to photos of any size: in tiles, exactly, or with a fused student for 8 bits."""
+"""Applies a network to photos of any size, in tiles, exactly, or with a fused student for 8 bits, and to videos."""
 
 import math
 from collections.abc import Iterator
@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks import FILTER_RADIUS, LUMA, keep_flat_runs, padded_indices, to_space_to_depth_kernel
+from blocks import FILTER_RADIUS, LUMA, keep_flat_runs, padded_indices, to_space_to_depth_kernel, upsample_gains
 from blur.estimator import BlurEstimator
 from blur.local import BlurMap
-from models import StudentCNN
+from models import StudentCNN, StudentWeights
 from utils import UserError, autocast, autocast_dtype
 
 TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
+# Of the fused student: larger buffers would be unmapped and zeroed again by the system each time
+BAND_PIXELS = 1_100_000
 NOT_FINITE = "the network's output is not finite: its weights are damaged, use others with --weights"
 
 
@@ -22,7 +24,7 @@ class Sharpener:
     """Sharpens the pixels of photos with ``network``: 8 bits with a ``FusedStudent`` if it is a student, else exactly.
 
     Args:
-        tile: rows and columns of a tile, a multiple of 8.
+        tile: rows and columns of a tile, a multiple of 16.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, tile: int = TILE):
@@ -48,20 +50,20 @@ class Sharpener:
 
 
 class VideoSharpener:
-    """Sharpens the frames of a video, in order, with a blur estimate that is followed over time.
+    """Sharpens the frames of a video, in order, with a blur estimate that is smoothed over time.
 
     Estimates of single frames fluctuate with noise and compression, and the sharpening would pulsate. With a student, one
-    frame in RENEW is estimated, which also saves time, and at each frame the blur moves a little towards the last estimate.
-    A cut starts anew. Other networks sharpen each frame by itself.
+    frame in ESTIMATE_EVERY is estimated, which also saves time, and the blur is a moving average of the estimates. A scene
+    cut resets it. Other networks sharpen each frame by itself.
     """
 
-    RENEW = 8  # frames from one estimate to the next
-    SMOOTHING = 1 / 16  # of the way to the last estimate, in each frame
-    CUT = 0.5  # change from frame to frame, relative to the contrast: both of the means of an 8x8 grid
+    ESTIMATE_EVERY = 8  # frames
+    EMA_WEIGHT = 1 / 16  # of the latest estimate in the moving average, per frame
+    CUT_THRESHOLD = 0.5  # change of an 8x8 thumbnail from frame to frame, as a share of its contrast
 
     def __init__(self, sharpener: Sharpener):
-        self.sharpener, self.blur, self.age = sharpener, None, 0
-        self.last_means = torch.tensor(math.inf)  # the first frame is a cut
+        self.sharpener, self.blur, self.estimate, self.frames_since_estimate = sharpener, None, None, 0
+        self.last_thumbnail = torch.tensor(math.inf)  # the first frame is a cut
 
     @torch.inference_mode()
     def __call__(self, frame: np.ndarray, strength: float = 1.0) -> np.ndarray:
@@ -69,14 +71,15 @@ class VideoSharpener:
         fused = self.sharpener.fused
         if fused is None:
             return self.sharpener(frame, strength)
+        thumbnail = F.adaptive_avg_pool2d(torch.from_numpy(frame[::4, ::4]).movedim(-1, 0).float(), 8)  # mean gray levels
+        contrast, change = (thumbnail - thumbnail.mean()).abs().mean(), (thumbnail - self.last_thumbnail).abs().mean()
+        # 2 gray levels: noise alone exceeds half the contrast of a flat frame
+        cut = bool(change > self.CUT_THRESHOLD * contrast + 2)
         picture = torch.from_numpy(frame).to(self.sharpener.device)
-        means = F.adaptive_avg_pool2d(picture[::4, ::4].movedim(-1, 0).float(), 8)
-        contrast, change = (means - means.mean()).abs().mean(), (means - self.last_means).abs().mean()
-        self.last_means, cut = means, bool(change > self.CUT * contrast + 2)  # 2 gray levels: of noise in flat frames
-        if cut or self.age == self.RENEW:
-            self.estimate, self.age = fused.estimate_blur(picture), 0
-        self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.SMOOTHING)
-        self.age += 1
+        if cut or self.frames_since_estimate == self.ESTIMATE_EVERY:
+            self.estimate, self.frames_since_estimate = fused.estimate_blur(picture), 0
+        self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.EMA_WEIGHT)
+        self.last_thumbnail, self.frames_since_estimate = thumbnail, self.frames_since_estimate + 1
         return fused(picture, strength, self.blur).cpu().numpy()
 
 
@@ -110,7 +113,7 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
 
     Args:
         photo: (N, 3, H, W) in [0, 1].
-        tile: rows and columns of a tile without its surroundings, a multiple of 8.
+        tile: rows and columns of a tile without its surroundings, a multiple of 16.
     """
     height, width = photo.shape[-2:]
     radius, tile = tile_geometry(network, (height, width), tile)
@@ -163,10 +166,10 @@ def tile_geometry(network: nn.Module, size: tuple[int, int], tile: int) -> tuple
 
 def tiles(height: int, width: int, tile: tuple[int, int], radius: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
     """For each tile of a photo: rows and columns to process, which part of the result to keep, and its place."""
-    margin = -(-radius // 8) * 8  # tiles keep the grid of the strided layers
+    margin = -(-radius // 16) * 16  # tiles keep the grid of the strided layers and of the student's cells
     # All of about equal size: for very small ones torch chooses another algorithm, which rounds differently
     counts = math.ceil(height / tile[0]), math.ceil(width / tile[1])
-    step_down, step_right = 8 * math.ceil(height / counts[0] / 8), 8 * math.ceil(width / counts[1] / 8)
+    step_down, step_right = 16 * math.ceil(height / counts[0] / 16), 16 * math.ceil(width / counts[1] / 16)
     for top in range(0, height, step_down):
         for left in range(0, width, step_right):
             bottom, right = min(top + step_down, height), min(left + step_right, width)
@@ -192,16 +195,18 @@ class FusedStudent(nn.Module):
 
     def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
         super().__init__()
-        device = student.window.device
+        device = student.tapers.device
         self.student, self.dtype = student.eval(), dtype
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
         to_blocks = torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1) / self.SCALE
+        to_dct = torch.einsum("kp,pcyx->kcyx", student.gain_map.dct.cpu(), to_blocks) * self.SCALE / 255
         to_chroma = (torch.eye(3) - LUMA)[..., None, None].expand(3, 3, 4, 4) / 16  # mean chroma of a block
         # Bilinear interpolation of block means at the 4 pixels of an axis, from the block before, this one and the next
         bilinear = torch.tensor([[3.0, 5, 0], [1, 7, 0], [0, 7, 1], [0, 5, 3]]) / 8
         to_pixels = torch.einsum("iy,jx,cd->ijcdyx", bilinear, bilinear, torch.eye(3)).reshape(48, 3, 3, 3)
-        for name, weight in ("to_blocks", to_blocks), ("to_chroma", to_chroma), ("to_pixels", to_pixels):
+        matrices = {"to_blocks": to_blocks, "to_dct": to_dct, "to_chroma": to_chroma, "to_pixels": to_pixels}
+        for name, weight in matrices.items():
             weight = weight.to(device).contiguous(memory_format=torch.channels_last)
             self.register_buffer(name, weight, persistent=False)
         torch.empty(31_000_000, dtype=torch.uint8)  # glibc then keeps freed blocks up to this size instead of unmapping them
@@ -213,27 +218,45 @@ class FusedStudent(nn.Module):
         Raises ``UserError`` if that is not finite.
         """
         height, width, _ = picture.shape
-        layers, smoothing = self.fuse_weights(self.estimate_blur(picture) if blur is None else blur, strength)
+        weights = self.student.predict_weights(self.estimate_blur(picture) if blur is None else blur)
+        layers, smoothing = self.fuse_weights(weights, strength)
         result = torch.empty_like(picture)
-        # In bands: larger buffers would be unmapped and zeroed again by the system each time
-        for outer, inner, place in tiles(height, width, (max(8, 1_100_000 // width), width), self.student.receptive_radius):
-            result[place] = self.sharpen_band(picture[outer], layers, smoothing, strength)[inner]
+        band = max(16, BAND_PIXELS // width), width
+        gains = self.student.gain_map.predict_gains(self.energies(picture, band[0]), weights.film)
+        for outer, inner, place in tiles(height, width, band, FILTER_RADIUS + self.student.conv_radius):
+            first, last = outer[0].start // 16, math.ceil(min(outer[0].stop, height) / 16)  # cells of the band
+            above = max(0, first - 1)  # interpolation needs one more on each side
+            part = upsample_gains(gains[:, :, above : last + 1])[:, :, 4 * (first - above) :]
+            result[place] = self.sharpen_band(picture[outer], layers, part, smoothing, strength)[inner]
         return result
 
     def estimate_blur(self, picture: Tensor) -> Tensor:
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
 
-    def sharpen_band(self, picture: Tensor, layers: tuple, smoothing: float, strength: float) -> Tensor:
-        filter_layer, *deep, last = layers
+    def energies(self, picture: Tensor, band: int) -> Tensor:
+        """``GainMap.energies`` of the photo, computed in bands of about ``band`` rows."""
+        rows, columns = (padded_indices(length)[FILTER_RADIUS:-FILTER_RADIUS] for length in picture.shape[:2])
+        energies = []
+        for part in rows.view(-1, 4)[::2].split(2 * math.ceil(band / 16)):  # two rows of blocks for each row of cells
+            half = picture[part.flatten()]
+            half = half if len(columns) == half.shape[1] else half[:, columns]
+            coefficients = F.conv2d(half.movedim(-1, 0)[None].float(), self.to_dct, stride=4)
+            energies.append(self.student.gain_map.energies(coefficients))
+        return torch.cat(energies, 2)
+
+    def sharpen_band(self, picture: Tensor, layers: tuple, gains: Tensor, smoothing: float, strength: float) -> Tensor:
+        first, second, *deep, last = layers
         height, width, _ = picture.shape
         padded, margin = reflect_pad_picture(picture), FILTER_RADIUS // 4
         blocks = F.conv2d(padded, self.to_blocks, stride=4)
-        change = F.conv2d(blocks, *filter_layer)
+        gains = gains[..., : blocks.shape[2] - 2 * margin, : blocks.shape[3] - 2 * margin].split(1, 1)
+        x = (blocks - 0.5).to(self.dtype)  # filters of sum 0 ignore what is subtracted, and numbers near 0 are rounded less
+        change = F.conv2d(x, *first).float().mul_(1 + gains[0]).addcmul_(F.conv2d(x, *second).float(), gains[1])
         blocks = blocks[..., margin:-margin, margin:-margin]
         x = (blocks + change).to(self.dtype)
         for layer in deep:
             x = F.conv2d(x, *layer, padding=1).relu_()
-        change = torch.add(F.conv2d(x, *last, padding=1), change, alpha=strength)
+        change = change.addcmul_(F.conv2d(x, *last, padding=1).float(), 1 + gains[2]).mul_(strength)
         if not torch.isfinite(change.sum()):
             raise UserError(NOT_FINITE)
         unit = self.FIXED_POINT if smoothing else 1
@@ -273,19 +296,22 @@ class FusedStudent(nn.Module):
             rgb[top + first : top + last] = kept[first:last]
         return rgb
 
-    def fuse_weights(self, blur: Tensor, strength: float) -> tuple[tuple, float]:
-        """For a photo with that blur embedding, (1, 145): (weight, bias) of each layer, and the share of smooth chroma."""
-        kernel, routing_weights, smoothing = self.student.predict_weights(blur)
-        *deep, last = (tuple(part[0] for part in conv.mix_experts(routing_weights)) for conv in self.student.convs)
-        for weight, _ in deep:
+    def fuse_weights(self, weights: StudentWeights, strength: float) -> tuple[tuple, float]:
+        """For one photo: (weight, bias) of each layer, and the share of smooth chroma."""
+        convs = [tuple(part[0] for part in conv.mix_experts(weights.routing)) for conv in self.student.convs]
+        for weight, _ in convs[:-1]:
             weight[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
-        deep = [*deep, tuple(strength * part for part in last)]
-        layers = [(to_space_to_depth_kernel(kernel, self.student.space_to_depth_indices)[0], None)]
-        layers += [(weight.to(self.dtype), (bias * 255 / self.SCALE).to(self.dtype)) for weight, bias in deep]
-        layers = tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
-        if not torch.isfinite(smoothing).all():
+        kernels = weights.kernels[0].to(self.dtype).float()
+        kernels[:, 0, 0] -= kernels.sum((1, 2))  # rounded they are still of sum 0
+        filters = to_space_to_depth_kernel(kernels, self.student.space_to_depth_indices)
+        layers = [(weight, None) for weight in filters] + [(weight, bias * 255 / self.SCALE) for weight, bias in convs]
+        layers = tuple(
+            (weight.to(self.dtype, memory_format=torch.channels_last), bias if bias is None else bias.to(self.dtype))
+            for weight, bias in layers
+        )
+        if not torch.isfinite(weights.smoothing).all():
             raise UserError(NOT_FINITE)
-        return layers, round(float(smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT
+        return layers, round(float(weights.smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT
 
 
 def run_starts(flags: Tensor, axis: int) -> Tensor:

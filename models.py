@@ -1,13 +1,13 @@
 """The two networks and their blocks, and how they are saved and loaded.
 
 Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur from power spectra
-(blur/estimator.py) and undo most of it with a filter: the teacher's differs from place to place, the student's is one
-for the whole photo. Convolutions add the rest, mostly at a quarter of the resolution, where a 3x3 convolution costs a
-sixteenth and covers four times the distance. Filters start as the identity and last layers at zero, so that an untrained
-network returns its input.
+(blur/estimator.py) and undo most of it with filters, which differ from place to place. Convolutions add the rest, mostly at
+a quarter of the resolution, where a 3x3 convolution costs a sixteenth and covers four times the distance. Filters start as
+the identity and last layers at zero, so that an untrained network returns its input.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from blocks import (
     FILTER_RADIUS,
     CondConv2d,
     FiLM,
+    GainMap,
     ResidualBlock,
     conv2d_per_sample,
     keep_flat_runs,
@@ -70,7 +71,8 @@ class TeacherCNN(nn.Module):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        rows, softest_and_whole = [], log_power_spectrum(photo, peak, with_softest=True)
+        softest_and_whole = log_power_spectrum(photo, peak, with_softest=True)
+        rows = []
         soft_kernel, soft_embedding = self.estimator(softest_and_whole)
         for spectra in local_spectra(photo, softest_and_whole[:, 2:], peak):  # (N, gw, 4, 64, 33) of a row of regions
             kernels, embeddings = self.estimator(spectra.flatten(0, 1))
@@ -105,39 +107,43 @@ class TeacherCNN(nn.Module):
 
 
 class StudentCNN(nn.Module):
-    """Small real-time network: a filter predicted for each photo, then a few convolutions, on luma; less noise in chroma.
+    """Small real-time network: two predicted filters, mixed from place to place, then a few convolutions, on luma.
 
-    From the blur estimate follow one 9x9 filter and the routing weights that mix the experts of each convolution. Both
-    cost nothing per pixel, and kernels made for one blur do what many general ones cannot. Everything works on
-    space-to-depth blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers
-    12x12 pixels. The change in luma is added to red, green and blue alike. Chroma, what is left of a photo without its luma,
-    is smoothed as far as the blur estimate, which also sees noise, makes it useful.
+    From two blur estimates, of the whole photo and of its softest windows, follow two 9x9 filters and the routing weights
+    that mix the experts of each convolution. They cost nothing per pixel, and kernels made for one blur do what many general
+    ones cannot. How much of each filter's and of the convolutions' change is added, a ``GainMap`` decides for cells of 16
+    pixels. Everything works on space-to-depth blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a
+    3x3 convolution covers 12x12 pixels. The change in luma is added to red, green and blue alike. Chroma, what is left of a
+    photo without its luma, is smoothed as far as the blur estimate, which also sees noise, makes it useful.
 
     Args:
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
         num_experts: experts per convolution.
-        hidden: width of the layer that predicts the filter and the routing weights.
+        hidden: width of the layer that predicts the filters and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
-        whole photo: what ``estimate_blur`` returns, (N, 145), or spectra whose last two channels are its
-        ``log_power_spectrum``, (N, 2, 4 or 6, 64, 33).
+        whole photo: what ``estimate_blur`` returns, (N, 2 * 145), or spectra whose last four channels are its
+        ``log_power_spectrum`` with the softest windows, (N, 4 or 6, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
     """
 
-    def __init__(self, convs: int = 3, num_experts: int = 16, hidden: int = 128):
+    def __init__(self, convs: int = 2, num_experts: int = 16, hidden: int = 128):
         super().__init__()
         self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden)
-        self.receptive_radius = FILTER_RADIUS + 4 * convs + 3  # pixels; 3: from the far side of a space-to-depth block
+        self.conv_radius = 4 * convs + 3  # pixels; 3: from the far side of a space-to-depth block
+        self.receptive_radius = self.conv_radius + GainMap.RADIUS
         self.estimator = BlurEstimator()
         size = 2 * FILTER_RADIUS + 1
-        self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
+        self.embed = nn.Sequential(nn.Linear(2 * (EMBEDDING + size**2), hidden), nn.ReLU())
         self.router = nn.Linear(hidden, num_experts)
-        self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))  # trust in the estimator's filter, then a correction
+        # For each filter: trust in the estimator's, then a correction
+        self.kernel_head = zero_init(nn.Linear(hidden, 2 * (1 + size**2)))
         self.chroma_head = zero_init(nn.Linear(hidden, 1))
+        self.gain_map = GainMap(hidden, gains=3)
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
         hann = torch.hann_window(size + 2)[1:-1]
         # Learned, from a start that fades out: a filter that ends abruptly would ring
-        self.window = nn.Parameter(0.5 * hann[:, None] * hann)
+        self.tapers = nn.Parameter((0.5 * hann[:, None] * hann).repeat(2, 1, 1))
         bases = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(convs)]
         zero_init(bases[-1])
         self.convs = nn.ModuleList(CondConv2d(base, num_experts) for base in bases)
@@ -147,44 +153,67 @@ class StudentCNN(nn.Module):
             blur = self.estimate_blur(photo)
         elif blur.dim() > 2:
             blur = self.embed_blur(blur)
-        kernel, routing_weights, smoothing = self.predict_weights(blur)
+        weights = self.predict_weights(blur)
         with torch.autocast(photo.device.type, enabled=False):  # a strong filter would amplify rounding
             blocks = F.pixel_unshuffle(reflect_pad_to_blocks(luma(photo)), 4)
-            change = conv2d_per_sample(blocks, to_space_to_depth_kernel(kernel, self.space_to_depth_indices))
-        margin = FILTER_RADIUS // 4
-        x = blocks[..., margin:-margin, margin:-margin] + change
+            kernels = to_space_to_depth_kernel(weights.kernels.flatten(0, 1), self.space_to_depth_indices)
+            changes = conv2d_per_sample(blocks, kernels.unflatten(0, (-1, 2)).flatten(1, 2)).chunk(2, 1)
+            margin = FILTER_RADIUS // 4
+            blocks = blocks[..., margin:-margin, margin:-margin]
+            gains = self.gain_map(blocks, weights.film).split(1, 1)
+            change = changes[0] * (1 + gains[0]) + changes[1] * gains[1]
+        x = blocks + change
         for conv in self.convs[:-1]:
-            x = F.relu(x + conv(x, routing_weights))
-        change = change + self.convs[-1](x, routing_weights)
+            x = F.relu(x + conv(x, weights.routing))
+        change = change + self.convs[-1](x, weights.routing) * (1 + gains[2])
         change = F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
-        return keep_flat_runs(photo, photo + change + smooth_chroma(photo, smoothing))
+        return keep_flat_runs(photo, photo + change + smooth_chroma(photo, weights.smoothing))
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> Tensor:
         """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        return self.embed_blur(log_power_spectrum(photo, peak))
+        return self.embed_blur(log_power_spectrum(photo, peak, with_softest=True))
 
-    def embed_blur(self, spectrum: Tensor) -> Tensor:
-        """Blur embedding and the centre of the estimator's filter, (N, 64 + 9 * 9), from spectra of whole photos."""
-        kernel, embedding = self.estimator(spectrum[:, -2:])
+    def embed_blur(self, spectra: Tensor) -> Tensor:
+        """Blur embedding and the centre of the estimator's filter, for the whole photo and then for its softest windows,
+        (N, 2 * (64 + 9 * 9)), from spectra of whole photos, (N, 4 or 6, 64, 33)."""
+        softest, whole = spectra[:, -4:].chunk(2, 1)
+        kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, softest)]))
         centre = slice(KERNEL_RADIUS - FILTER_RADIUS, KERNEL_RADIUS + FILTER_RADIUS + 1)
-        return torch.cat([embedding, kernel[:, 0, centre, centre].flatten(1)], 1)
+        embedded = torch.cat([embeddings, kernels[:, 0, centre, centre].flatten(1)], 1)
+        return torch.cat(embedded.chunk(2), 1)
 
-    def predict_weights(self, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From ``embed_blur``: the filter whose result is added to the photo, (N, 9, 9), the routing weights, (N, experts),
-        and the share of smooth chroma, (N, 1)."""
+    def predict_weights(self, embedded: Tensor) -> "StudentWeights":
+        """From ``embed_blur``: all that is computed once per photo."""
         size = 2 * FILTER_RADIUS + 1
-        embedding, estimated = embedded[:, : -(size**2)], embedded[:, -(size**2) :]
         with torch.autocast(embedded.device.type, enabled=False):
-            hidden = self.embed(torch.cat([embedding, estimated.asinh()], 1))  # strong filters have large values
-            trust, correction = self.kernel_head(hidden).split([1, size**2], 1)
-            change = estimated.view(-1, size, size).clone()
-            change[:, FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
-            kernel = correction.view_as(change) + self.window * (1 + trust[..., None]) * change
+            embeddings, estimated = embedded.view(-1, 2, EMBEDDING + size**2).split([EMBEDDING, size**2], 2)
+            # Strong filters have large values
+            hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2).flatten(1))
+            trust, correction = self.kernel_head(hidden).view(-1, 2, 1 + size**2).split([1, size**2], 2)
+            change = estimated.reshape(-1, 2, size, size).clone()
+            change[..., FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
+            kernels = correction.reshape(change.shape) + self.tapers * (1 + trust[..., None]) * change
             # Of sum 0, so that flat areas keep their brightness
-            kernel = kernel - kernel.mean((1, 2), keepdim=True)
+            kernels = kernels - kernels.mean((2, 3), keepdim=True)
             # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
             smoothing = F.leaky_relu(self.chroma_head(hidden), 0.1 if self.training else 0.0)
-            return kernel, self.router(hidden).tanh(), smoothing
+            return StudentWeights(kernels, self.router(hidden).tanh(), smoothing, self.gain_map.film(hidden))
+
+
+class StudentWeights(NamedTuple):
+    """What ``StudentCNN`` predicts for a photo.
+
+    Attributes:
+        kernels: (N, 2, 9, 9), filters whose results are added to the photo.
+        routing: (N, experts), weights of the experts of each convolution.
+        smoothing: (N, 1), the share of smooth chroma.
+        film: (N, 32), scales and shifts in the ``GainMap``.
+    """
+
+    kernels: Tensor
+    routing: Tensor
+    smoothing: Tensor
+    film: Tensor
 
 
 def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:

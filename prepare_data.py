@@ -1,4 +1,4 @@
-"""Makes the pairs that train.py trains on, data/{train,val}/NNN/{blurry,sharp}.png, from photos or a public data set.
+"""Makes the data that train.py trains on, data/{train,val}/NNN/{blurry,sharp}.png, from photos or a public data set.
 
     python prepare_data.py photos FOLDER        sharp photos, each degraded in a way drawn from MIXTURE
     python prepare_data.py blurry FOLDER        blurry photos that have no sharp version, for DISTILL_WEIGHT = 1 alone
@@ -64,24 +64,24 @@ def main() -> None:
         help=f"share of photos or sequences, 0 to 1 ({VAL_SHARE})",
     )
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the split and the degradations ({SEED})")
-    photos = parser.add_argument_group("only for photos")
+    photos = parser.add_argument_group("only for photos; --tile for blurry, too")
     photos.add_argument("--blur", nargs="+", choices=MIXTURE.blurs, help="kinds of blur (those of MIXTURE)")
     photos.add_argument("--copies", type=int, help=f"pairs from each photo ({COPIES})")
     photos.add_argument("--tile", type=int, help=f"cut larger photos into tiles of about this size ({TILE})")
-    photos.add_argument("--longest", type=int, default=LONGEST, help="first shrink photos with a longer side to this")
+    photos.add_argument("--longest", type=int, help="first shrink photos with a longer side to this")
     options = parser.parse_args()
     check_options(options)
 
     problems: list[str] = []
-    mixture, longest = MIXTURE, options.longest
-    if options.kind in ("photos", "blurry"):
+    mixture, longest, tile = MIXTURE, None, options.tile or TILE
+    if options.kind == "photos":
+        copies, longest = options.copies or COPIES, options.longest or LONGEST
         if options.blur:  # these alone, without what cameras do
             mixture = dataclasses.replace(mixture, camera=0, blurs={kind: mixture.blurs[kind] for kind in options.blur})
-        copies, tile = options.copies or COPIES, options.tile or TILE
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
-        if options.kind == "blurry":  # all to train on: only pairs can be judged
-            options.val_share = 0
-            planned = (dataclasses.replace(pair, part="train", unpaired=True, crisper=False) for pair in planned)
+    elif options.kind == "blurry":  # all to train on: only pairs can be judged
+        planned = plan_photos(*options.folders, problems, options.out, 1, tile, SMALLEST, None)
+        planned, options.val_share = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned), 0
     else:
         planned = plans[options.kind](*options.folders, problems)
     planned = without_twins(planned, problems)
@@ -111,7 +111,8 @@ def check_options(options: argparse.Namespace) -> None:
     others = options.blur or options.copies or options.longest or (options.tile and options.kind != "blurry")
     if options.kind != "photos" and others:
         raise UserError(
-            f"--blur, --copies, --tile and --longest apply to sharp photos only: {options.kind} are used as they are"
+            f"--blur, --copies, --tile and --longest apply to sharp photos only (--tile to blurry ones, too): "
+            f"{options.kind} photos are used as they are"
         )
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")

@@ -2,7 +2,7 @@
 
     python sharpen.py photo.jpg holiday/               writes sharpened/photo.jpg, and holiday's photos beside it
     python sharpen.py soft.png -o better.png
-    python sharpen.py soft.mp4 -o better.mp4           with sound and frame times; needs PyAV, pip install av
+    python sharpen.py soft.mp4 -o better.mp4           with its sound; needs pip install -r requirements-extras.txt
     producer | python sharpen.py --frames 1280x720 | consumer          raw RGB frames, 3 bytes a pixel
 
 Sizes, formats, 16 bits, transparency, EXIF and color profiles are kept, and no input is ever overwritten.
@@ -24,10 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
-from images.clips import CLIPS, change_clip
 from images.files import atomic_write
 from images.photos import find_photos
 from images.pictures import FORMATS, Picture, read_picture, write_picture
+from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
 from models import load_model
 from utils import UserError, one_line, pick_device
@@ -42,8 +42,8 @@ DEVICE = "auto"  # CUDA if available; or "cpu", "cuda:1", ...
 
 def main() -> None:
     parser = CliParser(__doc__)
-    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, folders of photos, and videos")
-    parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one photo a file ({OUT})")
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, videos, and folders of photos")
+    parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one input a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
     parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MAX_STRENGTH}, 1 is as trained")
     parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, ...")
@@ -53,7 +53,9 @@ def main() -> None:
     if not 0 <= options.strength <= MAX_STRENGTH:
         raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MAX_STRENGTH}")
     if bool(options.inputs) == bool(options.frames):
-        raise UserError("name photos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)")
+        raise UserError(
+            "name photos, videos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)"
+        )
     size = parse_size("--frames", options.frames) if options.frames else None
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ({}, [])
     for result in list(jobs)[:1]:
@@ -98,10 +100,12 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
         elif taken.setdefault(realpath(result), photo) is not photo:
             problems.append(f"{photo} and {taken[realpath(result)]} would both become {result}: sharpen one at a time")
-        elif result.suffix.lower() not in (wanted := FORMATS if photo.suffix.lower() in FORMATS else FORMATS | CLIPS):
+        elif result.suffix.lower() not in (
+            wanted := FORMATS if photo.suffix.lower() in FORMATS else FORMATS | VIDEO_FORMATS
+        ):
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(wanted)}")
         elif photo.exists() and not photo.is_file():
-            problems.append(f"{photo} is not a file: name a photo or a folder")
+            problems.append(f"{photo} is not a file: name a photo, a video or a folder")
         elif os.path.lexists(result) and not overwrite:
             problems.append(f"{result} exists already: move it, or allow --overwrite")
         else:
@@ -135,7 +139,7 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
     with ThreadPoolExecutor(threads) as pool:
         sharpened = map(reporting_errors(sharpen), map_ahead(pool, reporting_errors(read_job), files, threads))
         written = map_ahead(pool, reporting_errors(write_job), sharpened, threads)
-        for job in tqdm(written, "sharpening", len(jobs), unit="photo", leave=False, disable=None):
+        for job in tqdm(written, "sharpening", len(jobs), unit="file", leave=False, disable=None):
             done, pixels, seconds = done + (job.error is None), pixels + job.pixels, seconds + job.seconds
             if job.error:
                 tqdm.write(f"error: {one_line(job.error)}", file=sys.stderr)
@@ -175,7 +179,7 @@ def reporting_errors(step: Callable[[Job], None]) -> Callable[[Job], Job]:
 
 
 def read_job(job: Job) -> None:
-    if job.result.suffix.lower() not in CLIPS:
+    if job.result.suffix.lower() not in VIDEO_FORMATS:
         job.picture = read_picture(job.source)
 
 
@@ -208,7 +212,7 @@ def sharpen_clip(sharpener: Sharpener, clip: Path, result: Path, strength: float
         pixels += frame[..., 0].size
         return video(frame, strength)
 
-    change_clip(clip, result, sharpen)
+    map_frames(clip, result, sharpen)
     return pixels
 
 

@@ -23,7 +23,7 @@ from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
 from utils import autocast, print0, relative_weight
 
 # Files
-DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png
+DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; see need_sharp below
 TEACHER_WEIGHTS = "weights/teacher.pth"  # the shipped teacher, or one of your own from pretrain.py
 BEST_STUDENT = "best_student_model.pth"  # the student with the best validation SSIM
 OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint
@@ -73,10 +73,12 @@ def main() -> None:
         teacher = load_model(TEACHER_WEIGHTS).requires_grad_(False)
         data = find_or_make_data(DATA)
         lock = lock_output_dir(OUTPUTS)  # noqa: F841  held until the end
-        need_sharp = DISTILL_WEIGHT < 1 or not CACHE_TEACHER
+        need_sharp = DISTILL_WEIGHT < 1 or not CACHE_TEACHER  # if False, sharp.png may be missing in train/
         train_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED, need_sharp)
         val_set = PairedImageDataset(data / "val")
     print0(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
+    if not all(train_set.paired):
+        print0(f"{train_set.paired.count(False)} training photos have no sharp.png: the teacher's outputs stand in for it")
 
     teacher.to(device, memory_format=torch.channels_last)
     scores = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}

@@ -282,7 +282,7 @@ def count_parameters(network: nn.Module) -> int:
 def gmac_per_megapixel(network: nn.Module) -> float:
     """Billions of multiply-accumulate operations per million pixels.
 
-    Work done once per photo (a blur estimate takes 0.1 GMAC) and Fourier transforms are not counted.
+    Work done once per photo (each blur estimate takes 0.1 GMAC) and Fourier transforms are not counted.
     """
     parameter = next(network.parameters())
     counts = []

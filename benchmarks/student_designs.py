@@ -24,7 +24,7 @@ from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset
 from evaluate import find_degradations
 from inference import FusedStudent, run_patches
-from models import StudentCNN, load_model, share_estimator
+from models import StudentCNN, StudentWeights, load_model, share_estimator
 from training.config import TrainConfig
 from training.loop import validate
 from training.run import TrainingRun
@@ -37,30 +37,39 @@ WEIGHTS = Path(train.__file__).parent / "weights" / "teacher.pth"
 class WithoutFilter(StudentCNN):
     """Convolutions with experts alone."""
 
-    def predict_weights(self, embedded: Tensor) -> tuple[Tensor, ...]:
-        kernel, *weights = super().predict_weights(embedded)
-        return torch.zeros_like(kernel), *weights
+    def predict_weights(self, embedded: Tensor) -> StudentWeights:
+        weights = super().predict_weights(embedded)
+        return weights._replace(kernels=torch.zeros_like(weights.kernels))
 
 
 class OwnFilter(StudentCNN):
-    """The filter is predicted from the blur embedding alone; the estimator's own filter is not added to it."""
+    """The filters are predicted from the blur embedding alone; the estimator's own are not added to them."""
 
     def __init__(self):
         super().__init__()
-        self.window.data.zero_()
-        self.window.requires_grad_(False)
+        self.tapers.data.zero_()
+        self.tapers.requires_grad_(False)
+        self.gain_map.tail.bias.data[1] = 0.1  # the second filter is zero, and without a gain would stay so
+
+
+class WithoutGains(StudentCNN):
+    """The same all over the photo: the whole photo's filter and the convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain_map.tail.requires_grad_(False)
 
 
 DESIGNS = {
-    "filter and 1 convolution": lambda: StudentCNN(convs=1),
-    "filter and 2 convolutions": lambda: StudentCNN(convs=2),
-    "filter and 3 convolutions (shipped)": StudentCNN,
-    "filter and 4 convolutions": lambda: StudentCNN(convs=4),
-    "filter and 6 convolutions": lambda: StudentCNN(convs=6),
+    "filters and 1 convolution": lambda: StudentCNN(convs=1),
+    "filters and 2 convolutions (shipped)": StudentCNN,
+    "filters and 3 convolutions": lambda: StudentCNN(convs=3),
+    "filters and 4 convolutions": lambda: StudentCNN(convs=4),
     "shipped, 1 expert": lambda: StudentCNN(num_experts=1),
     "shipped, 24 experts": lambda: StudentCNN(num_experts=24),
-    "shipped, without the filter": WithoutFilter,
-    "shipped, without the estimator's filter": OwnFilter,
+    "shipped, without the filters": WithoutFilter,
+    "shipped, without the estimator's filters": OwnFilter,
+    "shipped, the same all over": WithoutGains,
 }
 
 

@@ -23,7 +23,11 @@ from inference import Sharpener, VideoSharpener
 from models import load_model
 from utils import pick_device
 
-CLIPS = {"clean": (0, 95), "noise 4, JPEG 80": (4, 80), "noise 10, JPEG 60": (10, 60)}  # sigma in gray levels, quality
+DEGRADATIONS = {
+    "clean": (0, 95),
+    "noise 4, JPEG 80": (4, 80),
+    "noise 10, JPEG 60": (10, 60),
+}  # sigma in gray levels, quality
 
 
 def main() -> None:
@@ -33,12 +37,12 @@ def main() -> None:
     options = parser.parse_args()
     sharpener = Sharpener(load_model(options.weights), pick_device())
     print(f"{'change from frame to frame, %':32s} {'mean':>6s} {'largest':>8s} {'sharpening':>11s}")
-    for clip, (noise, quality) in CLIPS.items():
+    for kind, (noise, quality) in DEGRADATIONS.items():
         frames = list(pan(options.frames, noise, quality))
         for name, sharpen in ("frame by frame", sharpener), ("video", VideoSharpener(sharpener)):
             ratios = np.array([mean_gradient(sharpen(frame)) / mean_gradient(frame) for frame in frames])
             changes = np.abs(ratios[1:] / ratios[:-1] - 1) * 100
-            print(f"{clip + ', ' + name:32s} {changes.mean():6.2f} {changes.max():8.2f} {ratios.mean():11.3f}")
+            print(f"{kind + ', ' + name:32s} {changes.mean():6.2f} {changes.max():8.2f} {ratios.mean():11.3f}")
 
 
 def pan(count: int, noise: float, quality: int, height: int = 288, width: int = 352) -> Iterator[np.ndarray]:

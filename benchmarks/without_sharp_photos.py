@@ -1,9 +1,9 @@
-"""Can a student adapt to one camera without a single sharp photo? Trained on the teacher's outputs for blurry photos alone.
+"""Can a student learn one camera without a single sharp photo? Trained on the teacher's outputs for blurry photos alone.
 
     python benchmarks/without_sharp_photos.py PHOTOS VAL_PHOTOS
 
 The camera is simulated: a lens that is soft in one direction, much noise, JPEG. Of PHOTOS only what it makes is kept; the
-pairs made of VAL_PHOTOS judge. The adapted student is compared with the shipped one.
+pairs made of VAL_PHOTOS judge. A student trained for this camera alone is compared with the shipped one.
 """
 
 import math
@@ -59,10 +59,10 @@ def main() -> None:
         train_student(adapted, train_set, options.steps, device)
         shipped = load_model(WEIGHTS.with_name("student.pth")).to(device, memory_format=torch.channels_last)
         print(f"{len(train_set)} blurry photos to train on, {len(val_set)} pairs to judge")
-        networks = {"input": nn.Identity(), "shipped student": shipped, "adapted student": adapted, "teacher": teacher}
+        networks = {"input": nn.Identity(), "shipped student": shipped, "camera's student": adapted, "teacher": teacher}
         for name, network in networks.items():
             scores = validate(network, val_set, device)
-            print(f"{name:16s} {scores.psnr:6.2f} dB  SSIM {scores.ssim:.4f}", flush=True)
+            print(f"{name:17s} {scores.psnr:6.2f} dB  SSIM {scores.ssim:.4f}", flush=True)
 
 
 def take_photo(path: Path, folder: Path, number: int, with_sharp: bool) -> None:

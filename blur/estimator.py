@@ -1,8 +1,8 @@
 """The blur estimator: from the spectrum of a photo to the filter that undoes most of its blur.
 
 A convolution sees little of a photo, and a patch shows little of its blur. So the networks are given power spectra, of the
-whole photo and of the surroundings of each place (spectrum.py, local.py), from which this small network predicts
-a Wiener-like inverse filter and an embedding of the blur, which conditions the layers of the networks.
+whole photo, its softest windows and the surroundings of each place (spectrum.py, local.py), from which this small network
+predicts a Wiener-like inverse filter and an embedding of the blur, which conditions the layers of the networks.
 """
 
 import math
@@ -22,8 +22,8 @@ EMBEDDING = 64  # numbers
 class BlurEstimator(nn.Module):
     """Predicts an inverse filter and a blur embedding from spectra. Starts with the identity filter.
 
-    Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region and that of the whole photo, or (N, 2, 64, 33) for the
-        blur of the whole photo -> kernels (N, 1, 63, 63), embeddings (N, 64).
+    Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region, the softest windows or the whole photo, and after it that
+        of the whole photo -> kernels (N, 1, 63, 63), embeddings (N, 64).
     """
 
     def __init__(self, width: int = 16, deep_width: int = 32):
@@ -53,8 +53,6 @@ class BlurEstimator(nn.Module):
         self.tail = zero_init(nn.Conv2d(width, 1, 3, padding=1))
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        if spectrum.shape[1] == 2:
-            spectrum = torch.cat([spectrum, spectrum], 1)
         with torch.autocast(spectrum.device.type, enabled=False):
             logs = (spectrum.to(self.radius.dtype) + 9) / 4
             profile = logs.flatten(2) @ self.rings  # (N, 2, 46): means over rings, from low to high frequencies

@@ -20,13 +20,13 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = Fa
     from 0 to 32; the other half is redundant.
 
     Args:
-        with_softest: the same of the ``softest`` windows, too: (N, 4, 64, 33), these before those of all windows. They show
-            a blur that is in a part of the photo.
+        with_softest: the same of the softest windows (``select_softest_windows``), too: (N, 4, 64, 33), these first. They
+            show a blur that is in a part of the photo.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
         windows = power(windowed_fft(extract_windows(photo, peak)))
-        parts = [softest(windows), windows] if with_softest else [windows]
+        parts = [select_softest_windows(windows), windows] if with_softest else [windows]
         spectrum = torch.cat([log_means(part) for part in parts], 1)
         # A photo of a few rows or windows does not show how blurry it is
         trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (windows.shape[1] - 1) / 24)
@@ -34,8 +34,8 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = Fa
         return spectrum if trust >= 1 else typical.lerp(spectrum, max(0.0, trust))
 
 
-def softest(power: Tensor) -> Tensor:
-    """Of (N, n, 64, 33) the sixth of the windows with the least power at high frequencies, relative to that at low ones.
+def select_softest_windows(power: Tensor) -> Tensor:
+    """Of (N, n, 64, 33), the sixth of the windows whose high frequencies have the least power relative to their low ones.
 
     Only of the two thirds with the most power at low frequencies: the others hold no texture that could be blurry.
     """
@@ -105,7 +105,7 @@ def windowed_fft(windows: Tensor) -> Tensor:
 
 
 def transform_spectrum(spectrum: Tensor, dihedral: int) -> Tensor:
-    """The (..., 64, 33) spectrum of a photo that ``dataset.crop_and_augment`` flips and rotates by ``dihedral``, 0 to 7."""
+    """The (..., 64, 33) spectrum of a photo that ``dataset.augment`` flips and rotates by ``dihedral``, 0 to 7."""
     rotated = dihedral % 2 == 1
     if (dihedral >= 4) != rotated:  # flipped; a quarter turn is a transposed flip
         spectrum = spectrum.flip(-2).roll(1, -2)  # rows are -32 to 31, and -32 is its own mirror image

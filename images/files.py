@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import threading
 import time
 import warnings
 import zipfile
@@ -24,8 +25,9 @@ def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
         UserError: if the disk is full or the folder cannot be written to; the old file is untouched.
     """
     path = Path(path)
-    stem = os.fsencode(path.stem)[:200].decode(errors="ignore")  # bytes; most file systems allow names of 255
-    partial = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix}")  # Pillow reads the suffix
+    stem = os.fsencode(path.stem)[:180].decode(errors="ignore")  # bytes; most file systems allow names of 255
+    writer = f"{os.getpid()}.{threading.get_ident()}"
+    partial = path.with_name(f".{stem}.{writer}.partial{path.suffix}")  # Pillow reads the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path.parent)

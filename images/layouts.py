@@ -27,7 +27,7 @@ class Pair:
     part: str | None = None  # "train" or "val", if the data set says so
     tile: tuple[int, int, int, int] | None = None  # of the sharp photo after shrinking: top, left, bottom, right
     crisper: bool = False  # shrink the tile by up to a half and vary it before blurring
-    unpaired: bool = False  # the photo is blurry as it is, and there is no sharp one
+    unpaired: bool = False  # ``sharp`` is a photo that is blurry as it is: there is no sharp one
 
 
 def plan_photos(

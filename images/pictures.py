@@ -6,7 +6,6 @@ EXIF orientation are not rotated, those of a TIFF are and the tag is removed; ei
 
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,9 +52,7 @@ def read_picture(path: Path | str) -> Picture:
             point.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd metadata, and about photos above 89 megapixels
-            return _read(Path(path))
+        return _read(Path(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except UserError:

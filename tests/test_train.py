@@ -74,10 +74,11 @@ def test_the_weight_of_a_photo_is_in_the_gradient_of_any_loss(constants, monkeyp
     assert changed == [False, True], "without a gradient zeros stay zeros"
 
 
-def test_it_trains_on_blurry_photos_alone_if_all_targets_are_the_teachers(constants, monkeypatch):
+def test_it_trains_on_blurry_photos_alone_if_all_targets_are_the_teachers(constants, monkeypatch, capsys):
     for file in (constants / "data" / "train").glob("*/sharp.png"):
         file.unlink()
     train.main()
+    assert "3 training photos have no sharp.png" in capsys.readouterr().out
     student = load_model("best_student_model.pth")
     assert any(parameter.any() for parameter in student.kernel_head.parameters()), "zeros at the start"
     for constant, value in ("DISTILL_WEIGHT", 0.5), ("CACHE_TEACHER", False):

@@ -91,7 +91,7 @@ def test_each_is_sharpened_or_has_its_sentence(folder, tmp_path, monkeypatch, ca
         errors
     )
     assert len(results) + len(sentences) == len(list(folder.iterdir()))
-    assert f"{len(results)} of {len(results) + len(sentences)} photos sharpened" in printed
+    assert f"{len(results)} of {len(results) + len(sentences)} files sharpened" in printed
     assert 20 < len(results) < 500, "some damage cannot be seen, most can"
     for name in results:  # each is whole, and of the size that the damaged file tells
         assert read_picture(tmp_path / "out" / name).pixels.shape == read_picture(folder / name).pixels.shape

@@ -42,7 +42,7 @@ def training(folder: Path, train_folder: str) -> None:
     torch.manual_seed(1)
     untrained = StudentCNN(**STUDENT)
     # With the zeros these start with, no layer before them has a gradient
-    for layer in untrained.kernel_head, untrained.convs[-1].base, *untrained.convs:
+    for layer in untrained.kernel_head, untrained.gain_map.tail, untrained.convs[-1].base, *untrained.convs:
         nn.init.normal_(layer.weight, std=0.1)
     for layer in untrained.estimator.tail, untrained.estimator.film:
         nn.init.normal_(layer.weight, std=0.02)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import dummy_photo
 
-from images.clips import change_clip
+from images.videos import map_frames
 from utils import UserError
 
 
@@ -74,9 +74,9 @@ STEADY, VARIABLE = range(0, 30000, 3000), [0, 2000, 7003, 7100, 15000, 30001]
 )
 def test_each_frame_is_kept_at_its_time_with_its_properties_and_the_sound(av, tmp_path, options):
     write_clip(av, tmp_path / "a.mp4", **options)
-    count = change_clip(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda frame: frame)
+    map_frames(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda frame: frame)
     before, after = (read_clip(av, tmp_path / name) for name in ("a.mp4", "b.mp4"))
-    assert count == len(options["times"]) and after[0] == before[0] == [Fraction(t, 90000) for t in options["times"]]
+    assert after[0] == before[0] == [Fraction(t, 90000) for t in options["times"]]
     assert after[2] == before[2] and after[3] == before[3] and len(after[3]) > 5
     for one, other in zip(before[1], after[1], strict=True):
         difference = other.astype(float) - one
@@ -86,12 +86,12 @@ def test_each_frame_is_kept_at_its_time_with_its_properties_and_the_sound(av, tm
 def test_frames_are_changed_in_order_as_rgb(av, tmp_path):
     write_clip(av, tmp_path / "a.mp4", STEADY)
     seen = []
-    change_clip(tmp_path / "a.mp4", tmp_path / "b.mkv", lambda frame: seen.append(frame) or 255 - frame)
+    map_frames(tmp_path / "a.mp4", tmp_path / "b.mkv", lambda frame: seen.append(frame) or 255 - frame)
     assert all(frame.shape == (64, 96, 3) and frame.dtype == np.uint8 for frame in seen)
     for k, frame in enumerate(seen):
         assert np.abs(frame.astype(float) - np.roll(smooth_photo(64, 96), 2 * k, 1)).mean() < 6
     inverted = []
-    change_clip(tmp_path / "b.mkv", tmp_path / "c.mp4", lambda frame: inverted.append(frame) or frame)
+    map_frames(tmp_path / "b.mkv", tmp_path / "c.mp4", lambda frame: inverted.append(frame) or frame)
     assert np.abs(np.stack(seen).astype(float) + np.stack(inverted) - 255).mean() < 6
 
 
@@ -100,20 +100,60 @@ def test_what_cannot_be_changed_is_one_sentence_and_leaves_nothing_behind(av, tm
     write_clip(av, tmp_path / "deep.mp4", STEADY, pix_fmt="yuv420p10le")
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:-2000])
     (tmp_path / "empty.mp4").write_bytes(b"")
-    said = {"deep": "10 bits", "cut": "cannot be sharpened as a video", "empty": "cannot be", "none": "is missing"}
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{tmp_path}/good.mp4'\n")
+    said = {
+        "deep": "10 bits",
+        "cut": "cannot be sharpened as a video",
+        "empty": "cannot be",
+        "list": "cannot be",
+        "none": "is missing",
+    }
     for name, sentence in said.items():
         with pytest.raises(UserError, match=rf"{name}\.mp4 .*{sentence}"):
-            change_clip(tmp_path / f"{name}.mp4", tmp_path / "result.mp4", lambda frame: frame)
+            map_frames(tmp_path / f"{name}.mp4", tmp_path / "result.mp4", lambda frame: frame)
 
     def stop(frame):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        change_clip(tmp_path / "good.mp4", tmp_path / "result.mp4", stop)
-    assert {path.name for path in tmp_path.iterdir()} == {"good.mp4", "deep.mp4", "cut.mp4", "empty.mp4"}
+        map_frames(tmp_path / "good.mp4", tmp_path / "result.mp4", stop)
+    assert {path.name for path in tmp_path.iterdir()} == {"good.mp4", "deep.mp4", "cut.mp4", "empty.mp4", "list.mp4"}
+
+
+def test_a_video_that_was_cut_off_is_pointed_out(av, tmp_path, capsys):
+    write_clip(av, tmp_path / "a.mp4", range(0, 3 * 90000, 3000))
+    with (
+        av.open(str(tmp_path / "a.mp4")) as source,
+        av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": "faststart"}) as target,
+    ):
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    whole = (tmp_path / "b.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
+    for name, said in ("a", False), ("b", True):
+        map_frames(tmp_path / f"{name}.mp4", tmp_path / "result.mp4", lambda frame: frame)
+        assert ("it may be damaged" in capsys.readouterr().err) == said
+
+
+def test_titles_and_languages_are_kept_and_a_name_may_hold_a_colon(av, tmp_path):
+    write_clip(av, tmp_path / "a:b.mp4", STEADY)
+    with av.open(f"file:{tmp_path / 'a:b.mp4'}") as source, av.open(str(tmp_path / "named.mp4"), "w") as target:
+        target.metadata["title"] = "Holiday"
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        copies[1].metadata["language"] = "fra"
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    map_frames(tmp_path / "named.mp4", tmp_path / "c:d.mp4", lambda frame: frame)
+    with av.open(f"file:{tmp_path / 'c:d.mp4'}") as found:
+        assert found.metadata["title"] == "Holiday" and found.streams.audio[0].metadata["language"] == "fra"
 
 
 def test_without_pyav_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UserError, match="install PyAV to sharpen videos, pip install av"):
-        change_clip(Path("a.mp4"), tmp_path / "b.mp4", lambda frame: frame)
+    with pytest.raises(UserError, match="install PyAV 18 or newer to sharpen it, pip install"):
+        map_frames(Path("a.mp4"), tmp_path / "b.mp4", lambda frame: frame)

@@ -1,0 +1,139 @@
+"""Videos whose frames are changed one by one, with PyAV 18 or newer (``pip install -r requirements-extras.txt``)."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from images.files import atomic_write
+from images.photos import describe_error
+from utils import UserError
+
+VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # FFmpeg's names
+# A file that only looks like a video may name others to be opened: playlists, lists of files
+READABLE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts", "protocol_whitelist": "file"}
+QUALITY = {"crf": "16", "preset": "medium"}  # of H.264: visually lossless
+COLORS = "colorspace", "color_range", "color_primaries", "color_trc"
+
+
+def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Write ``video`` with ``change(frame)`` in place of each frame, (H, W, 3) uint8 RGB.
+
+    Frames keep their times, also of a variable rate, and their size, rotation, pixel shape, color matrix and range, and are
+    encoded as H.264. Sound and subtitles are copied as they are, with titles, languages and dates. Chapters, attachments and
+    other data, such as GPS tracks, are not kept. ``result`` is written whole or not at all.
+
+    Raises:
+        UserError: if PyAV is missing or too old, if ``video`` cannot be read or ``result`` cannot be written, or if the
+            video is interlaced, has more than 8 bits per color or no frames.
+    """
+    av = _import_av(video)
+    if not video.is_file():
+        raise UserError(f"{video} is missing")
+
+    def write(partial: Path) -> None:
+        try:
+            with (
+                av.open(f"file:{video}", container_options=READABLE) as source,
+                av.open(f"file:{partial}", "w", format=VIDEO_FORMATS[result.suffix.lower()]) as target,
+            ):
+                _map_frames(av, source, target, change)
+        except av.error.FFmpegError as error:  # often an OSError, too
+            raise UserError(
+                f"{video} cannot be sharpened as a video ({describe_error(error)}): it is damaged, or of a format that "
+                f"cannot be read, or its sound does not fit into {result.suffix}, in which case choose .mkv with -o"
+            ) from None
+
+    atomic_write(result, write)
+
+
+def _import_av(video: Path):
+    try:
+        av = importlib.import_module("av")
+        if int(av.__version__.partition(".")[0]) >= 18:
+            return av
+    except ImportError:
+        pass
+    raise UserError(f"{video} is a video: install PyAV 18 or newer to sharpen it, pip install 'av>=18' (Python 3.11)")
+
+
+def _map_frames(av, source, target, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    video = source.streams.best("video")
+    if video is None:
+        raise UserError(f"{source.name} contains no video")
+    video.thread_type = "AUTO"  # decode on all cores
+    others = [stream for stream in source.streams if stream.type in ("audio", "subtitle")]
+    written = target.add_stream("libx264", rate=video.average_rate, options=QUALITY)
+    copies = {stream.index: target.add_stream_from_template(stream) for stream in others}
+    for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
+        after.metadata.update(before.metadata)
+    to_rgb, from_rgb = (av.video.reformatter.VideoReformatter() for _ in range(2))
+    configured, waiting = False, []
+    with tqdm(desc="sharpening", total=video.frames or None, unit="frame", leave=False, disable=None) as bar:
+        for packet in source.demux(video, *others):
+            if packet.stream.index != video.index:
+                if packet.dts is not None:  # None: the end of the stream
+                    packet.stream = copies[packet.stream.index]
+                    waiting.append(packet)
+            else:
+                for frame in packet.decode():
+                    if not configured:
+                        _check(frame, source.name)
+                        _configure(written, video, frame)
+                        configured = True
+                    pixels = _convert(av, to_rgb, frame, frame, "rgb24").to_ndarray()
+                    changed = av.VideoFrame.from_ndarray(change(pixels), format="rgb24")
+                    target.mux(written.encode(_convert(av, from_rgb, changed, frame, written.codec_context.pix_fmt)))
+                    bar.update()
+            if configured:  # the header is written with the first packet, and must know the frames
+                for each in waiting:
+                    target.mux(each)
+                waiting = []
+        if not configured:
+            raise UserError(f"{source.name} contains no frames")
+        target.mux(written.encode(None))
+    end, expected = float(frame.time), (source.duration or 0) / 1e6  # seconds
+    if end < 0.9 * expected - 0.5:  # sound may be a little longer
+        tqdm.write(f"{source.name} ends after {end:.1f} of {expected:.1f} seconds: it may be damaged", file=sys.stderr)
+
+
+def _check(frame, name: str) -> None:
+    bits = max(component.bits for component in frame.format.components)
+    if bits > 8:
+        raise UserError(f"{name} has {bits} bits per color: convert it to 8 bits first")
+    if frame.interlaced_frame:
+        raise UserError(f"{name} is interlaced: deinterlace it first")
+
+
+def _configure(written, video, frame) -> None:
+    """Tell the encoder of the stream ``written`` what is known of ``video`` and its first frame."""
+    encoder = written.codec_context
+    encoder.width, encoder.height, encoder.time_base = frame.width, frame.height, video.time_base
+    even = frame.width % 2 == 0 and frame.height % 2 == 0  # chroma of half the size needs that
+    same = frame.format.name in ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
+    encoder.pix_fmt = frame.format.name if same and even else "yuv420p" if even else "yuv444p"
+    if video.sample_aspect_ratio:
+        encoder.sample_aspect_ratio = video.sample_aspect_ratio
+    for name in COLORS:
+        setattr(encoder, name, getattr(frame, name))
+    if frame.rotation:
+        written.set_display_rotation(frame.rotation)
+
+
+def _convert(av, converter, frame, like, pix_fmt: str):
+    """``frame`` in another pixel format, to RGB or back, with the matrix, range and time of ``like``."""
+    matrix = like.colorspace if like.colorspace in set(av.video.reformatter.Colorspace) else None
+    ranges, methods = [like.color_range, av.video.reformatter.ColorRange.JPEG], av.video.reformatter.Interpolation
+    if pix_fmt != "rgb24":
+        ranges.reverse()
+    # Without these flags each frame becomes darker by a gray level
+    exact = methods.BICUBIC | methods.ACCURATE_RND | methods.FULL_CHR_H_INT | methods.FULL_CHR_H_INP
+    matrices = dict(src_colorspace=matrix, dst_colorspace=matrix, interpolation=exact)
+    converted = converter.reformat(frame, format=pix_fmt, src_color_range=ranges[0], dst_color_range=ranges[1], **matrices)
+    converted.pts, converted.time_base, converted.duration = like.pts, like.time_base, like.duration
+    for name in COLORS:
+        setattr(converted, name, getattr(like, name))
+    return converted
