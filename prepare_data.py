@@ -111,8 +111,8 @@ def check_options(options: argparse.Namespace) -> None:
     others = options.blur or options.copies or options.longest or (options.tile and options.kind != "blurry")
     if options.kind != "photos" and others:
         raise UserError(
-            f"--blur, --copies, --tile and --longest apply to sharp photos only (--tile to blurry ones, too): "
-            f"{options.kind} photos are used as they are"
+            "--blur, --copies, --tile and --longest (--tile also to blurry photos) "
+            f"apply to sharp photos only: {options.kind} are used as they are"
         )
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
