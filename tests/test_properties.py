@@ -86,12 +86,12 @@ def test_a_photo_that_is_moved_by_whole_squares_is_sharpened_alike(name):
     network = NETWORKS[name]().eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.05)
-    photo = torch.rand(1, 3, 240, 240)
+    photo = torch.rand(1, 3, 280, 280)
     with torch.no_grad():
-        spectrum = log_power_spectrum(photo)
-        whole, moved = network(photo, spectrum), network(photo[..., 4:, 8:], spectrum)
+        spectra = log_power_spectrum(photo).repeat(1, 3, 1, 1)
+        whole, moved = network(photo, spectra), network(photo[..., 16:, 32:], spectra)
     inner = slice(100, 130)
-    torch.testing.assert_close(whole[..., 104:134, 108:138], moved[..., inner, inner], atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole[..., 116:146, 132:162], moved[..., inner, inner], atol=1e-4, rtol=0)
 
 
 def test_a_short_seeded_training_gains_what_it_always_did(pairs, tmp_path):

@@ -231,7 +231,7 @@ def test_what_cannot_be_sharpened_is_said_and_the_rest_goes_on(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "name photos or folders to sharpen, or --frames"),
+        ((), "name photos, videos or folders to sharpen, or --frames"),
         (("a.png", "--strength", "3"), "--strength 3.0 must be between 0"),
         (("a.png", "--strength", "nan"), "--strength nan must be between 0"),
         (("a.png", "--device", "abacus"), "abacus"),
