@@ -60,8 +60,8 @@ class PairedImageDataset(Dataset):
         self.root, self.patch_size, self.seed = Path(root), patch_size, seed
         self.folders = find_pairs(self.root, need_sharp)
         self.paired = [(folder / "sharp.png").is_file() for folder in self.folders]
-        names = [("blurry.png", "sharp.png" if paired else "blurry.png") for paired in self.paired]
-        paths = [folder / name for folder, both in zip(self.folders, names, strict=True) for name in both]
+        second = ["sharp.png" if paired else "blurry.png" for paired in self.paired]
+        paths = [path for f, name in zip(self.folders, second, strict=True) for path in (f / "blurry.png", f / name)]
         photos = DecodedPhotos(paths, self.root / ".cache")  # 2 i is blurry, 2 i + 1 is sharp
         self.key, self.cache, self.shapes = photos.key, photos.cache, photos.shapes[::2]
         self._check_sizes(photos.shapes[1::2])

@@ -304,11 +304,9 @@ class FusedStudent(nn.Module):
         kernels = weights.kernels[0].to(self.dtype).float()
         kernels[:, 0, 0] -= kernels.sum((1, 2))  # rounded they are still of sum 0
         filters = to_space_to_depth_kernel(kernels, self.student.space_to_depth_indices)
-        layers = [(weight, None) for weight in filters] + [(weight, bias * 255 / self.SCALE) for weight, bias in convs]
-        layers = tuple(
-            (weight.to(self.dtype, memory_format=torch.channels_last), bias if bias is None else bias.to(self.dtype))
-            for weight, bias in layers
-        )
+        layers = [(weight.to(self.dtype), None) for weight in filters]
+        layers += [(weight.to(self.dtype), (bias * 255 / self.SCALE).to(self.dtype)) for weight, bias in convs]
+        layers = tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
         if not torch.isfinite(weights.smoothing).all():
             raise UserError(NOT_FINITE)
         return layers, round(float(weights.smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT

@@ -71,8 +71,7 @@ class TeacherCNN(nn.Module):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        softest_and_whole = log_power_spectrum(photo, peak, with_softest=True)
-        rows = []
+        rows, softest_and_whole = [], log_power_spectrum(photo, peak, with_softest=True)
         soft_kernel, soft_embedding = self.estimator(softest_and_whole)
         for spectra in local_spectra(photo, softest_and_whole[:, 2:], peak):  # (N, gw, 4, 64, 33) of a row of regions
             kernels, embeddings = self.estimator(spectra.flatten(0, 1))
@@ -104,6 +103,22 @@ class TeacherCNN(nn.Module):
             half = block(half, film)
         x = x[:, 3:6] + F.pixel_shuffle(self.tail(half), 2)
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
+
+
+class StudentWeights(NamedTuple):
+    """What ``StudentCNN`` predicts for a photo.
+
+    Attributes:
+        kernels: (N, 2, 9, 9), filters whose results are added to the photo.
+        routing: (N, experts), weights of the experts of each convolution.
+        smoothing: (N, 1), the share of smooth chroma.
+        film: (N, 32), scales and shifts in the ``GainMap``.
+    """
+
+    kernels: Tensor
+    routing: Tensor
+    smoothing: Tensor
+    film: Tensor
 
 
 class StudentCNN(nn.Module):
@@ -182,7 +197,7 @@ class StudentCNN(nn.Module):
         embedded = torch.cat([embeddings, kernels[:, 0, centre, centre].flatten(1)], 1)
         return torch.cat(embedded.chunk(2), 1)
 
-    def predict_weights(self, embedded: Tensor) -> "StudentWeights":
+    def predict_weights(self, embedded: Tensor) -> StudentWeights:
         """From ``embed_blur``: all that is computed once per photo."""
         size = 2 * FILTER_RADIUS + 1
         with torch.autocast(embedded.device.type, enabled=False):
@@ -198,22 +213,6 @@ class StudentCNN(nn.Module):
             # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
             smoothing = F.leaky_relu(self.chroma_head(hidden), 0.1 if self.training else 0.0)
             return StudentWeights(kernels, self.router(hidden).tanh(), smoothing, self.gain_map.film(hidden))
-
-
-class StudentWeights(NamedTuple):
-    """What ``StudentCNN`` predicts for a photo.
-
-    Attributes:
-        kernels: (N, 2, 9, 9), filters whose results are added to the photo.
-        routing: (N, experts), weights of the experts of each convolution.
-        smoothing: (N, 1), the share of smooth chroma.
-        film: (N, 32), scales and shifts in the ``GainMap``.
-    """
-
-    kernels: Tensor
-    routing: Tensor
-    smoothing: Tensor
-    film: Tensor
 
 
 def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:

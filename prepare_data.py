@@ -60,7 +60,6 @@ def main() -> None:
     parser.add_argument(
         "--val-share",
         type=float,
-        default=VAL_SHARE,
         help=f"share of photos or sequences, 0 to 1 ({VAL_SHARE})",
     )
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the split and the degradations ({SEED})")
@@ -114,6 +113,9 @@ def check_options(options: argparse.Namespace) -> None:
             "--blur, --copies, --tile and --longest (--tile also to blurry photos) "
             f"apply to sharp photos only: {options.kind} are used as they are"
         )
+    if options.kind == "blurry" and options.val_share is not None:
+        raise UserError("--val-share does not apply to blurry photos: all are to train on, pairs are to validate on")
+    options.val_share = VAL_SHARE if options.val_share is None else options.val_share
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
     for name, least in {"seed": 0, "copies": 1, "tile": SMALLEST, "longest": SMALLEST}.items():

@@ -9,6 +9,7 @@ from torch import Tensor
 from blur.filters import reflect_indices
 
 WINDOW = 64  # rows and columns, in pixels, of the windows whose spectra are averaged
+MAX_WINDOWS = 144
 
 
 @torch.no_grad()
@@ -67,8 +68,8 @@ def log_means(power: Tensor) -> Tensor:
     return torch.stack(logs, 1).roll(WINDOW // 2, 2)
 
 
-def extract_windows(photo: Tensor, peak: float = 1.0, max_windows: int = 144) -> Tensor:
-    """The gray mean of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= ``max_windows``.
+def extract_windows(photo: Tensor, peak: float = 1.0) -> Tensor:
+    """The gray mean of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= MAX_WINDOWS.
 
     In a large photo, where they do not overlap and are about as informative, half as many.
     """
@@ -79,8 +80,7 @@ def extract_windows(photo: Tensor, peak: float = 1.0, max_windows: int = 144) ->
         photo = photo[..., rows, :][..., columns]
         height, width = photo.shape[-2:]
     counts = [math.ceil((length - WINDOW) / (WINDOW // 2)) + 1 for length in (height, width)]
-    if math.prod(counts) > 2 * max_windows:
-        max_windows = max(1, max_windows // 2)
+    max_windows = MAX_WINDOWS if math.prod(counts) <= 2 * MAX_WINDOWS else MAX_WINDOWS // 2
     share = min(1.0, (max_windows / math.prod(counts)) ** 0.5)
     short = math.ceil(min(counts) * share)  # the shorter side first, where rounding matters most
     numbers = sorted((short, min(max(counts), max_windows // short)), reverse=counts[0] > counts[1])

@@ -16,14 +16,16 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts are not installed
 
 import inference
+import prepare_data
 import pretrain
+import sharpen
 import train
 import training.teacher_cache
 import utils
 from blur.filters import convolve, gaussian_kernel
 from dataset import PairedImageDataset
 from inference import run_patches
-from models import TeacherCNN, save_model
+from models import StudentCNN, TeacherCNN, save_model
 from training.config import TrainConfig
 from training.loop import validate
 from training.run import TrainingRun, lock_output_dir
@@ -188,6 +190,58 @@ def constants(pairs, tmp_path, monkeypatch):
     )  # which takes longer than all the rest
     save_model(tmp_path / "teacher.pth", small_teacher())
     return tmp_path
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, capsys):
+    """Runs ``python prepare_data.py ARGUMENTS``; returns what it printed, or its error. The exit code goes to ``.code``."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["prepare_data.py", *(str(a) for a in arguments)])
+        run.code = 0
+        try:
+            prepare_data.main()
+        except prepare_data.UserError as error:
+            run.code = 1
+            return f"error: {error}"
+        except SystemExit as end:
+            run.code = end.code
+        return capsys.readouterr().out
+
+    return run
+
+
+def changing_network(kind=StudentCNN, strength=0.01, **arguments):
+    """An untrained student or teacher that changes photos at random."""
+    torch.manual_seed(3)
+    made = kind(**arguments)
+    last = made.convs[-1].base if kind is StudentCNN else made.tail
+    torch.nn.init.normal_(last.weight, std=strength)
+    return made.eval()
+
+
+def channels_last(made):
+    return made.to(memory_format=torch.channels_last)  # as sharpen.py has it: in another order of bytes rounding differs
+
+
+@pytest.fixture
+def run_sharpen(tmp_path, monkeypatch, capsys):
+    """Runs ``python sharpen.py ARGUMENTS`` in ``tmp_path``; returns its exit code, what it printed, and its errors."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "best_student_model.pth", changing_network())
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["sharpen.py", *(str(a) for a in arguments)])
+        code = 0
+        try:
+            sharpen.run_cli(sharpen.main)
+        except SystemExit as end:
+            code = end.code
+        printed, errors = capsys.readouterr()
+        return (1, printed, code) if isinstance(code, str) else (code, printed, errors)
+
+    return run
 
 
 def hold_lock(folder: Path) -> None:

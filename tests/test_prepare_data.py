@@ -3,49 +3,11 @@ import re
 import numpy as np
 import pytest
 from conftest import dummy_photo
+from photo_folders import names, pixels, save, save_photos
 from PIL import Image
 
-import prepare_data
 from dataset import PairedImageDataset
 from images.photos import read_photo
-
-
-@pytest.fixture
-def prepare(tmp_path, monkeypatch, capsys):
-    """Runs ``python prepare_data.py ARGUMENTS``; returns what it printed, or its error. The exit code goes to ``.code``."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["prepare_data.py", *(str(a) for a in arguments)])
-        run.code = 0
-        try:
-            prepare_data.main()
-        except prepare_data.UserError as error:
-            run.code = 1
-            return f"error: {error}"
-        except SystemExit as end:
-            run.code = end.code
-        return capsys.readouterr().out
-
-    return run
-
-
-def save(path, height=128, width=136, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(dummy_photo(height, width, seed=seed)).save(path)
-
-
-def save_photos(tmp_path, count, start=0, **size):
-    for k in range(start, count):
-        save(tmp_path / "photos" / f"{k}.png", seed=k, **size)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def pixels(folder):
-    return {str(path.relative_to(folder)): read_photo(path).tobytes() for path in sorted(folder.rglob("*.png"))}
 
 
 def test_photos_become_pairs_that_the_data_set_takes(prepare, tmp_path):
@@ -101,6 +63,7 @@ def test_blurry_photos_are_cut_into_tiles_to_train_on_and_have_no_sharp_ones(pre
     assert np.array_equal(whole, read_photo(tmp_path / "photos" / "0.png"))
     assert not list((tmp_path / "data").rglob("sharp.png"))
     assert "0 pairs made in data/train, 0 in data/val, 8 existed already" in prepare("blurry", "photos", "--tile", 150)
+    assert "--val-share does not apply to blurry photos" in prepare("blurry", "photos", "--val-share", 0.2)
 
 
 def test_no_tile_is_too_small_for_a_patch(prepare, tmp_path):
@@ -196,75 +159,6 @@ def test_frames_of_one_folder_are_one_sequence(prepare, tmp_path):
             save(tmp_path / "sharp" / sequence / f"{k}.png", seed=k)
     assert "6 pairs made in data/train, 3 in data/val" in prepare("pairs", "soft", "sharp", "--val-share", 0.3)
     assert len({name.partition(".")[0] for name in names(tmp_path / "data/val")}) == 1
-
-
-def make_gopro(root):
-    for part, sequence in ("train", "GOPR1"), ("train", "GOPR2"), ("test", "GOPR3"):
-        for k in range(2):
-            for kind in "blur", "sharp", "blur_gamma":
-                save(root / part / sequence / kind / f"00000{k}.png", seed=k)
-
-
-def make_reds(root):
-    for part, sequence in ("train", "000"), ("train", "001"), ("val", "000"):
-        for k in range(2):
-            for kind in "blur", "sharp":
-                save(root / part / f"{part}_{kind}" / sequence / f"0000000{k}.png", seed=k)
-
-
-def make_hide(root):
-    for name in "1fromGOPR1", "2fromGOPR1", "1fromGOPR2", "2fromGOPR2":
-        save(root / "train" / f"{name}.png")
-        save(root / "GT" / f"{name}.png")
-    for folder, name in ("test-close-ups", "1fromGOPR3"), ("test-long-shot", "2fromGOPR3"):
-        save(root / "test" / folder / f"{name}.png")
-        save(root / "GT" / f"{name}.png")
-
-
-def make_realblur(root):
-    for part, scenes in ("train", (1, 2)), ("test", (3,)):
-        lines = []
-        for scene in scenes:
-            folder = f"RealBlur-J_ECC_IMCORR_centroid_itensity_ref/scene{scene:03d}"
-            for k in (1, 2):
-                save(root / folder / "gt" / f"gt_{k}.png")
-                save(root / folder / "blur" / f"blur_{k}.png")
-                lines.append(f"{folder}/gt/gt_{k}.png {folder}/blur/blur_{k}.png\n")
-        (root / f"RealBlur_J_{part}_list.txt").write_text("".join(lines))
-
-
-LAYOUTS = {
-    "gopro": (make_gopro, "GOPR1.000000"),
-    "reds": (make_reds, "train-001.00000001"),
-    "hide": (make_hide, "GOPR2.2fromGOPR2"),
-    "realblur": (make_realblur, "scene002.blur_1"),
-}
-
-
-@pytest.mark.parametrize("kind", LAYOUTS)
-def test_a_public_data_set_is_taken_as_it_is_unpacked(prepare, tmp_path, kind):
-    make, one = LAYOUTS[kind]
-    make(tmp_path / "download")
-    assert "4 pairs made in data/train, 2 in data/val" in prepare(kind, "download")
-    assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 4 and one in names(tmp_path / "data/train")
-    assert "0 pairs made in data/train, 0 in data/val, 6 " in prepare(kind, "download")
-    assert re.match("error: .*elsewhere.*: give the folder into which ", prepare(kind, "elsewhere"))
-
-
-def test_a_frame_without_its_sharp_one_is_left_out_and_named(prepare, tmp_path):
-    make_gopro(tmp_path / "download")
-    (tmp_path / "download/train/GOPR1/sharp/000001.png").unlink()
-    out = prepare("gopro", "download")
-    assert "3 pairs made" in out and "GOPR1/sharp/000001.png is missing" in out
-
-
-def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, tmp_path):
-    make_hide(tmp_path / "download")
-    for folder in "train", "GT":
-        save(tmp_path / "download" / folder / "9fromGOPR3.png")
-    out = prepare("hide", "download")
-    assert "9fromGOPR3.png belongs to GOPR3, which is in the test set too" in out
-    assert not any("GOPR3" in name for name in names(tmp_path / "data/train"))
 
 
 @pytest.mark.parametrize(

@@ -1,54 +1,24 @@
-import io
-import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import dummy_photo
+from conftest import changing_network as network
+from conftest import channels_last, dummy_photo
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from skimage import data
 
 import sharpen
 from images.pictures import read_picture
-from inference import FusedStudent, Sharpener, VideoSharpener, sharpen_pixels
-from models import StudentCNN, TeacherCNN, load_model, save_model
+from inference import FusedStudent, Sharpener, sharpen_pixels
+from models import TeacherCNN
 
 CPU = torch.device("cpu")
 
 
-def network(kind=StudentCNN, strength=0.01, **arguments):
-    torch.manual_seed(3)
-    made = kind(**arguments)
-    last = made.convs[-1].base if kind is StudentCNN else made.tail
-    torch.nn.init.normal_(last.weight, std=strength)
-    return made.eval()
-
-
-def channels_last(made):
-    return made.to(memory_format=torch.channels_last)  # as sharpen.py has it: in another order of bytes rounding differs
-
-
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs ``python sharpen.py ARGUMENTS`` in ``tmp_path``; returns its exit code, what it printed, and its errors."""
-    monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "best_student_model.pth", network())
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["sharpen.py", *(str(a) for a in arguments)])
-        code = 0
-        try:
-            sharpen.run_cli(sharpen.main)
-        except SystemExit as end:
-            code = end.code
-        printed, errors = capsys.readouterr()
-        return (1, printed, code) if isinstance(code, str) else (code, printed, errors)
-
-    return run
+def run(run_sharpen):
+    return run_sharpen
 
 
 def save(path, *size, seed=0, **options):
@@ -253,102 +223,6 @@ def test_without_any_student_it_says_how_to_get_one(run, tmp_path, monkeypatch):
     assert "train one with train.py, or name another" in run("a.png")[2]
 
 
-class Trickle(io.BytesIO):
-    """Gives at most 1,000 bytes at a time, as a pipe may."""
-
-    def readinto(self, view):
-        return super().readinto(memoryview(view)[:1000])
-
-
-@pytest.fixture
-def pipe(monkeypatch):
-    """Puts bytes into standard input; returns what standard output will hold."""
-
-    def pipe(data):
-        sink = io.BytesIO()
-        monkeypatch.setattr(sys, "stdin", type("", (), {"buffer": io.BufferedReader(Trickle(data), 100)}))
-        monkeypatch.setattr(sys, "stdout", type("", (), {"buffer": sink}))
-        return sink
-
-    return pipe
-
-
-def test_frames_go_through_a_pipe_byte_by_byte(run, pipe):
-    frames = np.stack([dummy_photo(24, 40, seed=k) for k in range(3)])
-    sink = pipe(frames.tobytes())
-    _, _, errors = run("--frames", "40x24")
-    video = VideoSharpener(Sharpener(network(), CPU))
-    wanted = np.stack([video(frame) for frame in frames])
-    assert sink.getvalue() == wanted.tobytes() and "3 frames sharpened" in errors
-    assert np.abs(wanted.astype(int) - frames).max() > 10
-
-
-def pan(count, seed=0):
-    """Frames of a camera that moves over a soft portrait, with noise and compression: (288, 352, 3) uint8 each."""
-    soft, rng = gaussian_filter(data.astronaut().astype(float), (1.5, 1.5, 0)), np.random.default_rng(seed)
-    for k in range(count):
-        view, file = soft[2 * k : 2 * k + 288, 3 * k : 3 * k + 352] + rng.normal(0, 4, (288, 352, 3)), io.BytesIO()
-        Image.fromarray(view.round().clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=80)
-        yield np.array(Image.open(file))
-
-
-def mean_gradient(frame):
-    return sum(np.abs(np.diff(frame.astype(float), axis=axis)).mean() for axis in (0, 1))
-
-
-def test_a_video_is_sharpened_evenly():
-    sharpener = Sharpener(load_model(sharpen.SHIPPED), CPU)
-    frames, video = list(pan(40)), VideoSharpener(sharpener)
-    steady, single = ([mean_gradient(each(f)) / mean_gradient(f) for f in frames] for each in (video, sharpener))
-    jumps, jumps_alone = (np.abs(np.diff(np.log(ratios))).max() for ratios in (steady, single))
-    assert jumps < 0.01 < jumps_alone
-    assert np.mean(steady) == pytest.approx(np.mean(single), rel=0.02)
-
-
-def test_a_cut_in_a_video_starts_anew_and_the_same_frames_give_the_same_results():
-    sharpener = Sharpener(load_model(sharpen.SHIPPED), CPU)
-    frames = [*pan(11), *(dummy_photo(288, 352, seed=k)[::-1] // 2 for k in (5, 5, 5))]
-    frames = [np.ascontiguousarray(frame) for frame in frames]
-    first, second = ([video(frame) for frame in frames] for video in (VideoSharpener(sharpener), VideoSharpener(sharpener)))
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    for k in 0, 11, 12:
-        assert np.array_equal(first[k], sharpener(frames[k])), k
-    assert not np.array_equal(first[10], sharpener(frames[10])), "the blur is followed"
-
-
-def test_frames_can_go_through_a_teacher_too(run, tmp_path, pipe):
-    frame = dummy_photo(24, 40, seed=1)
-    teacher = network(TeacherCNN, width=4, deep_width=8, blocks=2, fine_blocks=1)
-    save_model(tmp_path / "teacher.pth", teacher)
-    sink = pipe(frame.tobytes())
-    run("--frames", "40x24", "--weights", "teacher.pth")
-    found = np.frombuffer(sink.getvalue(), np.uint8).reshape(frame.shape)
-    assert np.array_equal(found, sharpen_pixels(channels_last(teacher), frame, 1.0, CPU))
-
-
-@pytest.mark.parametrize(
-    ("count", "said"), [(0, "no frames came in"), (24 * 40 * 3 + 5, "ends after 5 of 2880 bytes: is it 40x24, rgb24?")]
-)
-def test_an_incomplete_or_missing_frame_is_one_sentence(run, pipe, count, said):
-    pipe(bytes(count))
-    code, _, errors = run("--frames", "40x24")
-    assert code == 1 and errors.startswith("error: ") and said in errors
-
-
-@pytest.mark.parametrize(
-    ("error", "said"), [(BrokenPipeError(), "the reader of the frames has ended, after 0"), (OSError(28, "full"), "disk")]
-)
-def test_a_closed_or_full_output_is_one_sentence(run, pipe, monkeypatch, error, said):
-    def fail(data):
-        raise error
-
-    sink = pipe(bytes(24 * 40 * 3))
-    sink.write, sys.stdout.fileno = fail, lambda: 99
-    monkeypatch.setattr(os, "dup2", lambda source, target: None)
-    code, _, errors = run("--frames", "40x24")
-    assert code == 1 and errors.startswith("error: ") and said in errors
-
-
 def test_photos_are_read_ahead_in_order_and_never_many():
     taken = []
     with ThreadPoolExecutor(3) as pool:
@@ -369,25 +243,3 @@ def test_errors_of_a_folder_come_in_order_and_each_photo_is_its_own(run, tmp_pat
     for k in (0, 6, 11):
         found = read_picture(tmp_path / "sharpened" / f"{k:02d}.png").pixels
         assert np.array_equal(found, Sharpener(network(), CPU)(dummy_photo(40, 52, seed=k)))
-
-
-def test_a_video_becomes_a_video_next_to_photos(run, tmp_path):
-    av = pytest.importorskip("av")
-    frames = [np.repeat(np.repeat(dummy_photo(24, 32, seed=k), 2, 0), 2, 1) for k in (1, 1, 1)]
-    with av.open(str(tmp_path / "clip.mp4"), "w") as target:
-        stream = target.add_stream("libx264", rate=25, options={"crf": "1"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for frame in frames:
-            target.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        target.mux(stream.encode(None))
-    save(tmp_path / "a.png")
-    code, printed, errors = run("clip.mp4", "a.png")
-    assert (code, errors) == (0, "") and "2 of 2 files sharpened" in printed
-    before, after = (
-        [frame.to_ndarray(format="rgb24") for frame in av.open(str(path)).decode(video=0)]
-        for path in (tmp_path / "clip.mp4", tmp_path / "sharpened" / "clip.mp4")
-    )
-    video = VideoSharpener(Sharpener(network(), CPU))
-    for one, other in zip(before, after, strict=True):
-        assert np.abs(video(one).astype(float) - other).mean() < 0.7 * np.abs(other.astype(float) - one).mean()
-    assert "a.png would become a.mp4" in run("a.png", "-o", "a.mp4")[2]
