@@ -80,7 +80,7 @@ class CondConv2d(nn.Module):
 
 
 class GainMap(nn.Module):
-    """Gains from -1 to 1 for cells of 16 pixels, from the energies of DCT frequencies around them; 0 at the start.
+    """Gains from -0.9 to 0.9 for cells of 16 pixels, from the energies of DCT frequencies around them; 0 at the start.
 
     Parts in and out of focus differ in how their energy is spread over frequencies. What the difference means depends on the
     blur and the noise of the photo, which come in by FiLM (arXiv:1709.07871, section 2).
@@ -119,9 +119,10 @@ class GainMap(nn.Module):
         return torch.cat([(energies + 1e-6).log() / 3 + 3, pool(means) / 4 - 0.5], 1)  # each about -1 to 1
 
     def predict_gains(self, energies: Tensor, film: Tensor) -> Tensor:
-        """(N, 17, H / 16, W / 16) -> (N, gains, H / 16, W / 16), from -1 to 1."""
+        """(N, 17, H / 16, W / 16) -> (N, gains, H / 16, W / 16), from -0.9 to 0.9."""
         x = F.relu(modulate(self.head(energies), film[..., None, None].chunk(2, 1)))
-        return self.tail(x + F.relu(self.body(x))).tanh()
+        # A gain of exactly -1 would silence what it is for, and no gradient would bring it back
+        return 0.9 * self.tail(x + F.relu(self.body(x))).tanh()
 
 
 def upsample_gains(cells: Tensor) -> Tensor:

@@ -36,17 +36,23 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = Fa
 
 
 def select_softest_windows(power: Tensor) -> Tensor:
-    """Of (N, n, 64, 33), the sixth of the windows whose high frequencies have the least power relative to their low ones.
+    """Of (N, n, 64, 33), the twelfth of the windows whose high frequencies have the least power relative to their low ones.
 
-    Only of the two thirds with the most power at low frequencies: the others hold no texture that could be blurry.
+    In any one of four directions, since motion takes away the high frequencies of one alone. Only of the two thirds with
+    the most power at low frequencies: the others hold no texture that could be blurry.
     """
     count = power.shape[1]
-    rows, columns = torch.fft.fftfreq(WINDOW, 1 / WINDOW, device=power.device), torch.arange(33, device=power.device)
-    radius = rows[:, None].hypot(columns)  # periods in 64 pixels
-    low, high = (power[..., (radius >= first) & (radius < last)].sum(-1) for first, last in ((2, 6), (8, 20)))
-    textured = low.topk(math.ceil(count * 2 / 3), 1).indices
-    ratio = ((high + 1e-7) / (low + 1e-7)).gather(1, textured)
-    chosen = textured.gather(1, ratio.topk(math.ceil(count / 6), 1, largest=False).indices)
+    rows, columns = torch.fft.fftfreq(WINDOW, 1 / WINDOW, device=power.device)[:, None], torch.arange(33, device=power.device)
+    radius = rows.hypot(columns)  # periods in 64 pixels
+    octant = torch.atan2(rows, columns.to(rows)) * 4 / math.pi  # -2 to 2, of which both are vertical
+    low, high = (
+        torch.stack([power[..., ring & ((octant - k).abs() <= 0.5)].sum(-1) for k in (-1, 0, 1)]
+        + [power[..., ring & (octant.abs() >= 1.5)].sum(-1)])
+        for ring in ((radius >= first) & (radius < last) for first, last in ((2, 6), (8, 20)))
+    )  # (4, N, n): horizontal, vertical and two diagonal frequencies
+    textured = low.sum(0).topk(math.ceil(count * 2 / 3), 1).indices
+    ratio = ((high + 1e-7) / (low + 1e-7)).amin(0).gather(1, textured)
+    chosen = textured.gather(1, ratio.topk(math.ceil(count / 12), 1, largest=False).indices)
     return power.gather(1, chosen[..., None, None].expand(-1, -1, *power.shape[2:]))
 
 
