@@ -10,7 +10,7 @@ from utils import make_generator, quantize_8bit, to_tensor
 PHOTO = to_tensor(dummy_photo(96, 128, seed=1))
 BLURS = [spatial.layered_focus, spatial.graded_focus, spatial.moving_object, spatial.camera_shake]
 STEPS = [camera.strong_noise, camera.sensor_noise, camera.smooth_noise, camera.sharpen_too_much, camera.random_jpeg]
-VARIETY = [variety.vary_photo, variety.add_texture]
+VARIETY = [variety.vary_photo, variety.add_texture, variety.add_grain]
 
 
 @pytest.mark.parametrize("degrade", BLURS + STEPS + VARIETY, ids=lambda f: f.__name__)
