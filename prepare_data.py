@@ -34,7 +34,7 @@ from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli
 from images.files import atomic_write
 from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
-from images.photos import read_photo
+from images.photos import orientation_of, read_photo
 from utils import UserError, make_generator, one_line, to_pixels, to_tensor, uniform
 
 OUT = "data"  # contains train/ and val/
@@ -301,7 +301,7 @@ def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray |
 
 def is_plain_png(path: Path) -> bool:
     with Image.open(path) as image:
-        return image.format == "PNG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
+        return image.format == "PNG" and image.mode == "RGB" and orientation_of(image) == 1
 
 
 def remove_leftovers(folder: Path) -> None:

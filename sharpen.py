@@ -5,14 +5,15 @@
     python sharpen.py soft.mp4 -o better.mp4           with its sound; needs pip install -r requirements-extras.txt
     producer | python sharpen.py --frames 1280x720 | consumer          raw RGB frames, 3 bytes a pixel
 
-Sizes, formats, 16 bits, transparency, EXIF and color profiles are kept, and no input is ever overwritten.
+Sizes, formats, 16 bits, transparency, frames, EXIF and color profiles are kept, and no input is ever overwritten.
 """
 
+import glob
 import os
 import shutil
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
 from images.files import atomic_write
-from images.photos import find_photos
-from images.pictures import FORMATS, Picture, read_picture, write_picture
+from images.photos import FORMATS, find_photos
+from images.pictures import Picture, read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
 from models import load_model
@@ -72,20 +73,27 @@ def main() -> None:
 
 
 def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path, Path], list[str]]:
-    """Result -> photo for each photo to sharpen, and a sentence for each that cannot be sharpened."""
-    one_file = bool(out.suffix) and not os.path.isdir(out) and not os.path.isdir(inputs[0])
+    """Result -> photo for each photo to sharpen, and a sentence for each that cannot be; what is left out is printed."""
+    # Some shells leave patterns as they are
+    inputs = [Path(p) for path in inputs for p in not os.path.lexists(path) and sorted(glob.glob(str(path))) or [path]]
+    one_file = bool(out.suffix) and not os.path.isdir(out) and not any(map(os.path.isdir, inputs))
     if one_file and len(inputs) > 1:
         raise UserError(f"-o {out} is one file: name a folder for the results of {len(inputs)} inputs")
-    found, problems = [], []
+    found, problems, there = [], [], 0
     for path in inputs:
         if not os.path.lexists(path):
             problems.append(f"{path} is missing: name existing photos and folders")
         elif os.path.isdir(path):
+            others = []
             try:
-                photos = find_photos(path)
+                photos = find_photos(path, others, problems)
             except UserError as error:
                 problems.append(str(error))
                 continue
+            if others:
+                kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
+                kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
+                print(one_line(f"{len(others)} other files in {path} are left out: {kinds}"))
             if realpath(out).startswith(realpath(path) + os.sep):  # then earlier results are among them
                 photos = [photo for photo in photos if not realpath(photo).startswith(realpath(out) + os.sep)]
             found += [(photo, out / photo.relative_to(path)) for photo in photos]
@@ -106,10 +114,14 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(wanted)}")
         elif photo.exists() and not photo.is_file():
             problems.append(f"{photo} is not a file: name a photo, a video or a folder")
+        elif os.path.isfile(result) and not overwrite and not one_file:
+            there += 1
         elif os.path.lexists(result) and not overwrite:
             problems.append(f"{result} exists already: move it, or allow --overwrite")
         else:
             jobs[result] = photo
+    if there:
+        print(f"{there} of the results exist already: --overwrite makes them again")
     return jobs, problems
 
 
@@ -122,6 +134,7 @@ class Job:
     picture: Picture | None = None
     pixels: int = 0
     seconds: float = 0.0  # spent on sharpening
+    notes: tuple[str, ...] = ()  # what the result does not have of the source
     error: str | None = None
 
 
@@ -143,6 +156,8 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
             done, pixels, seconds = done + (job.error is None), pixels + job.pixels, seconds + job.seconds
             if job.error:
                 tqdm.write(f"error: {one_line(job.error)}", file=sys.stderr)
+            elif job.notes:
+                tqdm.write(one_line(f"{job.result}: {', '.join(job.notes)}"))
     speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {sharpener.device}" if pixels else ""
     print(f"{done} of {total} files sharpened with {weights}{speed}")
     if done < total:
@@ -189,8 +204,12 @@ def sharpen_job(job: Job, sharpener: Sharpener, strength: float) -> None:
         job.pixels = sharpen_clip(sharpener, job.source, job.result, strength)
     elif strength == 0 and job.source.suffix.lower() == job.result.suffix.lower():
         return  # write_job copies the file
+    elif job.picture.pixels.ndim == 4:
+        video = VideoSharpener(sharpener)
+        job.picture.pixels = np.stack([video(frame, strength) for frame in job.picture.pixels])
     else:
         job.picture.pixels = sharpener(job.picture.pixels, strength)
+    if job.picture:
         job.pixels = job.picture.pixels[..., 0].size
     job.seconds = time.perf_counter() - start
 
@@ -199,6 +218,7 @@ def write_job(job: Job) -> None:
     picture, job.picture = job.picture, None  # memory is free again as soon as it is written
     if picture and job.pixels:
         write_picture(job.result, picture)
+        job.notes = picture.notes
     elif picture:
         atomic_write(job.result, lambda file: shutil.copyfile(job.source, file))
 

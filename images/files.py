@@ -25,9 +25,8 @@ def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
         UserError: if the disk is full or the folder cannot be written to; the old file is untouched.
     """
     path = Path(path)
-    stem = os.fsencode(path.stem)[:180].decode(errors="ignore")  # bytes; most file systems allow names of 255
     writer = f"{os.getpid()}.{threading.get_ident()}"
-    partial = path.with_name(f".{stem}.{writer}.partial{path.suffix}")  # Pillow reads the suffix
+    partial = path.with_name(f".{path.stem[:45]}.{writer}.partial{path.suffix}")  # most file systems allow 255 bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path.parent)

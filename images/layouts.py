@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from images.photos import describe_error, find_photos, open_image, read_photo
+from images.photos import describe_error, find_photos, open_image, orientation_of, read_photo
 from utils import UserError
 
 
@@ -141,7 +141,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         if picture.format == "TIFF":  # which Pillow rotates itself, depending on its version
             return read_photo(path).shape[:2]
         width, height = picture.size
-        sideways = picture.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF Orientation
+        sideways = orientation_of(picture) in (5, 6, 7, 8)
     return (width, height) if sideways else (height, width)
 
 

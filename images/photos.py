@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -12,46 +13,61 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 from images.files import atomic_write
 from utils import UserError, one_line, print0
 
 # Nothing else is tried, whatever a file's name says: fewer decoders for damaged or hostile bytes, none that runs a program
-DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000")
+FORMATS = {  # suffix -> Pillow's name
+    **{".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP"},
+    **{".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".gif": "GIF", ".ppm": "PPM", ".pgm": "PPM", ".avif": "AVIF"},
+    **{".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jp2": "JPEG2000", ".j2k": "JPEG2000"},
+}
+MAX_PIXELS = 2**28  # in one file; Pillow refuses twice as many. Phones make 200 megapixels
+SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
 
 
-def find_photos(folder: Path | str) -> list[Path]:
-    """The image files in ``folder`` and its sub-folders, sorted; hidden ones are skipped.
+def find_photos(folder: Path | str, others: list[Path] | None = None, problems: list[str] | None = None) -> list[Path]:
+    """The image files in ``folder`` and its sub-folders, sorted; what is hidden or of the system is skipped.
+
+    Linked folders are followed, and each folder is read once. If given, ``others`` gets all other files, and ``problems`` a
+    sentence for each sub-folder that cannot be read.
 
     Raises:
-        UserError: if it is not a folder, cannot be read, or contains no photos.
+        UserError: if it is not a folder, contains no photos, or cannot be read completely and there are no ``problems``.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
 
     def fail(error: OSError) -> None:
-        raise error
+        sentence = f"{error.filename} cannot be listed ({error.strerror}): check permissions"
+        if problems is None or error.filename == str(folder):
+            raise UserError(sentence)
+        problems.append(sentence)
 
-    try:
-        files = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=fail) for name in names]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be listed ({error.strerror}): check permissions") from None
-    # Broken links are kept: reading them reports the error
-    paths = [p for p in files if p.suffix.lower() in SUFFIXES and (p.is_file() or not p.exists())]
-    paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    files, seen = [], set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else sorted(n for n in folders if n[0] != "." and n not in SYSTEM_FOLDERS)
+        files += [] if real in seen else [Path(parent, name) for name in names if name[0] != "."]
+        seen.add(real)
+    files = sorted(p for p in files if p.is_file() or not p.exists())  # broken links are kept: reading reports them
+    paths = [p for p in files if p.suffix.lower() in FORMATS]
+    if others is not None:
+        others += [p for p in files if p.suffix.lower() not in FORMATS]
     if not paths:
-        raise UserError(f"{folder} contains no photos ({', '.join(sorted(SUFFIXES))}): put some there")
+        raise UserError(f"{folder} contains no photos ({', '.join(FORMATS)}): put some there")
     return paths
 
 
 def read_photo(path: Path | str) -> np.ndarray:
     """Read an image of any kind as (H, W, 3) uint8 RGB, rotated as its EXIF orientation says.
 
-    Gray and palette images become RGB, transparency is dropped, 16 bits become 8.
+    Gray, palette and CMYK images become RGB, transparency is dropped, 16 bits become 8, animations their first frame.
 
     Raises:
         UserError: if the file is missing or cannot be decoded completely.
@@ -59,9 +75,12 @@ def read_photo(path: Path | str) -> np.ndarray:
     try:
         # From an open file: given a path, Pillow maps some rotated TIFFs into memory in the wrong shape
         with open(path, "rb") as file, open_image(file) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            image.load()
+            return _to_rgb(image if orientation_of(image) == 1 else ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except UserError:
+        raise
     except Exception as error:  # damaged bytes may raise anything in a decoder
         raise UserError(f"{path} cannot be read as an image ({describe_error(error)}): replace or remove it") from None
 
@@ -73,10 +92,39 @@ def describe_error(error: Exception) -> str:
 
 
 def open_image(file) -> Image.Image:
-    """``Image.open`` for the formats in DECODERS."""
+    """``Image.open`` for the formats in DECODERS. Raises ``UserError`` if it is HEIC and pillow-heif is missing."""
     PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: color profiles of printers have some megabytes
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     Image.init()  # or Pillow finds only some of the formats that it is given by name
-    return Image.open(file, formats=DECODERS)
+    if file.read(10)[4:] in (b"ftyphe", b"ftypmi", b"ftypms"):  # heic, heix, hevc, mif1, ...
+        load_heif(file.name)
+    file.seek(0)
+    return Image.open(file, formats=[kind for kind in DECODERS if kind in Image.OPEN])
+
+
+def load_heif(path: Path | str) -> None:
+    """Teach Pillow HEIC; ``path`` is named in the error if it cannot be."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        raise UserError(f"{path} is HEIC: install pillow-heif to read and write it, pip install pillow-heif") from None
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation; 1, upright, if the EXIF is damaged: the pixels may be sound."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # damaged bytes may raise anything
+        return 1
+
+
+def cmyk_to_rgb(image: Image.Image) -> Image.Image:
+    """sRGB, through the color profile in the file if there is a usable one."""
+    try:
+        profile = io.BytesIO(image.info["icc_profile"])
+        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (KeyError, ImageCms.PyCMSError):
+        return image.convert("RGB")
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -86,7 +134,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError("its values are not 8- or 16-bit")
         image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    return np.array(cmyk_to_rgb(image) if image.mode == "CMYK" else image.convert("RGB"))
 
 
 class PixelFile:

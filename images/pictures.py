@@ -1,36 +1,34 @@
 """An image file -> its pixels and everything else it contains, and back: for applying a network, not for training one.
 
-Depth (8 or 16 bits), gray, transparency, EXIF and color profile are kept. Pixels stay as stored: those of a JPEG with an
-EXIF orientation are not rotated, those of a TIFF are and the tag is removed; either way it looks as before.
+Depth (8 or 16 bits), gray, transparency, frames, EXIF, XMP, IPTC and color profile are kept. Pixels stay as stored: those of a
+JPEG with an EXIF orientation are not rotated, those of a TIFF are and the tag is removed; either way it looks as before.
 """
 
 import io
+import re
 import struct
+import sys
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from images.files import atomic_write
-from images.photos import describe_error, open_image
+from images.photos import FORMATS, MAX_PIXELS, cmyk_to_rgb, describe_error, load_heif, open_image
 from utils import UserError
-
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
 
 REFUSED = {
     "1": "is black and white without grays: there is nothing to sharpen",
-    "CMYK": "is CMYK, for printing: convert it to RGB first",
     "F": "has floating-point pixels: save it with 8 or 16 bits first",
+}
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+SAVE_OPTIONS = {
+    "JPEG": dict(quality=95, subsampling=0),
+    "WEBP": dict(quality=95),
+    "AVIF": dict(quality=90, subsampling="4:4:4"),
+    "HEIF": dict(quality=90),
 }
 
 DESCRIPTIVE = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 33432)  # EXIF tags that do not say how pixels are stored
@@ -38,18 +36,18 @@ DESCRIPTIVE = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 33432)  # EXIF 
 
 @dataclass
 class Picture:
-    pixels: np.ndarray  # (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16
-    alpha: np.ndarray | None = None  # (H, W, 1) of the same type
+    pixels: np.ndarray  # (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16; of an animation (F, H, W, 3), uint8
+    alpha: np.ndarray | None = None  # (H, W, 1) or (F, H, W, 1) of the same type
     exif: bytes | None = None
-    options: dict = field(default_factory=dict)  # color profile, dpi: what Pillow's save() takes
+    options: dict = field(default_factory=dict)  # color profile, dpi, durations: what Pillow's save() takes, and "iptc"
+    notes: list[str] = field(default_factory=list)  # what is not as it was, such as "without the layers"
 
 
 def read_picture(path: Path | str) -> Picture:
-    """Read everything in an image file.
+    """Read everything in an image file; its ``notes`` tell what cannot be kept.
 
     Raises:
-        UserError: if it is missing, cannot be decoded completely, or cannot be kept as it is: several frames, CMYK, floating
-            point.
+        UserError: if it is missing, cannot be decoded completely, or has pixels of another kind, such as floating point.
     """
     try:
         return _read(Path(path))
@@ -64,30 +62,111 @@ def read_picture(path: Path | str) -> Picture:
 def _read(path: Path) -> Picture:
     # From an open file: given a path, Pillow maps some rotated TIFFs into memory in the wrong shape
     with open(path, "rb") as file, open_image(file) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a JPEG with a preview, from a phone
-            raise UserError(f"{path} contains {image.n_frames} frames: save them as single images first")
         if image.mode in REFUSED:
             raise UserError(f"{path} {REFUSED[image.mode]}")
-        deep = _is_deep_color(image)
-        exif = image.info.get("exif") or _descriptive_exif(image, rotated=image.format == "TIFF" and not deep)
-        if exif and not exif.startswith(b"Exif\0\0"):  # which WebP leaves out
-            exif = b"Exif\0\0" + exif
+        frames, options = getattr(image, "n_frames", 1), {}
+        deep = any(";16" in str(tile[3]) for tile in image.tile)
+        if image.format == "TIFF" and image.tag_v2.get(284) == 2 and max(image.tag_v2.get(258, (8,))) == 16:
+            raise UserError(f"{path} stores its 16-bit colors in separate planes: save it as plain RGB first")
         if "transparency" in image.info and (deep or image.mode.startswith("I")):
             raise UserError(f"{path} has 16 bits and one transparent color: save it with an alpha channel or 8 bits")
-        if not deep:
+        if frames > 1 and image.format in ANIMATED:
+            values = _read_frames(path, image, options)
+        elif deep and image.mode in ("RGB", "RGBA"):
+            values = _read_deep(path, image)
+        else:
             values = _values(path, image)
-        options = {name: image.info[name] for name in ("icc_profile", "dpi") if image.info.get(name)}
-        kind, fourth = image.format, image.tag_v2.get(338, (0,))[0] if image.format == "TIFF" else 0  # ExtraSamples
-    if deep:
-        values = _read_deep_tiff(path, fourth) if kind == "TIFF" else _read_deep_png(path)
-    channels = values.shape[2] - (values.shape[2] % 2 == 0)  # 2 is gray and alpha, 4 is RGB and alpha
-    return Picture(values[..., :channels], values[..., channels:] if channels < values.shape[2] else None, exif, options)
+        notes = _losses(image, file)
+        try:
+            exif = image.info.get("exif") or _descriptive_exif(image)
+            Image.Exif().load(exif or b"")
+        except Exception:  # damaged bytes may raise anything
+            exif = None
+            notes.append("without its EXIF, which is damaged")
+        if exif and not exif.startswith(b"Exif\0\0"):  # which WebP leaves out
+            exif = b"Exif\0\0" + exif
+        options |= _descriptions(image)
+        if image.format == "WEBP":
+            options["lossless"] = _is_lossless_webp(file)
+    channels = values.shape[-1] - (values.shape[-1] % 2 == 0)  # 2 is gray and alpha, 4 is RGB and alpha
+    alpha = values[..., channels:] if channels < values.shape[-1] else None
+    return Picture(values[..., :channels], alpha, exif, options, notes)
+
+
+def _descriptions(image: Image.Image) -> dict:
+    """What the loaded ``image`` holds beside pixels and EXIF, as Pillow's save() takes it, and "iptc"."""
+    names = "dpi", "xmp", "comment", "loop", "default_image", *(["icc_profile"] if image.mode != "CMYK" else [])
+    options = {name: image.info[name] for name in names if image.info.get(name)}
+    iptc = image.info.get("photoshop", {}).get(0x404)
+    if image.format == "TIFF" and isinstance(iptc := image.tag_v2.get(33723), tuple):  # as Adobe writes it
+        iptc = np.array(iptc, "<u4" if image.tag_v2.prefix == b"II" else ">u4").tobytes()
+    if iptc:
+        options["iptc"] = iptc
+    if image.format == "PNG":
+        options["pnginfo"] = kept = PngImagePlugin.PngInfo()
+        for name, text in image.text.items():
+            if name == "XML:com.adobe.xmp":
+                options["xmp"] = text.encode()
+            else:
+                kept.add_text(name, text)
+        for name, key in (b"gAMA", "gamma"), (b"cHRM", "chromaticity"):
+            if key in image.info:
+                kept.add(name, np.rint(np.ravel(image.info[key]) * 1e5).astype(">u4").tobytes())
+        if "srgb" in image.info:
+            kept.add(b"sRGB", bytes([image.info["srgb"]]))
+    return options
+
+
+def _losses(image: Image.Image, file) -> list[str]:
+    """What is in the file but not in a ``Picture``."""
+    frames, xmp = getattr(image, "n_frames", 1), bytes(image.info.get("xmp") or b"")
+    file.seek(0)
+    # Boxes of HEIC, AVIF and JPEG 2000 that tell how many bits a color has
+    more_bits = re.search(rb"\A.{4}(?:ftyp|jP  ).*(?:pixi.{5}[\x09-\x10]|ihdr.{10}[\x08-\x0f])", file.read(2**16), re.DOTALL)
+    losses = {
+        "converted from CMYK to RGB": image.mode == "CMYK",
+        "8 instead of more bits per color": more_bits and not image.mode.startswith("I"),
+        f"the first of its {frames} images alone": frames > 1 and image.format not in ANIMATED,
+        "without its gain map or depth": image.info.get("aux") or image.info.get("depth_images") or b":GDepth" in xmp,
+        "without a part of its XMP": b"HasExtendedXMP" in xmp,
+        "without its video": re.search(b"MotionPhoto|MicroVideo", xmp),
+        "without its layers": image.format == "TIFF" and 37724 in image.tag_v2,
+    }
+    return [loss for loss, there in losses.items() if there]
+
+
+def _is_lossless_webp(file) -> bool:
+    """Whether the first frame is. Source: the WebP container specification."""
+    file.seek(12)
+    while (head := file.read(8))[:4] not in (b"VP8L", b"VP8 ", b""):
+        size = int.from_bytes(head[4:], "little")
+        file.seek(16 if head[:4] == b"ANMF" else size + size % 2, 1)  # a frame holds chunks itself
+    return head[:4] == b"VP8L"
+
+
+def _read_frames(path: Path, image: Image.Image, options: dict) -> np.ndarray:
+    """(F, H, W, 3 or 4) uint8; adds what Pillow needs to save them to ``options``."""
+    if image.n_frames * image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{path} has {image.n_frames} frames of {image.width}x{image.height}: cut it into shorter ones first")
+    frames, durations = [], []
+    for index in range(image.n_frames):
+        image.seek(index)
+        frames.append(np.array(image.convert("RGBA")))
+        durations.append(image.info.get("duration", 0))
+    values = np.stack(frames)
+    opaque = values[..., 3].min() == 255
+    options |= dict(save_all=True, duration=durations[image.info.get("default_image", False) :])
+    if image.format == "GIF" and not opaque:
+        options["disposal"] = 2  # or what is transparent shows the frame before
+    return values[..., : 3 if opaque else 4]
 
 
 def _values(path: Path, image: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4) uint8, or uint16 for deep gray."""
     if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):  # SampleFormat
         raise UserError(f"{path} has signed pixels: save it as plain gray first")
+    if image.mode == "CMYK":
+        image = cmyk_to_rgb(image)
     if image.mode.startswith("I"):
         values = np.array(image)
         if values.min() < 0 or values.max() > 65535:
@@ -103,54 +182,32 @@ def _values(path: Path, image: Image.Image) -> np.ndarray:
     return values if values.ndim == 3 else values[..., None]
 
 
-def _is_deep_color(image: Image.Image) -> bool:
-    """Whether it is 16-bit color, which Pillow reads as 8 bits."""
-    if image.format == "TIFF":
-        return image.mode in ("RGB", "RGBA", "RGBX") and max(image.tag_v2.get(258, (8,))) == 16  # BitsPerSample
-    return (
-        image.format == "PNG"
-        and any(";16" in str(tile[3]) and image.mode != "I;16" for tile in image.tile)
-        and (image.mode in ("RGB", "RGBA"))
-    )
-
-
-def _read_deep_png(path: Path) -> np.ndarray:
-    """(H, W, 3 or 4) uint16. Pillow keeps one byte of two: it is asked for the high ones, then for the low ones."""
+def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
+    """(H, W, 3 or 4) uint16. Pillow keeps one byte of two: it is asked for the first ones, then for the second ones."""
+    if image.format == "TIFF" and 1 in image.tag_v2.get(338, ()):  # ExtraSamples
+        raise UserError(f"{path} has 16 bits and premultiplied alpha: save it with plain alpha first")
     halves = []
-    for order in ("B", "L"):
-        with Image.open(path) as image:
-            decoder, box, offset, layout = image.tile[0][:4]
-            if layout not in ("RGB;16B", "RGBA;16B"):
+    with open(path, "rb") as file, open_image(file) as again:
+        for half, order in (image, "B"), (again, "L"):
+            layouts = [[tile[3]] if isinstance(tile[3], str) else tile[3] for tile in half.tile]
+            last = layouts[0][0][-1]  # B, L or N: the order of the bytes in the file
+            if layouts[0][0].startswith("LA"):
                 raise UserError(f"{path} is 16-bit gray with transparency: save it without, or with 8 bits")
-            image.tile = [(decoder, box, offset, layout[:-1] + order)]
-            halves.append(np.array(image, np.uint16))
+            layouts = [(layout[:-1] + order, *rest) for layout, *rest in layouts]
+            half.tile = [
+                getattr(tile, "_make", tuple)((*tile[:3], layout)) for tile, layout in zip(half.tile, layouts, strict=True)
+            ]
+            halves.append(np.array(half, np.uint16))
+    if last == "L" or (last == "N" and sys.byteorder == "little"):
+        halves.reverse()
     return halves[0] * 256 + halves[1]
 
 
-def _read_deep_tiff(path: Path, fourth: int) -> np.ndarray:
-    """(H, W, 3 or 4) uint16. ``fourth`` is the TIFF tag for a fourth channel: 1 and 2 are alpha."""
-    import tifffile  # installed with scikit-image
-
-    try:
-        values = tifffile.imread(path)
-    except tifffile.TiffFileError as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
-    except ValueError as error:  # a compression that needs another package
-        if "failed to read" in str(error):
-            raise UserError(f"{path} cannot be read as an image (it is truncated): replace or remove it") from None
-        raise UserError(f"{path} cannot be read with 16 bits ({error}): save it without compression first") from None
-    if values.ndim != 3 or values.shape[2] not in (3, 4) or values.dtype != np.uint16:
-        raise UserError(f"{path} stores its 16-bit colors in separate planes: save it as plain RGB first")
-    if values.shape[2] == 4 and fourth == 1:
-        raise UserError(f"{path} has 16 bits and premultiplied alpha: save it with plain alpha first")
-    return values[..., : 4 if fourth == 2 else 3]
-
-
-def _descriptive_exif(image: Image.Image, rotated: bool) -> bytes | None:
-    """EXIF of a file that does not store it as one block, such as TIFF, without its Orientation if it is ``rotated``."""
+def _descriptive_exif(image: Image.Image) -> bytes | None:
+    """EXIF of a file that does not store it as one block; of a TIFF without its Orientation, which Pillow applies."""
     found, kept = image.getexif(), Image.Exif()
     for tag in DESCRIPTIVE:
-        if tag in found and not (rotated and tag == 274):
+        if tag in found and not (image.format == "TIFF" and tag == 274):
             kept[tag] = found[tag]
     for block in (0x8769, 0x8825):  # exposure etc., GPS
         values = found.get_ifd(block)
@@ -160,7 +217,9 @@ def _descriptive_exif(image: Image.Image, rotated: bool) -> bytes | None:
 
 
 def write_picture(path: Path | str, picture: Picture) -> None:
-    """Write ``picture`` in the format of ``path``'s suffix, whole or not at all. JPEG and WebP at quality 95.
+    """Write ``picture`` in the format of ``path``'s suffix, whole or not at all; its ``notes`` get what that cannot hold.
+
+    JPEG and WebP at quality 95, AVIF and HEIC at 90, WebP that was read from a lossless one lossless.
 
     Raises:
         UserError: if the format cannot store it, or the file cannot be written.
@@ -169,27 +228,44 @@ def write_picture(path: Path | str, picture: Picture) -> None:
     kind, deep = FORMATS.get(path.suffix.lower()), picture.pixels.dtype == np.uint16
     if kind is None:
         raise UserError(f"{path} does not end in one of {', '.join(FORMATS)}")
-    if picture.alpha is not None and kind in ("JPEG", "BMP"):
+    if picture.pixels.ndim == 4 and kind not in ANIMATED:
+        raise UserError(f"{path} cannot be written: {kind} has no animations, choose a name that ends in .png")
+    if picture.alpha is not None and kind in ("JPEG", "BMP", "PPM"):
         raise UserError(f"{path} cannot be written: {kind} has no transparency, choose a name that ends in .png")
     if deep and kind not in ("PNG", "TIFF"):
         raise UserError(f"{path} cannot be written: {kind} has no 16 bits, choose a name that ends in .png or .tif")
-    values = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha], axis=2)
-    extra = dict(picture.options)
-    if picture.exif and kind != "BMP":
-        extra["exif"] = picture.exif
-    options = {"JPEG": dict(quality=95, subsampling=0), "WEBP": dict(quality=95)}
-    if kind == "TIFF" and not picture.exif:  # Pillow cannot write EXIF into a compressed one
-        extra["compression"] = "tiff_lzw"
+    if kind == "HEIF":
+        load_heif(path)
+    values = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha], axis=-1)
+    extra = SAVE_OPTIONS.get(kind, {}) | picture.options
+    iptc, xmp = extra.pop("iptc", None), extra.get("xmp")
+    if kind in ("BMP", "GIF", "PPM", "JPEG2000"):
+        lost = {"EXIF": picture.exif, "XMP": xmp, "IPTC": iptc, "color profile": extra.get("icc_profile")}
+    else:
+        lost = {"IPTC": iptc if kind not in ("JPEG", "TIFF") else None}
+        extra |= dict(exif=picture.exif) if picture.exif else {}
+    picture.notes += [f"without its {name}, which {kind} cannot hold" for name, value in lost.items() if value]
 
     def save(partial: Path) -> None:
         try:
+            if kind == "PNG" and xmp:
+                extra["pnginfo"] = extra.get("pnginfo") or PngImagePlugin.PngInfo()
+                extra["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+            if kind == "JPEG" and iptc:  # in an image resource block of Photoshop
+                block = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
+                extra["extra"] = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
+            if kind == "TIFF":
+                tags = Image.Exif()
+                tags.load(picture.exif or b"")
+                tags.update({tag: value for tag, value in ((700, xmp), (33723, iptc)) if value})
+                # Pillow cannot write EXIF into a compressed one
+                extra.update(dict(exif=tags) if len(tags) else dict(compression="tiff_adobe_deflate" if deep else "tiff_lzw"))
             if deep and values.shape[2] > 1:
                 (_write_deep_png if kind == "PNG" else _write_deep_tiff)(partial, values, extra)
                 return
-            image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-            image = image.convert("RGBA") if kind == "WEBP" and image.mode == "LA" else image
+            first, *more = [_to_image(frame, kind) for frame in (values if values.ndim == 4 else [values])]
             content = io.BytesIO()  # on a full disk libtiff gives no reason and prints its own messages
-            image.save(content, kind, **options.get(kind, {}), **extra)
+            first.save(content, kind, append_images=more, **extra)
             partial.write_bytes(content.getbuffer())
         except OSError as error:
             if error.errno is None:  # not from the disk
@@ -217,6 +293,8 @@ def _write_deep_png(path: Path, values: np.ndarray, extra: dict) -> None:
             chunk(file, b"pHYs", struct.pack(">IIB", *(round(float(n) / 0.0254) for n in extra["dpi"]), 1))
         if "exif" in extra:
             chunk(file, b"eXIf", extra["exif"].removeprefix(b"Exif\0\0"))
+        for name, content, *_ in extra["pnginfo"].chunks if "pnginfo" in extra else ():
+            chunk(file, name, content)
         packer, above = zlib.compressobj(6), np.zeros((1, width * channels * 2), np.uint8)
         for top in range(0, height, 256):
             rows = np.ascontiguousarray(values[top : top + 256].astype(">u2")).view(np.uint8).reshape(-1, above.size)
@@ -229,24 +307,32 @@ def _write_deep_png(path: Path, values: np.ndarray, extra: dict) -> None:
 
 
 def _write_deep_tiff(path: Path, values: np.ndarray, extra: dict) -> None:
-    """16-bit color TIFF, which Pillow cannot write; of EXIF, the text that TIFF stores in its own tags."""
-    import tifffile  # installed with scikit-image
+    """16-bit color TIFF, which Pillow cannot write: it writes one of 8 bits and twice the width, with the same bytes.
 
-    exif = Image.Exif()
-    exif.load(extra.get("exif", b""))
-    tags = [(274, "H", 1, exif[274], True)] if 274 in exif else []  # Orientation
-    texts = {tag: str(exif[tag]) for tag in (270, 271, 272, 306, 315, 33432) if tag in exif}
-    tags += [(tag, "s", 0, text.encode("latin-1", "replace") + b"\0", True) for tag, text in texts.items()]
-    if "icc_profile" in extra:
-        tags.append((34675, "B", len(extra["icc_profile"]), extra["icc_profile"], True))
-    tifffile.imwrite(
-        path,
-        values,
-        photometric="rgb",
-        extrasamples=["unassalpha"] if values.shape[2] == 4 else None,
-        compression="zlib",
-        resolution=extra.get("dpi"),
-        resolutionunit="inch" if "dpi" in extra else None,
-        extratags=tags,
-        metadata=None,
-    )
+    Then the two tags are corrected. Source: TIFF 6.0, section 2.
+    """
+    height, width, channels = values.shape
+    content = io.BytesIO()
+    halves = values.astype("<u2").view(np.uint8).reshape(height, 2 * width, channels)
+    Image.fromarray(halves).save(content, "TIFF", **extra)
+    data = content.getbuffer()
+    first = struct.unpack_from("<I", data, 4)[0]
+    for entry in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", data, first)[0], 12):
+        tag, kind, _, value = struct.unpack_from("<HHII", data, entry)
+        if tag == 256:  # ImageWidth
+            struct.pack_into("<H" if kind == 3 else "<I", data, entry + 8, width)
+        elif tag == 258:  # BitsPerSample
+            struct.pack_into(f"<{channels}H", data, value, *[16] * channels)
+    path.write_bytes(data)
+
+
+def _to_image(values: np.ndarray, kind: str) -> Image.Image:
+    image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+    if image.mode == "LA" and kind in ("WEBP", "GIF"):
+        image = image.convert("RGBA")
+    if image.mode == "RGBA" and kind == "GIF":  # Pillow's own palette with transparency has few colors
+        clear = image.getchannel("A").point(lambda alpha: 255 * (alpha < 128))
+        image = image.convert("RGB").quantize(255)
+        image.paste(255, mask=clear)
+        image.info["transparency"] = 255
+    return image

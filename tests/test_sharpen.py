@@ -10,7 +10,7 @@ from PIL import Image
 
 import sharpen
 from images.pictures import read_picture
-from inference import FusedStudent, Sharpener, sharpen_pixels
+from inference import FusedStudent, Sharpener, VideoSharpener, sharpen_pixels
 from models import TeacherCNN
 
 CPU = torch.device("cpu")
@@ -122,8 +122,8 @@ def test_a_link_in_a_circle_or_a_folder_name_with_a_suffix_does_not_stop_the_res
     (tmp_path / "circle.png").symlink_to("circle.png")
     code, printed, errors = run("circle.png", "a.png")
     assert code == 1 and "circle.png" in errors and "1 of 2" in printed
-    code, _, errors = run("a.png", "-o", "better.avif")
-    assert code == 1 and "better.avif, which does not end in one of" in errors
+    code, _, errors = run("a.png", "-o", "better.jxl")
+    assert code == 1 and "better.jxl, which does not end in one of" in errors
     assert "is one file" in run("a.png", "circle.png", "-o", "b.png")[2]
 
 
@@ -188,12 +188,12 @@ def test_what_cannot_be_sharpened_is_said_and_the_rest_goes_on(run, tmp_path):
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:400])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("no photo")
-    Image.fromarray(dummy_photo(20, 20, seed=0)).convert("CMYK").save(folder / "inks.jpg")
+    Image.fromarray(dummy_photo(20, 20, seed=0)).convert("LAB").save(folder / "lab.tif")
     Image.new("1", (30000, 30000)).save(folder / "bomb.png")
     code, printed, errors = run("photos", "nowhere.png", "notes.txt")
     assert code == 1 and "1 of 8 files sharpened" in printed
     assert [line.split(": ")[0] for line in errors.splitlines()] == ["error"] * 7
-    for name in "cut.jpg", "empty.png", "text.png", "inks.jpg", "bomb.png", "nowhere.png", "notes.txt":
+    for name in "cut.jpg", "empty.png", "text.png", "lab.tif", "bomb.png", "nowhere.png", "notes.txt":
         assert errors.count(name) >= 1, name
     assert [path.name for path in (tmp_path / "sharpened").iterdir()] == ["good.png"]
 
@@ -230,6 +230,46 @@ def test_photos_are_read_ahead_in_order_and_never_many():
         for done, result in enumerate(results):
             assert result == done**2 and done < len(taken) <= done + 4
     assert len(taken) == 20
+
+
+def test_a_half_done_folder_is_finished_and_what_is_no_photo_is_named(run, tmp_path):
+    for name in "a.png", "b.png", "c.png":
+        save(tmp_path / "in" / name)
+    for name in "d.nef", "e.nef", "f.mp4":
+        (tmp_path / "in" / name).touch()
+    assert run("in/a.png", "in/b.png", "-o", "results.2024")[0] == 1, "several inputs into what looks like a file"
+    (tmp_path / "results.2024").mkdir()
+    assert run("in/a.png", "in/b.png", "-o", "results.2024")[0] == 0
+    before = (tmp_path / "results.2024/a.png").stat().st_mtime_ns
+    code, printed, errors = run("in", "-o", "results.2024")
+    assert (code, errors) == (0, "") and before == (tmp_path / "results.2024/a.png").stat().st_mtime_ns
+    assert "2 of the results exist already: --overwrite makes them again" in printed and "1 of 1 files" in printed
+    assert "3 other files in in are left out: 2 .nef, 1 .mp4" in printed
+    assert run("in", "-o", "new.2024")[0] == 0 and (tmp_path / "new.2024/c.png").is_file()
+
+
+def test_a_pattern_that_the_shell_has_left_is_expanded(run, tmp_path):
+    for name in "a.png", "b.png", "[c].png":
+        save(tmp_path / name)
+    code, printed, _ = run("?.png", "[c].png")
+    assert code == 0 and "3 of 3 files" in printed
+    assert "*.jpg is missing" in run("*.jpg")[2]
+
+
+def test_what_a_result_lacks_is_told_in_its_line(run, tmp_path):
+    Image.fromarray(dummy_photo(20, 20, seed=0)).convert("CMYK").save(tmp_path / "inks.jpg")
+    code, printed, errors = run("inks.jpg")
+    assert (code, errors) == (0, "") and "sharpened/inks.jpg: converted from CMYK to RGB\n" in printed
+
+
+def test_an_animation_is_sharpened_as_a_video_is(run, tmp_path):
+    frames = [np.roll(dummy_photo(40, 52, seed=1), k, 1) for k in range(3)]
+    first, *more = map(Image.fromarray, frames)
+    first.save(tmp_path / "a.png", save_all=True, append_images=more, duration=[100, 200, 300])
+    assert run("a.png")[0] == 0
+    result, video = read_picture(tmp_path / "sharpened/a.png"), VideoSharpener(Sharpener(network(), CPU))
+    assert np.array_equal(result.pixels, [video(frame) for frame in frames])
+    assert result.options["duration"] == [100, 200, 300]
 
 
 def test_errors_of_a_folder_come_in_order_and_each_photo_is_its_own(run, tmp_path):

@@ -53,3 +53,9 @@ def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path):
         atomic_write(tmp_path / name, lambda partial: partial.write_text("all"))
         assert [path.name for path in tmp_path.iterdir()] == [name]
         (tmp_path / name).unlink()
+
+
+def test_a_name_of_bytes_that_the_locale_cannot_spell_is_taken_as_it_is(tmp_path):
+    seen = []
+    atomic_write(tmp_path / "\udcc3\udca9.png", lambda partial: seen.append(partial.name) or partial.touch())
+    assert seen[0].startswith(".\udcc3\udca9."), "in the POSIX locale the name cannot be written as a letter"

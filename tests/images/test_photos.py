@@ -1,11 +1,14 @@
+import contextlib
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from conftest import dummy_photo
 from PIL import Image
 
-from images.photos import DecodedPhotos, find_photos, read_photo
+from images.photos import DecodedPhotos, find_photos, open_image, read_photo
 from utils import UserError
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
@@ -61,6 +64,47 @@ def test_photos_are_found_in_sub_folders_in_order_and_hidden_ones_are_not(tmp_pa
         find_photos(tmp_path / "empty")
     with pytest.raises(UserError, match="elsewhere is not a folder"):
         find_photos(tmp_path / "elsewhere")
+
+
+def test_linked_folders_are_followed_once_and_those_of_the_system_never(tmp_path):
+    for name in "in/a.png", "in/@eaDir/a.png/thumb.jpg", "in/$RECYCLE.BIN/b.png", "far/c.jfif", "far/d.HEIC", "in/e.nef":
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/link").symlink_to(tmp_path / "far")
+    (tmp_path / "far/back").symlink_to(tmp_path / "in")
+    others = []
+    found = [str(path.relative_to(tmp_path / "in")) for path in find_photos(tmp_path / "in", others)]
+    assert found == ["a.png", "link/c.jfif", "link/d.HEIC"] and others == [tmp_path / "in/e.nef"]
+
+
+def test_a_sub_folder_that_cannot_be_listed_is_one_sentence_beside_the_rest(tmp_path, monkeypatch):
+    for name in "a.png", "locked/b.png":
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    scan = os.scandir
+
+    def refuse(path):  # root may list everything
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    problems = []
+    assert find_photos(tmp_path, problems=problems) == [tmp_path / "a.png"]
+    assert len(problems) == 1 and "locked cannot be listed (Permission denied)" in problems[0]
+    with pytest.raises(UserError, match="locked cannot be listed"):
+        find_photos(tmp_path)
+
+
+def test_photos_of_200_megapixels_are_no_bombs_and_those_of_900_are(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    header = bytearray((tmp_path / "a.png").read_bytes())
+    for size, outcome in ((16320, 12240), contextlib.nullcontext()), ((30000, 30000), pytest.raises(Image.DecompressionBombError)):
+        struct.pack_into(">II", header, 16, *size)
+        struct.pack_into(">I", header, 29, zlib.crc32(header[12:29]))
+        (tmp_path / "a.png").write_bytes(header)
+        with open(tmp_path / "a.png", "rb") as file, outcome:
+            assert open_image(file).size == size
 
 
 def photos_in(folder):
