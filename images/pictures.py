@@ -1,7 +1,7 @@
 """An image file -> its pixels and everything else it contains, and back: for applying a network, not for training one.
 
-Depth (8 or 16 bits), gray, transparency, frames, EXIF, XMP, IPTC and color profile are kept. Pixels stay as stored: those of a
-JPEG with an EXIF orientation are not rotated, those of a TIFF are and the tag is removed; either way it looks as before.
+Depth (8 or 16 bits), gray, transparency, frames, EXIF, XMP, IPTC and color profile are kept. Pixels stay as stored: those of
+a JPEG with an EXIF orientation are not rotated, those of a TIFF are and the tag is removed; either way it looks as before.
 """
 
 import io
@@ -77,6 +77,8 @@ def _read(path: Path) -> Picture:
         else:
             values = _values(path, image)
         notes = _losses(image, file)
+        if deep and values.dtype == np.uint8:
+            notes.append("8 instead of 16 bits per color")
         try:
             exif = image.info.get("exif") or _descriptive_exif(image)
             Image.Exif().load(exif or b"")
@@ -147,7 +149,7 @@ def _is_lossless_webp(file) -> bool:
 def _read_frames(path: Path, image: Image.Image, options: dict) -> np.ndarray:
     """(F, H, W, 3 or 4) uint8; adds what Pillow needs to save them to ``options``."""
     if image.n_frames * image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{path} has {image.n_frames} frames of {image.width}x{image.height}: cut it into shorter ones first")
+        raise UserError(f"{path} has {image.n_frames} frames of {image.width}x{image.height}: cut it up first")
     frames, durations = [], []
     for index in range(image.n_frames):
         image.seek(index)
@@ -258,8 +260,10 @@ def write_picture(path: Path | str, picture: Picture) -> None:
                 tags = Image.Exif()
                 tags.load(picture.exif or b"")
                 tags.update({tag: value for tag, value in ((700, xmp), (33723, iptc)) if value})
-                # Pillow cannot write EXIF into a compressed one
-                extra.update(dict(exif=tags) if len(tags) else dict(compression="tiff_adobe_deflate" if deep else "tiff_lzw"))
+                if len(tags):  # which Pillow cannot write into a compressed one
+                    extra["exif"] = tags
+                else:
+                    extra["compression"] = "tiff_adobe_deflate" if deep else "tiff_lzw"
             if deep and values.shape[2] > 1:
                 (_write_deep_png if kind == "PNG" else _write_deep_tiff)(partial, values, extra)
                 return
