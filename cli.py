@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -18,9 +17,7 @@ import torch.distributed as dist
 
 from utils import UserError, one_line
 
-OUT_OF_MEMORY = (
-    "error: out of memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, use smaller photos, or close other programs"
-)
+OUT_OF_MEMORY = "error: out of memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, or use smaller photos; then run again"
 
 
 def run_cli(main: Callable[[], None]) -> None:
@@ -51,7 +48,6 @@ def run_cli(main: Callable[[], None]) -> None:
 
 
 def _run_main(main: Callable[[], None]) -> None:
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  stderr may be closed
     # Problems with an image are reported by our own errors
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -77,7 +73,7 @@ def _run_main(main: Callable[[], None]) -> None:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)  # the shell's code for Ctrl-C
     except OSError as error:
-        if error.errno == errno.ENOMEM:
+        if error.errno in (errno.ENOMEM, errno.ECONNRESET):  # the latter to a worker process that was killed
             sys.exit(OUT_OF_MEMORY)
         if not error.filename:  # stdout itself: closed by its reader, or on a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
@@ -90,7 +86,9 @@ def _run_main(main: Callable[[], None]) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+    # The second sentence is the end of a worker process, which Linux kills for lack of memory
+    said = any(sentence in str(error) for sentence in ("allocate memory", "DataLoader worker (pid"))
+    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 class CliParser(argparse.ArgumentParser):
@@ -126,12 +124,6 @@ def parse_size(name: str, text: str) -> tuple[int, int]:
 
 def check_writable(folder: Path, name: str) -> None:
     """Raise ``UserError`` if ``folder``, given as ``name``, cannot be created or written to; creates nothing."""
-    existing = folder
-    while not os.path.lexists(existing) and existing != existing.parent:
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        reason = f"cannot be written to ({error.strerror})" if existing.is_dir() else "is not a folder"
-        raise UserError(f"{name}: {existing} {reason}, choose another place") from None
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{name}: {existing} is not a folder that can be written to, choose another place")

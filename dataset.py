@@ -13,7 +13,7 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -35,7 +35,6 @@ SHRUNK = 0.6  # share of the synthetic pairs made from photos shrunk, log-unifor
 LARGEST_FACTOR = 3.0  # by up to this factor, but not below SURROUNDINGS
 ALIASED = 0.15  # share of these that take every n-th pixel: crisper still
 VERSION_SIZE = 480  # pixels; of a larger photo, a random part of this size is blurred
-MAX_BATCH_PIXELS = 2**21  # of whole photos that are processed together
 ORDER, PATCH, VALIDATION, VERSION = range(4)  # independent random streams of one seed
 PATCHES_PER_VERSION = 8  # patches cut from a photo before it is blurred again: blurring takes as long as ten patches
 
@@ -110,20 +109,18 @@ class PairedImageDataset(Dataset):
     def batch(self, items: Iterable[int]) -> list[Tensor]:
         """The patches ``items``: blurry and target, (N, 3, S, S), spectra (N, 6, 64, 33) or embeddings (N, E), and the mean
         squared error of each whole blurry photo, (N,)."""
-        blurry, targets, spectra, errors = [], [], [], []
-        for k in items:
-            index, generator = sample_index(k, len(self), self.seed)
-            window = random_window(self.shapes[index], self.patch_size, generator)
-            dihedral = int(torch.randint(8, (), generator=generator))
-            blurry.append(augment(self.blurry.crop(index, *window), dihedral))
-            targets.append(augment(self.targets.crop(index, *window), dihedral))
-            if self.embeddings is None:
-                region = self.blurry.crop(index, *patch_surroundings(window, self.shapes[index]))
-                spectra.append(transform_spectrum(patch_spectra(region, self.spectra[index]), dihedral))
-            else:
-                spectra.append(self.embeddings[index, dihedral])
-            errors.append(self.input_mse(index))
-        return [to_batch(blurry), to_batch(targets), torch.stack(spectra), torch.tensor(errors)]
+        return to_batch(map(self._patch, items))
+
+    def _patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
+        index, generator = sample_index(k, len(self), self.seed)
+        window = random_window(self.shapes[index], self.patch_size, generator)
+        dihedral = int(torch.randint(8, (), generator=generator))
+        blurry, target = (augment(photos.crop(index, *window), dihedral) for photos in (self.blurry, self.targets))
+        if self.embeddings is not None:
+            return blurry, target, self.embeddings[index, dihedral], self.input_mse(index)
+        region = self.blurry.crop(index, *patch_surroundings(window, self.shapes[index]))
+        spectra = transform_spectrum(patch_spectra(region, self.spectra[index]), dihedral)
+        return blurry, target, spectra, self.input_mse(index)
 
 
 class SyntheticBlurDataset(Dataset):
@@ -152,8 +149,6 @@ class SyntheticBlurDataset(Dataset):
         self.photos = DecodedPhotos(list(paths), Path(cache))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
         self.version_size = max(VERSION_SIZE, patch_size or 0)
-        sizes = (min(h, self.version_size) * min(w, self.version_size) for h, w in self.photos.shapes)
-        self.bytes_in_memory = 6 * sum(sizes)  # in each process
         self.versions: dict[int, tuple] = {}  # photo -> the version that patches are being cut from
         if patch_size:
             shapes = zip(paths, self.photos.shapes, strict=True)
@@ -187,18 +182,16 @@ class SyntheticBlurDataset(Dataset):
     def batch(self, items: Iterable[int]) -> list[Tensor]:
         """The patches ``items``: blurry and sharp, (N, 3, S, S), spectra (N, 6, 64, 33), and the mean squared error of each
         whole blurry photo, (N,)."""
-        blurry, sharp, spectra, errors = [], [], [], []
-        for k in items:
-            index, generator = sample_index(k, len(self), self.seed)
-            photos, spectrum, input_mse = self._version(index, k // len(self) // PATCHES_PER_VERSION)
-            window = random_window(photos[0].shape[:2], self.patch_size, generator)
-            dihedral = int(torch.randint(8, (), generator=generator))
-            blurry.append(augment(photos[0][window], dihedral))
-            sharp.append(augment(photos[1][window], dihedral))
-            region = photos[0][patch_surroundings(window, photos[0].shape[:2])]
-            spectra.append(transform_spectrum(patch_spectra(region, spectrum), dihedral))
-            errors.append(input_mse)
-        return [to_batch(blurry), to_batch(sharp), torch.stack(spectra), torch.tensor(errors)]
+        return to_batch(map(self._patch, items))
+
+    def _patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
+        index, generator = sample_index(k, len(self), self.seed)
+        (blurry, sharp), spectrum, input_mse = self._version(index, k // len(self) // PATCHES_PER_VERSION)
+        window = random_window(blurry.shape[:2], self.patch_size, generator)
+        dihedral = int(torch.randint(8, (), generator=generator))
+        region = blurry[patch_surroundings(window, blurry.shape[:2])]
+        spectra = transform_spectrum(patch_spectra(region, spectrum), dihedral)
+        return augment(blurry[window], dihedral), augment(sharp[window], dihedral), spectra, input_mse
 
     def _version(self, index: int, blur_version: int) -> tuple[tuple[np.ndarray, np.ndarray], Tensor, float]:
         """Blurry and sharp, (H, W, 3) uint8, spectrum and input_mse of a version; kept until the next one is needed."""
@@ -231,20 +224,6 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     if missing:
         raise UserError(list_problems(missing))
     return folders
-
-
-def same_size_batches(photos: Dataset, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
-    """(blurry, sharp) of ``photos[i]`` for each index, neighbours of one size together: (n, 3, H, W) each, n <= 8."""
-    waiting: list[tuple[Tensor, Tensor]] = []
-    for index in indices:
-        pair = photos[index]
-        most = min(8, MAX_BATCH_PIXELS // (pair[0].shape[-2] * pair[0].shape[-1]))
-        if waiting and (waiting[0][0].shape != pair[0].shape or len(waiting) >= most):
-            yield tuple(torch.stack(part) for part in zip(*waiting, strict=True))
-            waiting = []
-        waiting.append(pair)
-    if waiting:
-        yield tuple(torch.stack(part) for part in zip(*waiting, strict=True))
 
 
 def too_small_message(path: Path, shape: tuple[int, int], patch_size: int) -> str:
@@ -292,6 +271,8 @@ def mean_squared_error(blurry: np.ndarray, sharp: np.ndarray) -> float:
     return float(np.square(np.subtract(blurry, sharp, dtype=np.float32)).mean()) / 255**2
 
 
-def to_batch(patches: list[np.ndarray]) -> Tensor:
-    """N patches of (S, S, 3) uint8 -> (N, 3, S, S) float32 in [0, 1]."""
-    return to_tensor(torch.from_numpy(np.stack(patches)))
+def to_batch(patches: Iterable[tuple[np.ndarray, np.ndarray, Tensor, float]]) -> list[Tensor]:
+    """Two (S, S, 3) uint8 images, spectra or embeddings and ``input_mse`` of each of N patches -> a batch of them."""
+    *images, spectra, errors = zip(*patches, strict=True)
+    blurry, targets = (to_tensor(torch.from_numpy(np.stack(each))) for each in images)
+    return [blurry, targets, torch.stack(spectra), torch.tensor(errors)]

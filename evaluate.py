@@ -7,7 +7,6 @@ The unsharp mask is listed at Pillow's default setting and as an oracle: the bes
 degradation on the ground truth. Scores are of 8-bit images; a mean over degradations counts each of them once.
 """
 
-import argparse
 import math
 import os
 from pathlib import Path
@@ -63,9 +62,15 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file for a photo per degradation, where student and mask differ most")
     options = parser.parse_args()
     degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
-    check_results(options, [file for folders in degradations.values() for folder in folders for file in folder.iterdir()])
+    for name, suffixes in {"markdown": [".md"], "csv": [".csv"], "picture": FORMATS}.items():
+        file = getattr(options, name)
+        if file and file.suffix.lower() not in suffixes:
+            raise UserError(f"--{name} {file} does not end in {' or '.join(suffixes)}")
+        if file:
+            check_writable(file.parent, f"--{name}")
     device = pick_device(DEVICE)
-    files = find_networks(options.weights)
+    files = {name: next(filter(os.path.isfile, files), files[-1]) for name, files in NETWORKS.items()}
+    files |= {str(file): file for file in options.weights}
     sharpeners = {name: Sharpener(load_model(file).requires_grad_(False), device) for name, file in files.items()}
 
     results: Results = {}
@@ -77,7 +82,7 @@ def main() -> None:
     costs = {name: costs_of(sharpener) for name, sharpener in sharpeners.items()}
     text = "\n\n".join(([degradation_table(results)] if len(results) > 1 else []) + [summary_table(results, costs)])
     print("\n".join(f"{name} is {file}" for name, file in files.items()), end="\n\n")
-    print(f"{text}\n\n{losses(results)}")
+    print(text)
     if options.markdown:
         atomic_write(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))
     if options.csv:
@@ -88,36 +93,6 @@ def main() -> None:
     if options.picture:
         spaced = [np.pad(picture, ((0, 12), (0, 0), (0, 0)), constant_values=255) for picture in pictures]
         atomic_write(options.picture, Image.fromarray(np.concatenate(spaced)).save)
-
-
-def check_results(options: argparse.Namespace, inputs: list[Path]) -> None:
-    """Raise ``UserError`` if a result could not be written after the work, or would overwrite an input."""
-    weights = [*options.weights, *(file for files in NETWORKS.values() for file in files)]
-    taken = {os.path.realpath(file) for file in (*inputs, *weights)}
-    results = {f"--{name}": getattr(options, name) for name in ("markdown", "csv", "picture") if getattr(options, name)}
-    for name, file in results.items():
-        if os.path.realpath(file) in taken or file.is_dir():
-            raise UserError(f"{name} {file} is an input, another result or a folder: name another file")
-        if name == "--picture" and file.suffix.lower() not in FORMATS:
-            raise UserError(f"{name} {file} does not end in one of {', '.join(FORMATS)}")
-        check_writable(file.parent, name)
-        taken.add(os.path.realpath(file))
-
-
-def find_networks(weights: list[Path]) -> dict[str, Path]:
-    """Name -> file of student, teacher and other ``weights``, each file once."""
-    files: dict[str, Path] = {}
-    for name, candidates in NETWORKS.items():
-        found = [Path(file) for file in candidates if Path(file).is_file()]
-        if found:
-            files[name] = found[0]
-        else:
-            print(f"there is no {name} ({' or '.join(map(str, candidates))}): it is skipped")
-    for file in weights:
-        if os.path.realpath(file) not in map(os.path.realpath, files.values()):
-            name = str(file).removesuffix(file.suffix)
-            files[str(file) if name in (*BASELINES, *files) else name] = file
-    return files
 
 
 def find_degradations(pairs: Path) -> dict[str, list[Path]]:
@@ -231,17 +206,6 @@ def gains(results: Results, name: str) -> dict[str, float]:
         for photo, blurry in scores["input"].items()
         if math.isfinite(blurry.psnr)
     }
-
-
-def losses(results: Results, shown: int = 12) -> str:
-    """Which photos the networks made worse, the worst first."""
-    lines = []
-    for name in list(next(iter(results.values())))[len(BASELINES) :]:
-        worse = sorted((gain, photo) for photo, gain in gains(results, name).items() if gain < 0)
-        if worse:
-            more = f" and {len(worse) - shown} more" if len(worse) > shown else ""
-            lines.append(f"{name} made worse: " + ", ".join(f"{one_line(p)} ({g:+.2f} dB)" for g, p in worse[:shown]) + more)
-    return "\n".join(lines) or "no network made a photo worse"
 
 
 def as_markdown(rows: list[list[str]]) -> str:

@@ -13,12 +13,10 @@ one sequence are all in train/ or all in val/.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +29,7 @@ from tqdm import tqdm
 
 from blur.degradations import Mixture, random_degradation, shrink
 from blur.variety import vary_photo
-from cli import CliParser, check_writable, run_cli
-from images.files import atomic_write
+from cli import CliParser, check_writable, run_cli, whole_number
 from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from images.photos import orientation_of, read_photo
 from utils import UserError, make_generator, one_line, to_pixels, to_tensor, uniform
@@ -57,26 +54,19 @@ def main() -> None:
     parser.add_argument("kind", choices=["photos", "blurry", *plans], help="kind of data")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="its folder; two for pairs")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder for train/ and val/ ({OUT})")
-    parser.add_argument(
-        "--val-share",
-        type=float,
-        help=f"share of photos or sequences, 0 to 1 ({VAL_SHARE})",
-    )
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the split and the degradations ({SEED})")
-    photos = parser.add_argument_group("only for photos; --tile for blurry, too")
-    photos.add_argument("--blur", nargs="+", choices=MIXTURE.blurs, help="kinds of blur (those of MIXTURE)")
-    photos.add_argument("--copies", type=int, help=f"pairs from each photo ({COPIES})")
-    photos.add_argument("--tile", type=int, help=f"cut larger photos into tiles of about this size ({TILE})")
-    photos.add_argument("--longest", type=int, help="first shrink photos with a longer side to this")
+    parser.add_argument("--val-share", type=float, help=f"share of photos or sequences, 0 to 1 ({VAL_SHARE})")
+    parser.add_argument("--seed", type=whole_number(0), default=SEED, help=f"of the split and the degradations ({SEED})")
+    photos, size = parser.add_argument_group("only for photos; --tile for blurry, too"), whole_number(SMALLEST)
+    photos.add_argument("--copies", type=whole_number(1), help=f"pairs from each photo ({COPIES})")
+    photos.add_argument("--tile", type=size, help=f"cut larger photos into tiles of about this size ({TILE})")
+    photos.add_argument("--longest", type=size, help="first shrink photos with a longer side to this")
     options = parser.parse_args()
     check_options(options)
 
     problems: list[str] = []
-    mixture, longest, tile = MIXTURE, None, options.tile or TILE
+    longest, tile = None, options.tile or TILE
     if options.kind == "photos":
         copies, longest = options.copies or COPIES, options.longest or LONGEST
-        if options.blur:  # these alone, without what cameras do
-            mixture = dataclasses.replace(mixture, camera=0, blurs={kind: mixture.blurs[kind] for kind in options.blur})
         planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
     elif options.kind == "blurry":  # all to train on: only pairs can be judged
         planned = plan_photos(*options.folders, problems, options.out, 1, tile, SMALLEST, None)
@@ -87,15 +77,11 @@ def main() -> None:
     for part in ("train", "val"):
         (options.out / part).mkdir(parents=True, exist_ok=True)
     parts = split(planned, options.out, options.val_share, options.seed, problems)
-    made, there = make_all(parts, options.out, mixture, longest, options.seed, problems)
-    report(options.out, made, there, problems)
-    for part in made:
-        if parts[part] and not any(is_visible(path) for path in (options.out / part).iterdir()):
-            raise UserError(
-                f"{options.out / part} is empty, since what was selected for it cannot be used (see above): "
-                "move some folders of the other part there by hand"
-            )
+    made, there = make_all(parts, options.out, longest, options.seed, problems)
+    in_each = f"{made['train']} pairs made in {options.out / 'train'}, {made['val']} in {options.out / 'val'}"
+    print(f"{in_each}, {there} existed already")
     if problems:
+        print(f"{len(problems)} skipped:", *map(one_line, problems), sep="\n  ")
         raise SystemExit(1)  # like sharpen.py: everything possible was done
 
 
@@ -107,21 +93,13 @@ def check_options(options: argparse.Namespace) -> None:
     wanted = 2 if options.kind == "pairs" else 1
     if len(options.folders) != wanted:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
-    others = options.blur or options.copies or options.longest or (options.tile and options.kind != "blurry")
-    if options.kind != "photos" and others:
-        raise UserError(
-            "--blur, --copies, --tile and --longest (--tile also to blurry photos) "
-            f"apply to sharp photos only: {options.kind} are used as they are"
-        )
+    if options.kind != "photos" and (options.copies or options.longest or (options.tile and options.kind != "blurry")):
+        raise UserError(f"--copies, --tile and --longest are for sharp photos: {options.kind} are used as they are")
     if options.kind == "blurry" and options.val_share is not None:
         raise UserError("--val-share does not apply to blurry photos: all are to train on, pairs are to validate on")
     options.val_share = VAL_SHARE if options.val_share is None else options.val_share
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
-    for name, least in {"seed": 0, "copies": 1, "tile": SMALLEST, "longest": SMALLEST}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value} must be {least} or more")
     for part in ("train", "val"):
         check_writable(options.out / part, "--out")
 
@@ -134,12 +112,7 @@ def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
     kept: dict[str, Pair] = {}
     for pair in planned:
         twin = kept.setdefault(pair.name, pair)
-        if (
-            len(os.fsencode(pair.name)) > 200
-        ):  # bytes; most file systems allow 255, and names are longer while they are written
-            problems.append(f"{pair.blurry or pair.sharp} has too long a name, with its folders: shorten it")
-            del kept[pair.name]
-        elif twin is not pair:
+        if twin is not pair:
             one, other = (p.blurry or p.sharp for p in (pair, twin))
             problems.append(f"{one} would become {pair.name}, which {other} is: rename one of them")
     return list(kept.values())
@@ -147,8 +120,7 @@ def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
 
 def split(planned: list[Pair], out: Path, share: float, seed: int, problems: list[str]) -> dict[str, list[Pair]]:
     """The pairs of "train" and of "val": as the data set says, where the group already is, or else at random."""
-    part_of = {pair.group: pair.part for pair in planned if pair.part == "train"}
-    part_of |= {pair.group: pair.part for pair in planned if pair.part == "val"}
+    part_of = {pair.group: pair.part for pair in planned if pair.part}  # "val" comes last: it wins
     for part in ("train", "val"):
         there = {path.name.partition(".")[0] for path in (out / part).iterdir() if is_visible(path)}
         part_of |= {pair.group: part for pair in planned if pair.part is None and pair.group in there}
@@ -163,9 +135,8 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
             problems.append(f"{pair.blurry} belongs to {pair.group}, which is in the test set too: not in train/")
         else:
             parts[part_of[pair.group]].append(pair)
-    for part, pairs in parts.items():
-        unwanted = share == {"train": 1, "val": 0}[part]
-        if not pairs and not unwanted and not any(is_visible(path) for path in (out / part).iterdir()):
+    for part, unwanted in ("train", share == 1), ("val", share == 0):
+        if not parts[part] and not unwanted and not any(is_visible(path) for path in (out / part).iterdir()):
             why = f" ({len(problems)} skipped, such as: {problems[0]})" if problems else ""
             raise UserError(
                 f"nothing is left for {out / part}: at least two photos or sequences are needed; if all are in the other "
@@ -178,30 +149,25 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
 
 
 def make_all(
-    parts: dict[str, list[Pair]], out: Path, mixture: Mixture, longest: int | None, seed: int, problems: list[str]
+    parts: dict[str, list[Pair]], out: Path, longest: int | None, seed: int, problems: list[str]
 ) -> tuple[dict[str, int], int]:
     """Make the missing pairs; returns how many were made in each part, and how many existed."""
     made, there = {"train": 0, "val": 0}, 0
     for part, pairs in parts.items():
-        remove_leftovers(out / part)
         todo = []
         for pair in pairs:
-            names = ("blurry.png",) if pair.unpaired else ("blurry.png", "sharp.png")
-            files = [out / part / pair.name / name for name in names]
-            if all(file.is_file() for file in files):
-                there += 1
-                if made_of_another(files[0].parent, pair):
-                    there -= 1
-                    problems.append(
-                        f"{pair.blurry or pair.sharp} would become {pair.name}, which is another photo: rename it"
-                    )
-            elif files[0].parent.exists():
-                problems.append(f"{files[0].parent} is incomplete: remove it and run again")
-            else:
+            folder, names = out / part / pair.name, ("blurry.png",) if pair.unpaired else ("blurry.png", "sharp.png")
+            if not folder.exists():
                 todo.append(pair)
+            elif not all((folder / name).is_file() for name in names):
+                problems.append(f"{folder} is incomplete: remove it and run again")
+            elif made_of_another(folder, pair):
+                problems.append(f"{pair.blurry or pair.sharp} would become {pair.name}, which is another photo: rename it")
+            else:
+                there += 1
         by_source = [list(of_one) for _, of_one in groupby(todo, lambda pair: pair.sharp)]
         threads = os.cpu_count() or 1  # decoding, blurring and encoding run outside the interpreter lock
-        make_some = functools.partial(make, folder=out / part, mixture=mixture, longest=longest, seed=seed)
+        make_some = functools.partial(make, folder=out / part, longest=longest, seed=seed)
         bar = tqdm(total=len(todo), desc=f"making {part}", unit="pair", disable=None)
         with ThreadPoolExecutor(threads) as pool, bar:
             for start in range(0, len(by_source), 2 * threads):  # in groups: Ctrl-C waits for one
@@ -213,7 +179,7 @@ def make_all(
     return made, there
 
 
-def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None, seed: int) -> list[str]:
+def make(pairs: list[Pair], folder: Path, longest: int | None, seed: int) -> list[str]:
     """Make the pairs of one source in ``folder``; returns a sentence for each that cannot be made."""
     problems = []
     try:
@@ -229,7 +195,7 @@ def make(pairs: list[Pair], folder: Path, mixture: Mixture, longest: int | None,
             write_pair(folder / pair.name, pair, sharp[top:bottom, left:right], None)
             continue
         if pair.blurry is None:
-            write_pair(folder / pair.name, pair, *blur_tile(sharp, pair, mixture, seed))
+            write_pair(folder / pair.name, pair, *blur_tile(sharp, pair, seed))
             continue
         try:
             blurry = read_photo(pair.blurry)
@@ -259,29 +225,27 @@ def made_of_another(folder: Path, pair: Pair) -> bool:
         return False  # made by hand
 
 
-def blur_tile(photo: np.ndarray, pair: Pair, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def blur_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(blurry, sharp) of a tile of ``photo``, (H, W, 3) uint8 each, blurred together with its surroundings."""
     top, left, bottom, right = pair.tile
     first_row, first_column = max(0, top - MARGIN), max(0, left - MARGIN)
     around = to_tensor(photo[first_row : bottom + MARGIN, first_column : right + MARGIN])
+    tile = ..., slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
     generator = make_generator(seed, zlib.crc32(pair.name.encode()))
-    if pair.crisper:
-        sharp = around[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
-        height, width = sharp.shape[1:]
-        factor = uniform((1, min(2, height / SMALLEST, width / SMALLEST)), generator)
-        sharp = vary_photo(shrink(sharp, (round(height / factor), round(width / factor))), generator)
-        blurry, sharp = random_degradation(sharp, generator, mixture)
-        return to_pixels(blurry), to_pixels(sharp)
-    pair = random_degradation(around, generator, mixture)
-    rows, columns = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
-    return tuple(to_pixels(image[:, rows, columns]) for image in pair)
+    if not pair.crisper:
+        return tuple(to_pixels(image[tile]) for image in random_degradation(around, generator, MIXTURE))
+    sharp = around[tile]
+    height, width = sharp.shape[1:]
+    factor = uniform((1, min(2, height / SMALLEST, width / SMALLEST)), generator)
+    sharp = vary_photo(shrink(sharp, (round(height / factor), round(width / factor))), generator)
+    return tuple(map(to_pixels, random_degradation(sharp, generator, MIXTURE)))
 
 
 def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray | None) -> None:
     """Write both images, or blurry.png alone, whole or not at all; PNG files with the same pixels are copied."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir()
         for name, pixels, source in ("blurry.png", blurry, pair.blurry), ("sharp.png", sharp, pair.blurry and pair.sharp):
             if pixels is None:
@@ -291,8 +255,7 @@ def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray |
             else:
                 Image.fromarray(pixels).save(partial / name, compress_level=3)
         (partial / SOURCE).write_text(source_of(pair), encoding="utf-8", errors="surrogateescape")
-        if not folder.exists():  # another run may have been faster
-            os.rename(partial, folder)
+        os.rename(partial, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): free some disk space, then run again to continue") from None
     finally:
@@ -302,28 +265,6 @@ def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray |
 def is_plain_png(path: Path) -> bool:
     with Image.open(path) as image:
         return image.format == "PNG" and image.mode == "RGB" and orientation_of(image) == 1
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run left behind more than an hour ago."""
-    for path in folder.glob(".*.partial"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 3600:  # seconds; a younger one may belong to a running process
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def report(out: Path, made: dict[str, int], there: int, problems: list[str], shown: int = 20) -> None:
-    in_each = f"{made['train']} pairs made in {out / 'train'}, {made['val']} in {out / 'val'}"
-    print(f"{in_each}, {there} existed already")
-    if problems:
-        print(f"{len(problems)} skipped:", *map(one_line, problems[:shown]), sep="\n  ")
-        if len(problems) > shown:
-            file = out / "skipped.txt"
-            atomic_write(
-                file,
-                lambda partial: partial.write_text("\n".join(map(one_line, problems)) + "\n", "utf-8", "backslashreplace"),
-            )
-            print(f"  ... and {len(problems) - shown} more; all are in {file}")
 
 
 if __name__ == "__main__":

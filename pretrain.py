@@ -17,7 +17,7 @@ from images.demo_data import find_or_make_data
 from images.photos import find_photos
 from inference import run_patches
 from models import TeacherCNN, load_model
-from training.config import TrainConfig, check_memory, check_network, check_paths
+from training.config import TrainConfig, check_network, check_paths
 from training.distributed import init_distributed, main_process_first
 from training.estimator import train_estimator
 from training.fingerprint import fingerprint
@@ -26,7 +26,7 @@ from training.run import TrainingRun, lock_output_dir
 from utils import RelativeMSEAndSSIMLoss, UserError, autocast, print0
 
 # Files
-PHOTOS = None  # folder of sharp photos to blur on the fly, 6 bytes of memory per pixel; None: the pairs in DATA
+PHOTOS = None  # folder of sharp photos to blur on the fly, up to 1.4 MB of memory each, in each worker; None: DATA
 VAL_PHOTOS = None  # folder of other sharp photos to validate on; None: every tenth of PHOTOS
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; used if PHOTOS is None
 START_FROM = None  # weights to start from; "weights/teacher.pth" adapts the shipped teacher to your photos; None: random
@@ -61,7 +61,7 @@ def main() -> None:
         patch_size=PATCH_SIZE,
         learning_rate=LEARNING_RATE,
         seed=SEED,
-        estimator_versions=ESTIMATOR_VERSIONS if PHOTOS else 1,
+        estimator_versions=ESTIMATOR_VERSIONS if PHOTOS else 1,  # pairs have one
         estimator_passes=ESTIMATOR_PASSES,
         estimator_learning_rate=ESTIMATOR_LEARNING_RATE,
         num_workers=NUM_WORKERS,
@@ -69,7 +69,8 @@ def main() -> None:
         resume=RESUME,
     )
     optional = {"START_FROM": START_FROM, "PHOTOS": PHOTOS, "VAL_PHOTOS": VAL_PHOTOS}
-    check_paths(OUTPUTS, {"TEACHER": TEACHER}, {"DATA": DATA}, optional)
+    read = {"DATA": DATA} | {name: value for name, value in optional.items() if value is not None}
+    check_paths(OUTPUTS, {"TEACHER": TEACHER}, read)
     if VAL_PHOTOS and not PHOTOS:
         raise UserError(f"VAL_PHOTOS = {VAL_PHOTOS!r} needs PHOTOS, which is None: set both or neither")
     device = init_distributed(DEVICE)
@@ -113,26 +114,14 @@ def open_pairs() -> tuple[PairedImageDataset, PairedImageDataset]:
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:
-    train_photos, val_photos = split_photos(PHOTOS, VAL_PHOTOS)
+    val_photos = find_photos(VAL_PHOTOS) if VAL_PHOTOS else find_photos(PHOTOS)[::10]
+    held_out = {path.resolve() for path in val_photos}
+    train_photos = [path for path in find_photos(PHOTOS) if path.resolve() not in held_out]
+    if not train_photos:
+        raise UserError(f"all photos of {PHOTOS} are to validate on: add more, or name a folder of others in VAL_PHOTOS")
     cache = Path(OUTPUTS) / ".cache"
     train_set = SyntheticBlurDataset(train_photos, cache / "train", PATCH_SIZE, SEED)
-    check_memory(train_set.bytes_in_memory, NUM_WORKERS)
     return train_set, SyntheticBlurDataset(val_photos, cache / "val", seed=SEED)
-
-
-def split_photos(photos: str, val_photos: str | None) -> tuple[list[Path], list[Path]]:
-    """Files to train on and to validate on; no photo is in both."""
-    paths = find_photos(photos)
-    if val_photos is not None:
-        val_paths = find_photos(val_photos)
-        held_out = {path.resolve() for path in val_paths}
-        paths = [path for path in paths if path.resolve() not in held_out]
-        if not paths:
-            raise UserError(f"{val_photos} contains all photos of {photos}: validate on others than those to train on")
-        return paths, val_paths
-    if len(paths) < 2:
-        raise UserError(f"{photos} contains only one photo: add more, or name a folder in VAL_PHOTOS")
-    return [p for i, p in enumerate(paths) if i % 10], paths[::10]
 
 
 if __name__ == "__main__":

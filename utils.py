@@ -135,14 +135,9 @@ def quantize_8bit(image: Tensor) -> Tensor:
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, over all channels; higher is better.
+    """Peak signal-to-noise ratio of each image in dB, over all channels; ``inf`` where the images are identical.
 
-    Args:
-        prediction, target: (N, C, H, W), values in [0, 1].
-    Returns:
-        (N,) float32; ``inf`` where the images are identical.
-    Raises:
-        ValueError: if the shapes differ or are not (N, C, H, W).
+    Shapes: two (N, C, H, W) in [0, 1] -> (N,) float32; others raise ``ValueError``.
     Source: Hore and Ziou 2010, doi:10.1109/ICPR.2010.579, with peak = 1.
     """
     _check_shapes(prediction, target)
@@ -157,12 +152,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     data_range=1)``: an 11x11 Gaussian window, only where it fits. An image with fewer than 11 rows or columns, which
     scikit-image refuses, is first extended to 11 by repeating its edge.
 
-    Args:
-        prediction, target: (N, C, H, W), values in [0, 1].
-    Returns:
-        (N,) float32, at most 1.
-    Raises:
-        ValueError: if the shapes differ or are not (N, C, H, W).
+    Shapes: two (N, C, H, W) in [0, 1] -> (N,) float32; others raise ``ValueError``.
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III-B, K1 = 0.01, K2 = 0.03.
     """
     _check_shapes(prediction, target)
@@ -250,10 +240,8 @@ class PerceptualLoss(nn.Module):
         try:
             self.features = vgg16(weights=weights).features[:16].eval().requires_grad_(False)
         except (OSError, ValueError, RuntimeError) as error:  # no network, or a damaged file
-            raise UserError(
-                f"the VGG16 weights of PerceptualLoss cannot be downloaded ({one_line(str(error))[:120]}): connect to the "
-                "internet once, or use nn.MSELoss()"
-            ) from None
+            reason = one_line(str(error))[:120]
+            raise UserError(f"PerceptualLoss cannot download VGG16 ({reason}): connect once, or use nn.MSELoss()") from None
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 

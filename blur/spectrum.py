@@ -42,14 +42,15 @@ def select_softest_windows(power: Tensor) -> Tensor:
     the most power at low frequencies: the others hold no texture that could be blurry.
     """
     count = power.shape[1]
-    rows, columns = torch.fft.fftfreq(WINDOW, 1 / WINDOW, device=power.device)[:, None], torch.arange(33, device=power.device)
+    rows = torch.fft.fftfreq(WINDOW, 1 / WINDOW, device=power.device)[:, None]
+    columns = torch.arange(33, device=power.device)
     radius = rows.hypot(columns)  # periods in 64 pixels
-    octant = torch.atan2(rows, columns.to(rows)) * 4 / math.pi  # -2 to 2, of which both are vertical
+    angle = torch.atan2(rows, columns) * 4 / math.pi  # from -2 to 2, which are both vertical
+    directions = [angle.abs() <= 0.5, (angle - 1).abs() <= 0.5, (angle + 1).abs() <= 0.5, angle.abs() >= 1.5]
     low, high = (
-        torch.stack([power[..., ring & ((octant - k).abs() <= 0.5)].sum(-1) for k in (-1, 0, 1)]
-        + [power[..., ring & (octant.abs() >= 1.5)].sum(-1)])
-        for ring in ((radius >= first) & (radius < last) for first, last in ((2, 6), (8, 20)))
-    )  # (4, N, n): horizontal, vertical and two diagonal frequencies
+        torch.stack([power[..., (radius >= first) & (radius < last) & each].sum(-1) for each in directions])
+        for first, last in ((2, 6), (8, 20))
+    )  # (4, N, n)
     textured = low.sum(0).topk(math.ceil(count * 2 / 3), 1).indices
     ratio = ((high + 1e-7) / (low + 1e-7)).amin(0).gather(1, textured)
     chosen = textured.gather(1, ratio.topk(math.ceil(count / 12), 1, largest=False).indices)

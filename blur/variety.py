@@ -51,7 +51,7 @@ def add_texture(photo: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def add_grain(photo: Tensor, generator: torch.Generator) -> Tensor:
-    """What a sharp photo has of its own: 1 to 8 gray levels of film grain or of a camera's or scanner's noise; may leave [0, 1].
+    """Film grain or a camera's noise that a sharp photo has of its own, 1 to 8 gray levels; may leave [0, 1].
 
     Like ``camera.strong_noise``, but a little smoother in the mean, and more of it gray.
     """

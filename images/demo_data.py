@@ -36,8 +36,6 @@ NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by bl
 def find_or_make_data(root: Path | str) -> Path:
     """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo."""
     root = Path(root)
-    if os.path.lexists(root) and not root.is_dir():
-        raise UserError(f"{root} is not a folder: DATA must be a folder with train/ and val/")
     for part in ("train", "val"):
         folder = root / part
         if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
@@ -62,15 +60,11 @@ def make_demo_data(root: Path | str) -> None:
         UserError: if ``root`` contains anything else, which is never touched, or cannot be written.
     """
     root = Path(root)
-    note = root / "DEMO.txt"
-    is_ours = note.is_file() and note.read_text(errors="replace") == NOTE
-    if is_ours and (root / "train").is_dir() and (root / "val").is_dir():
+    if (root / "DEMO.txt").is_file():
         return
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} contains files that are not demo data: move them away, or choose another folder")
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    partial = root.with_name(f".{root.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         for part, photos in PHOTOS.items():
             tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
             for k, sharp in enumerate(tiles, start=1):
@@ -79,24 +73,17 @@ def make_demo_data(root: Path | str) -> None:
                 folder.mkdir(parents=True)
                 Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")
                 Image.fromarray(sharp).save(folder / "sharp.png")
-        (partial / note.name).write_text(NOTE)
-        if root.exists():
-            root.rmdir()
-        os.replace(partial, root)  # whole or not at all
+        (partial / "DEMO.txt").write_text(NOTE)
+        os.replace(partial, root)  # whole or not at all; fails if there is anything else
     except OSError as error:
-        raise UserError(
-            f"demo data cannot be written to {root} ({error}): free some disk space or check the folder"
-        ) from None
+        raise UserError(f"demo data cannot be written to {root} ({error}): free disk space or check the folder") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _cut_tiles(name: str, count: int) -> list[np.ndarray]:
     """The ``count`` tiles with the most detail of a sample photo of scikit-image, (TILE, TILE, 3) uint8."""
-    path = Path(skimage.__file__).parent / "data" / name
-    if not path.is_file():
-        raise UserError(f"scikit-image {skimage.__version__} lacks its sample photo {name}: put your own pairs in data/")
-    photo = read_photo(path)
+    photo = read_photo(Path(skimage.__file__).parent / "data" / name)
     rows, columns = (range(0, length - TILE + 1, TILE) for length in photo.shape[:2])
     tiles = [photo[top : top + TILE, left : left + TILE].copy() for top in rows for left in columns]
     return sorted(tiles, key=lambda tile: -np.abs(np.diff(tile.astype(np.int16), axis=0)).mean())[:count]

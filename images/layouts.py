@@ -3,6 +3,7 @@
 Each function appends a sentence to ``problems`` for whatever cannot be used.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from images.photos import describe_error, find_photos, open_image, orientation_of, read_photo
+from images.photos import find_photos, open_image, orientation_of, read_photo
 from utils import UserError
 
 
@@ -41,9 +42,6 @@ def plan_photos(
             height, width = shrunk(upright_size(path), longest)
         except UserError as error:
             problems.append(str(error))
-            continue
-        except Exception as error:  # damaged bytes may raise anything in a decoder
-            problems.append(f"{path} cannot be read as an image ({describe_error(error)}): replace or remove it")
             continue
         group = flat(path.relative_to(folder).with_suffix(""))
         rows, columns = cuts(height, tile, smallest), cuts(width, tile, smallest)
@@ -107,16 +105,11 @@ def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for list_of_theirs, part in (("RealBlur_J_train_list.txt", "train"), ("RealBlur_J_test_list.txt", "val")):
         path = folder / list_of_theirs
         try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{path} is missing or not text: give the folder into which RealBlur was unpacked") from None
-        for number, line in enumerate(lines, start=1):
-            words = line.split()
-            if len(words) < 2:
-                if words:
-                    problems.append(f"{path}, line {number} does not contain a sharp and a blurry file name")
-                continue
-            sharp, blurry = folder / words[0], folder / words[1]
+            names = [line.split()[:2] for line in path.read_text().splitlines()]
+            files = [(folder / sharp, folder / blurry) for sharp, blurry in names]
+        except (OSError, ValueError):  # not text, or a line that does not name two files
+            raise UserError(f"{path} is missing or damaged: give the folder into which RealBlur was unpacked") from None
+        for sharp, blurry in files:
             group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
             yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
 
@@ -137,12 +130,10 @@ def flat(path: Path | str) -> str:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) after EXIF rotation, from the file's header if possible."""
-    with open(path, "rb") as file, open_image(file) as picture:
-        if picture.format == "TIFF":  # which Pillow rotates itself, depending on its version
-            return read_photo(path).shape[:2]
-        width, height = picture.size
-        sideways = orientation_of(picture) in (5, 6, 7, 8)
-    return (width, height) if sideways else (height, width)
+    with contextlib.suppress(Exception), open(path, "rb") as file, open_image(file) as picture:
+        if picture.format != "TIFF":  # which Pillow rotates itself, depending on its version
+            return picture.size if orientation_of(picture) in (5, 6, 7, 8) else picture.size[::-1]
+    return read_photo(path).shape[:2]  # or raises the error
 
 
 def shrunk(size: tuple[int, int], longest: int | None) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Dummy photos and pairs, made in a temporary folder, and processes beside the tests."""
 
+import functools
 import multiprocessing
 import os
 import sys
@@ -25,7 +26,7 @@ import utils
 from blur.filters import convolve, gaussian_kernel
 from dataset import PairedImageDataset
 from inference import run_patches
-from models import StudentCNN, TeacherCNN, save_model
+from models import StudentCNN, TeacherCNN, load_model, save_model
 from training.config import TrainConfig
 from training.loop import validate
 from training.run import TrainingRun, lock_output_dir
@@ -33,6 +34,18 @@ from utils import to_pixels, to_tensor
 
 # For tests of what runs on a GPU too
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA"))]
+
+
+@functools.cache
+def shipped(name: str) -> nn.Module:
+    """The shipped student or teacher, loaded once for all tests, which leave it as it is."""
+    return load_model(Path(__file__).parent.parent / "weights" / f"{name}.pth")
+
+
+@pytest.fixture(scope="session")
+def perceptual_loss() -> utils.PerceptualLoss:
+    """With random weights: to draw those of VGG16 takes a second."""
+    return utils.PerceptualLoss(weights=None)
 
 
 def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:
@@ -184,6 +197,7 @@ def constants(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "ESTIMATOR_VERSIONS", 2)
     monkeypatch.setattr(pretrain, "ESTIMATOR_PASSES", 1)
     monkeypatch.setattr(train, "TEACHER_WEIGHTS", "teacher.pth")
+    monkeypatch.setattr(train, "TEACHER_ORIENTATIONS", 2)
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", False)
     monkeypatch.setattr(
         "training.report.ms_per_megapixel", lambda network, device: 1.0

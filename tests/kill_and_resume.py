@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from conftest import fit, small_config, write_pair
 from torch import nn
 
+import training.run as training_run
 from dataset import PairedImageDataset
 from models import StudentCNN, load_model
 
@@ -82,7 +83,8 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
     """Raises AssertionError if a training that was killed ``kills`` times differs from one that was left alone."""
     warnings.filterwarnings("ignore", "This DataLoader will create")  # on few cores
     rng = random.Random(seed)
-    steps = 5 + 50 * kills  # per epoch: enough for a checkpoint, one each 50 steps, between all kills
+    training_run.CHECK_EVERY = 10
+    steps = 5 + 10 * kills  # per epoch: enough for a checkpoint between all kills
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for k in range(2):

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from blur.degradations import Mixture
-from dataset import PairedImageDataset, SyntheticBlurDataset, mean_squared_error, same_size_batches
+from dataset import PairedImageDataset, SyntheticBlurDataset, mean_squared_error
 from images.photos import find_photos
 from utils import UserError, to_pixels, to_tensor
 
@@ -75,17 +75,9 @@ def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path, monkeypatch)
     ramp = np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     photos = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
-    rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp, *_ in (photos[8 * k] for k in range(200))]
+    rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp, *_ in (photos[8 * k] for k in range(100))]
     assert all(0.99 < rise < 2.1 for rise in rises), "from the photo itself to half of its size"
-    assert 0.4 < sum(rise > 1.01 for rise in rises) / 200 < 0.6
-
-
-def test_validation_batches_hold_each_photo_once_and_one_size_each():
-    sizes = [20] * 11 + [30] * 2 + [20]
-    photos = [(torch.full((3, size, 16), float(k)), torch.zeros(3, size, 16)) for k, size in enumerate(sizes)]
-    batches = list(same_size_batches(photos, range(len(photos))))
-    assert [len(blurry) for blurry, _ in batches] == [8, 3, 2, 1]
-    assert [float(image.mean()) for blurry, _ in batches for image in blurry] == list(range(14))
+    assert 0.4 < sum(rise > 1.01 for rise in rises) / 100 < 0.6
 
 
 def damage(pairs, kind):
@@ -198,7 +190,6 @@ def test_versions_of_a_large_photo_are_parts_of_it_whole_or_shrunk(tmp_path, mon
     pixels = np.random.default_rng(0).integers(0, 256, (420, 700, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
     photos = SyntheticBlurDataset([tmp_path / "large.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
-    assert photos.bytes_in_memory == 6 * 200 * 200
     unshrunk = 0
     for version in range(12):
         blurry, sharp = photos.whole(0, version)

@@ -2,14 +2,13 @@
 
 import io
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import dummy_photo
+from conftest import dummy_photo, shipped
 from PIL import Image
 
 import evaluate
@@ -22,7 +21,6 @@ from dataset import PairedImageDataset
 from images.photos import find_photos
 from inference import Sharpener
 from models import StudentCNN, save_model
-from training import config
 from utils import UserError, pick_device
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +34,6 @@ ROOT = Path(__file__).parent.parent
         (train, "TEACHER_WEIGHTS", 3, "TEACHER_WEIGHTS = 3 is not a path: set it to one in quotes"),
         (train, "TEACHER_WEIGHTS", "nowhere.pth", "nowhere.pth is not a file"),
         (train, "BEST_STUDENT", "data/train/001/sharp.png", "cannot be a file for weights"),
-        (train, "BEST_STUDENT", "outputs/student_checkpoint.pth", "cannot be a file for weights"),
         (train, "BEST_STUDENT", "teacher.pth", "BEST_STUDENT and TEACHER_WEIGHTS are both teacher.pth"),
         (train, "BEST_STUDENT", "teacher.pth/best.pth", "BEST_STUDENT: teacher.pth is not a folder"),
         (train, "OUTPUTS", "teacher.pth", "OUTPUTS: teacher.pth is not a folder"),
@@ -94,9 +91,12 @@ class Forgetful(Unpadded):
     "make, sentence",
     [
         (lambda: Elsewhere(3, 3, 1), "Elsewhere is not a class in models.py, where load_model looks for it: move it there"),
-        (lambda: Unpadded(), "Unpadded turns a photo of shape (1, 3, 61, 67) into (1, 3, 59, 65): pad or crop in forward()"),
+        (
+            lambda: Unpadded(),
+            "Unpadded turns a photo of shape (1, 3, 61, 67) into (1, 3, 59, 65): return one of the same shape",
+        ),
         (lambda: Unpadded(fails=True), "Unpadded fails on a photo of shape (1, 3, 61, 67) (Given groups=1"),
-        (lambda: Pair(), "Pair returns a tuple instead of a photo: return one tensor"),
+        (lambda: Pair(), "Pair turns a photo of shape (1, 3, 61, 67) into tuple: return one of the same shape"),
         (lambda: Forgetful(4), "Forgetful cannot be built again"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(const
 def test_a_teacher_of_ones_own_is_tried_before_any_photo_is_decoded(constants, monkeypatch):
     monkeypatch.setattr("models.Pair", Pair, raising=False)
     monkeypatch.setattr(pretrain, "TeacherCNN", Pair)
-    with pytest.raises(UserError, match="Pair returns a tuple"):
+    with pytest.raises(UserError, match="Pair turns a photo of .* into tuple"):
         pretrain.main()
     assert not list(constants.glob("data/*/.cache"))
 
@@ -127,12 +127,6 @@ def test_estimators_of_two_sizes_are_told_before_the_teacher_is_asked(constants,
     monkeypatch.setattr(train, "cache_teacher_outputs", lambda *_: pytest.fail("it was asked"))
     with pytest.raises(UserError, match="the blur estimators of teacher and student differ in size"):
         train.main()
-
-
-def test_with_stderr_closed_the_work_is_done_all_the_same(sharpened, tmp_path):
-    command = 'exec "$0" "$1" a.png -o closed 2>&-'
-    result = subprocess.run(["sh", "-c", command, sys.executable, ROOT / "sharpen.py"], cwd=tmp_path, capture_output=True)
-    assert result.returncode == 0 and (tmp_path / "closed" / "a.png").is_file()
 
 
 def test_one_folder_is_not_both_parts(pairs):
@@ -173,10 +167,9 @@ def test_any_unknown_device_is_a_short_sentence(name):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--markdown", "data/val/001/sharp.png"], "is an input, another result or a folder"),
-        (["--picture", "p.xyz"], "does not end in one of"),
-        (["--csv", "data"], "is an input, another result or a folder"),
-        (["--csv", str(ROOT / "weights" / "student.pth")], "is an input, another result or a folder"),
+        (["--markdown", "data/val/001/sharp.png"], "sharp.png does not end in .md"),
+        (["--picture", "p.xyz"], "p.xyz does not end in .png or"),
+        (["--csv", str(ROOT / "weights" / "student.pth")], "student.pth does not end in .csv"),
         (["--csv", "data/val/001/sharp.png/x.csv"], "is not a folder"),
     ],
 )
@@ -270,21 +263,12 @@ def test_weights_that_overflow_write_no_picture(sharpened, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("size", [(1, 60), (3, 300), (8, 8), (30, 40), (64, 64), (100, 100)])
 @pytest.mark.parametrize("name", ["student", "teacher"])
-def test_a_photo_too_small_to_tell_its_blur_is_not_ruined(size, name, monkeypatch):
-    network = sharpen.load_model(ROOT / "weights" / f"{name}.pth")
+def test_a_photo_too_small_to_tell_its_blur_is_not_ruined(size, name):
     rng = np.random.default_rng(0)
     rows, columns = np.cumsum(rng.normal(0, 9, size[0])), np.cumsum(rng.normal(0, 9, size[1]))
     photo = np.clip(128 + rows[:, None, None] + columns[:, None] + np.zeros(3), 0, 255).astype(np.uint8)
-    change = Sharpener(network, torch.device("cpu"))(photo).astype(float) - photo
+    change = Sharpener(shipped(name), torch.device("cpu"))(photo).astype(float) - photo
     assert np.sqrt(np.square(change).mean()) < 6
-
-
-def test_more_photos_than_fit_in_memory_are_told_before_the_training(constants, monkeypatch):
-    monkeypatch.setattr(pretrain, "PHOTOS", "data/train")
-    monkeypatch.setattr(pretrain, "NUM_WORKERS", 8)
-    monkeypatch.setattr(config.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}[name])
-    with pytest.raises(UserError, match="need 0 GB of memory, and this machine has 0: lower NUM_WORKERS"):
-        pretrain.main()
 
 
 def test_a_photo_that_does_not_fit_in_memory_is_said_and_the_rest_goes_on(sharpened, tmp_path, monkeypatch):

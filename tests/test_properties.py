@@ -96,17 +96,12 @@ def test_a_photo_that_is_moved_by_whole_squares_is_sharpened_alike(name):
 
 def test_a_short_seeded_training_gains_what_it_always_did(pairs, tmp_path):
     """A silent change of the training shows here; rounding differs between processors, so the gain has a band."""
-
-    def gain(name: str) -> tuple[float, dict]:
-        train_set, val_set = PairedImageDataset(pairs / "train", 32, seed=1), PairedImageDataset(pairs / "val")
-        torch.manual_seed(1)
-        student = StudentCNN()
-        config = small_config(num_epochs=1, batch_size=4, patches_per_photo=80, learning_rate=2e-3)
-        fit(student, train_set, val_set, config, tmp_path / name / "best.pth", tmp_path / name)
-        with torch.no_grad():
-            gains = [psnr(student.eval()(b[None]), s[None]) - psnr(b[None], s[None]) for b, s in val_set]
-        return float(torch.cat(gains).mean()), student.state_dict()
-
-    (first, weights), (second, same) = gain("a"), gain("b")
-    assert first == second and all(torch.equal(weights[key], same[key]) for key in weights)
-    assert 0.36 < first < 0.5, "dB; it was 0.43 when this was written, and 0.41 to 0.43 with other seeds"
+    train_set, val_set = PairedImageDataset(pairs / "train", 32, seed=1), PairedImageDataset(pairs / "val")
+    torch.manual_seed(1)
+    student = StudentCNN()
+    config = small_config(num_epochs=1, batch_size=4, patches_per_photo=80, learning_rate=2e-3)
+    fit(student, train_set, val_set, config, tmp_path / "best.pth", tmp_path)
+    with torch.no_grad():
+        gains = [psnr(student.eval()(b[None]), s[None]) - psnr(b[None], s[None]) for b, s in val_set]
+    gain = float(torch.cat(gains).mean())
+    assert 0.36 < gain < 0.5, "dB; it was 0.43 when this was written, and 0.41 to 0.43 with other seeds"

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from conftest import shipped
 from PIL import Image
 
 from blur.degradations import add_noise
 from blur.filters import convolve, gaussian_kernel
-from models import load_model
 from utils import count_parameters, psnr, quantize_8bit, ssim, to_tensor
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -16,7 +16,7 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 @pytest.fixture(params=["student", "teacher"])
 def network(request):
-    return load_model(WEIGHTS / f"{request.param}.pth")
+    return shipped(request.param)
 
 
 def test_shipped_weights_are_small_and_their_card_is_of_them(network):

@@ -12,8 +12,6 @@ from cli import check_writable
 from training.distributed import world_size
 from utils import UserError, one_line
 
-OUTPUT_FILES = {"student_checkpoint.pth", "teacher_checkpoint.pth", "estimator.pth"}  # what a training writes to OUTPUTS
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -62,31 +60,22 @@ class TrainConfig:
         return {name.upper(): value for name, value in asdict(self).items() if name not in free}
 
 
-def check_paths(
-    outputs: str | Path,
-    written: dict[str, str | Path],
-    read: dict[str, str | Path],
-    optional: dict[str, str | Path | None] | None = None,
-) -> None:
+def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[str, str | Path]) -> None:
     """Raise ``UserError`` if a file cannot be written, or would overwrite one that is read.
 
     Args:
         outputs: the constant OUTPUTS.
         written: name of the constant -> file for weights.
         read: name of the constant -> file or folder.
-        optional: more of these, or None if it is not used.
     """
-    read = read | {name: value for name, value in (optional or {}).items() if value is not None}
     for name, value in {"OUTPUTS": outputs, **written, **read}.items():
         if not isinstance(value, (str, Path)) or not str(value):
             raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes")
     check_writable(Path(outputs), "OUTPUTS")
     for name, file in written.items():
         path = Path(file)
-        if path.suffix != ".pth" or path.is_dir() or path.name in OUTPUT_FILES:
-            raise UserError(
-                f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth, such as best.pth"
-            )
+        if path.suffix != ".pth" or path.is_dir():
+            raise UserError(f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth")
         for other, source in read.items():
             if os.path.realpath(source) == os.path.realpath(path):
                 raise UserError(f"{name} and {other} are both {file}, which would be overwritten: choose another file")
@@ -101,37 +90,18 @@ def check_network(network: nn.Module) -> None:
     try:
         type(network)(**getattr(network, "arguments", {}))
     except TypeError as error:
-        raise UserError(
-            f"{name} cannot be built again ({error}): store its constructor's arguments in self.arguments"
-        ) from None
+        raise UserError(f"{name} cannot be built again ({error}): store its arguments in self.arguments") from None
     try:
         result = network.eval()(photo)
     except Exception as error:  # anything may be wrong with a user's own network
         reason = one_line(str(error))[:300]
         raise UserError(f"{name} fails on a photo of shape {tuple(photo.shape)} ({reason}): fix its forward()") from None
-    if not isinstance(result, torch.Tensor):
-        raise UserError(f"{name} returns a {type(result).__name__} instead of a photo: return one tensor")
-    if result.shape != photo.shape:
-        raise UserError(
-            f"{name} turns a photo of shape {tuple(photo.shape)} into {tuple(result.shape)}: pad or crop in forward()"
-        )
+    shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+    if shape != tuple(photo.shape):
+        raise UserError(f"{name} turns a photo of shape {tuple(photo.shape)} into {shape}: return one of the same shape")
     if world_size() > 1:
         result.sum().backward()
         unused = [part for part, value in network.named_parameters() if value.requires_grad and value.grad is None]
         if unused:
             raise UserError(f"{name} does not use {', '.join(unused[:5])}, which torchrun does not allow: remove it")
         network.zero_grad()
-
-
-def check_memory(bytes_per_process: int, workers: int) -> None:
-    """Raise ``UserError`` if photos blurred on the fly, kept by each of ``workers``, need more memory than there is."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows, for one
-        return
-    needed = bytes_per_process * max(1, workers) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun
-    if needed > total:
-        raise UserError(
-            f"the blurred photos of PHOTOS need {needed / 1e9:.0f} GB of memory, and this machine has {total / 1e9:.0f}: "
-            "lower NUM_WORKERS, use fewer photos, or make pairs of them with prepare_data.py"
-        )

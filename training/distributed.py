@@ -18,13 +18,11 @@ def init_distributed(device_name: str) -> torch.device:
     With CUDA each process uses a GPU of its own (nccl), on the CPU they share the cores (gloo).
     """
     torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if torchrun and device_name in ("auto", "cuda") and torch.cuda.is_available():
+    if torchrun and str(device_name).startswith(("auto", "cuda")) and torch.cuda.is_available():
         processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if processes > gpus:
             raise UserError(f"{processes} processes share {gpus} GPUs: start at most one per GPU with --nproc-per-node")
         device_name = f"cuda:{os.environ['LOCAL_RANK']}"
-    elif torchrun and str(device_name).startswith("cuda:"):
-        raise UserError(f"DEVICE = {device_name!r} is one GPU for all processes of torchrun: set it to 'auto'")
     device = pick_device(device_name)
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # the default of everything that follows, its random generator above all
@@ -44,20 +42,27 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def main_process_first() -> Iterator[None]:
-    """Run the block on rank 0, then on the other ranks, which find what rank 0 left on the disk.
+def all_ranks_together() -> Iterator[None]:
+    """Run the block on all ranks; each waits for the others at its end.
 
     Raises:
         UserError: on every rank if it was raised on any, so that no rank waits for one that is gone.
     """
-    if rank() != 0:
-        raise_on_all_ranks(None)  # waits for rank 0
     error = None
     try:
         yield
     except UserError as caught:
         error = str(caught)
     raise_on_all_ranks(error)
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """Run the block on rank 0, then on the others, which find what rank 0 left on the disk. Errors are raised on all."""
+    if rank() != 0:
+        raise_on_all_ranks(None)  # waits for rank 0
+    with all_ranks_together():
+        yield
     if rank() == 0:
         raise_on_all_ranks(None)  # waits for the others
 

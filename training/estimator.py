@@ -4,6 +4,7 @@ How close a filter brings it follows from two power spectra and a cross spectrum
 region of each version of each photo; after that a step costs as little as one patch of the main training.
 """
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from blur.spectrum import WINDOW, extract_windows, log_means, log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from training.config import TrainConfig
 from training.distributed import main_process_first
-from training.loop import catch_worker_exit
 from utils import UserError, make_generator, print0
 
 FLOOR = 1e-5  # added to each photo's mean squared error, 50 dB: a photo that is sharp already must not outweigh all others
@@ -43,7 +43,9 @@ def train_estimator(
     settings = dict(versions=versions, passes=passes, learning_rate=rate, seed=config.seed, photos=train_set.key)
     settings["start"] = sum(float(value.double().abs().sum()) for value in estimator.state_dict().values())
     with main_process_first():
-        stored = _read_stored(file)
+        stored = {}
+        with contextlib.suppress(UserError):  # missing or damaged: it is trained again
+            stored = read_torch_file(file)
         if stored.get("settings") != settings:
             spectra = compute_spectra(train_set, versions, config.num_workers)
             val_spectra = compute_spectra(val_set, 1, config.num_workers)
@@ -57,14 +59,6 @@ def train_estimator(
             write_torch_file(file, stored)
     estimator.load_state_dict(stored["weights"])
     estimator.to(device)
-
-
-def _read_stored(file: Path) -> dict:
-    try:
-        stored = read_torch_file(file)
-    except UserError:
-        return {}  # missing or damaged: it is trained again
-    return stored if isinstance(stored, dict) else {}
 
 
 class CrossSpectra(Dataset):
@@ -97,7 +91,7 @@ def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
     """
     dataset = CrossSpectra(photos, versions)
     spectra = torch.empty(len(dataset), 7, WINDOW, WINDOW // 2 + 1)
-    loader = catch_worker_exit(iter(DataLoader(dataset, batch_size=None, num_workers=workers)))
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
     bar = tqdm(loader, "spectra of photos", total=len(dataset), unit="photo", leave=False, disable=None)
     for k, each in enumerate(bar):
         spectra[k] = each  # copied: a tensor from a worker process keeps a file open

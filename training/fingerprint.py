@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from utils import count_parameters
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -19,8 +21,9 @@ def identity_of(network: nn.Module, loss_fn) -> dict[str, str]:
         name: value for name, value in vars(loss_fn).items() if type(value) in (str, int, float, bool) and name != "training"
     }
     loss_type = loss_fn if inspect.isroutine(loss_fn) else type(loss_fn)
+    size = f"{count_parameters(network):,} parameters"
     return {
-        "the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}",
+        "the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}, {size}",
         "the loss": f"{loss_type.__qualname__} {plain or ''}",
         "the code of network and loss": code_fingerprint(*map(type, network.modules()), loss_type),
     }

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dataset import same_size_batches
 from inference import run_tiled
 from training.distributed import all_reduce_sum, per_rank_batch_size, rank, world_size
 from utils import MAX_PSNR, Scores, UserError, autocast, print0, psnr, quantize_8bit, ssim
@@ -22,13 +21,12 @@ def validate(network: nn.Module, val_set: Dataset, device: torch.device) -> Scor
     """
     network.eval()
     total = torch.zeros(2, dtype=torch.float64)
-    for blurry, sharp in same_size_batches(val_set, range(rank(), len(val_set), world_size())):
-        blurry, sharp = blurry.to(device, memory_format=torch.channels_last), sharp.to(device)
+    for index in range(rank(), len(val_set), world_size()):
+        blurry, sharp = (photo[None].to(device, memory_format=torch.channels_last) for photo in val_set[index])
         with autocast(device):
-            prediction = run_tiled(network, blurry)
-        prediction = quantize_8bit(prediction)
-        scores = torch.stack([psnr(prediction, sharp).clamp(max=MAX_PSNR), ssim(prediction, sharp)])
-        total += scores.sum(dim=1).cpu().double()
+            prediction = quantize_8bit(run_tiled(network, blurry))
+        scores = torch.cat([psnr(prediction, sharp).clamp(max=MAX_PSNR), ssim(prediction, sharp)])
+        total += scores.cpu().double()
     return Scores(*(all_reduce_sum(total, device) / len(val_set)).tolist())
 
 
@@ -38,8 +36,7 @@ def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path
     print0(f"input   {blurry.psnr:6.2f} dB  SSIM {blurry.ssim:.4f}\nteacher {teacher.psnr:6.2f} dB  SSIM {teacher.ssim:.4f}")
     if required and not (teacher.psnr > blurry.psnr and teacher.ssim > blurry.ssim):
         raise UserError(
-            f"the teacher in {weights} does not beat the blurry input on {pairs} (PSNR {teacher.psnr:.2f} against "
-            f"{blurry.psnr:.2f} dB, SSIM {teacher.ssim:.4f} against {blurry.ssim:.4f}): train one on these pairs with "
+            f"the teacher in {weights} does not beat the blurry input on {pairs}: train one on these pairs with "
             "pretrain.py, or set REQUIRE_GOOD_TEACHER = False to distill from it anyway"
         )
 
@@ -67,20 +64,6 @@ def load_batches(
         sampler=steps,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else it draws from torch's own, which a resumed training must not repeat
     )
-    random_state = torch.get_rng_state()
-    batches = iter(loader)
-    torch.set_rng_state(random_state)  # starting the loader draws from it, which a resumed training must not repeat
-    return catch_worker_exit(batches)
-
-
-def catch_worker_exit(batches: Iterator) -> Iterator:
-    """The same items; the end of a worker process becomes one sentence."""
-    try:
-        yield from batches
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a worker process has ended, perhaps for lack of memory: run again to resume, with NUM_WORKERS = 0"
-        ) from None
+    return iter(loader)

@@ -119,30 +119,25 @@ def _draw_panel(draw: ImageDraw.ImageDraw, x0: int, title: str, lines: dict[str,
     for x, (name, values) in zip(range(x0, x1, 130), lines.items(), strict=False):
         points, color = [point(*item) for item in enumerate(values)], COLORS.get(name, "black")
         draw.line(points, color, 2)
-        for px, py in points:
+        for px, py in points:  # a single epoch has no line
             draw.ellipse([px - 2, py - 2, px + 2, py + 2], color)
-        draw.line([x, 400, x + 24, 400], color, 3)
-        draw.text((x + 30, 400), name, "black", font, anchor="lm")
+        draw.text((x, 400), name, color, font, anchor="lm")
 
 
 def draw_comparison(folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device) -> None:
     """Write ``folder``/comparison_K.png, K = 1 to 3: blurry, each network and sharp side by side, and a magnified crop.
 
-    The photos are from the blurrier half of ``val_set``, where there is something to see. Pictures of an earlier training
-    with more photos are removed.
+    The photos are from the blurrier half of ``val_set``, where there is something to see.
     """
     by_blur = sorted(range(min(len(val_set), 100)), key=lambda index: score(*val_set[index]).psnr)
     blurrier = by_blur[: (len(by_blur) + 1) // 2]
     shown = blurrier[:: max(1, len(blurrier) // PICTURES)][:PICTURES]
     sharpeners = {name: Sharpener(network, device) for name, network in networks.items()}
-    for k in range(PICTURES):
-        path = folder / f"comparison_{k + 1}.png"
-        if k >= len(shown):
-            path.unlink(missing_ok=True)
-            continue
-        blurry, sharp = val_set[shown[k]]
+    for k, index in enumerate(shown, start=1):
+        blurry, sharp = val_set[index]
         outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
-        atomic_write(path, side_by_side({"blurry": blurry, **outputs, "sharp": sharp}, zoom_on=(blurry, sharp)).save)
+        picture = side_by_side({"blurry": blurry, **outputs, "sharp": sharp}, zoom_on=(blurry, sharp))
+        atomic_write(folder / f"comparison_{k}.png", picture.save)
 
 
 def side_by_side(columns: dict[str, Tensor], zoom_on: tuple[Tensor, Tensor]) -> Image.Image:

@@ -27,15 +27,9 @@ CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number wai
 class TrainingRun:
     """Trains ``network`` over ``config.num_epochs`` epochs and keeps the weights with the best validation SSIM.
 
-        with TrainingRun(...) as run:
-            for _ in run.epochs():
-                for blurry, target, blur, _ in run.batches():
-                    run.step(loss_fn(run.model(blurry, blur), target))
-                run.finish_epoch(scores)
-
-    AdamW; the learning rate rises over the first 5% of the steps, then a cosine takes it to 0. A checkpoint in ``outputs``
-    is written after each epoch and every few minutes; if there is one, the training resumes from it, to the same bits. It is
-    deleted when the block ends without an error.
+    The loop is in train.py. AdamW; the learning rate rises over the first 5% of the steps, then a cosine takes it to 0. A
+    checkpoint in ``outputs`` is written after each epoch and every few minutes; if there is one, the training resumes from
+    it, to the same bits. It is deleted when the block ends without an error.
 
     Attributes:
         model: ``network``, under torchrun wrapped so that gradients are averaged over the processes.
@@ -77,7 +71,7 @@ class TrainingRun:
         self.identity = (
             config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"} | (extra or {})
         )
-        self.checkpoint = checkpoint_file(self.outputs, name)
+        self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
         self.progress = dict(step=0, loss_sum=0.0, history=[], best_ssim=-math.inf)
         self.loss_sum = torch.zeros((), device=device)
         self.last_save = time.monotonic()
@@ -140,7 +134,8 @@ class TrainingRun:
         title = self._title()
         loss = all_reduce_mean(self.loss_sum) / self.steps
         self._check_finite(loss + scores.psnr + scores.ssim)
-        history, better = self.progress["history"], scores.ssim > self.progress["best_ssim"]
+        history = self.progress["history"]
+        better = scores.ssim > self.progress["best_ssim"]
         seconds = time.perf_counter() - self.started
         history = [*history, epoch_row(len(history) + 1, loss, seconds, self.baselines | {self.name: scores})]
         best_ssim = max(scores.ssim, self.progress["best_ssim"])
@@ -183,47 +178,30 @@ class TrainingRun:
         if torch.cuda.is_initialized():
             generators["cuda"] = torch.cuda.get_rng_state()
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        content = {
-            "states": states,
-            "generators": generators,
-            "identity": self.identity,
-            "progress": self.progress | progress,
-        }
+        content = dict(states=states, generators=generators, identity=self.identity, progress=self.progress | progress)
         write_torch_file(self.checkpoint, content)
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
-        content = read_checkpoint(self.checkpoint)
-        compare_identity(self.checkpoint, content["identity"], self.identity)
         try:
+            content = read_torch_file(self.checkpoint)
+        except UserError:
+            raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
+        try:
+            compare_identity(self.checkpoint, content["identity"], self.identity)
             for name, part in self._parts().items():
                 part.load_state_dict(content["states"][name])
-        except (RuntimeError, ValueError, KeyError):
-            raise UserError(
-                f"{self.checkpoint} does not fit the network: set RESUME = False to discard it and start over"
-            ) from None
-        self.progress = content["progress"]
+            self.progress, generators = content["progress"], content["generators"]
+            torch.set_rng_state(generators["cpu"])
+            if "cuda" in generators and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(generators["cuda"])
+        except (TypeError, KeyError, IndexError, RuntimeError, ValueError):  # it holds something else
+            raise UserError(f"{self.checkpoint} is no checkpoint: remove it or set RESUME = False to start over") from None
         if self.progress["history"] and not self.best_file.is_file():
             raise UserError(
                 f"{self.best_file}, the best weights of the interrupted training, is missing: "
                 "put it back or set RESUME = False"
             )
-        torch.set_rng_state(content["generators"]["cpu"])
-        if "cuda" in content["generators"] and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(content["generators"]["cuda"])
-
-
-def checkpoint_file(outputs: Path | str, name: str) -> Path:
-    return Path(outputs) / f"{name}_checkpoint.pth"
-
-
-def read_checkpoint(path: Path) -> dict:
-    try:
-        content = read_torch_file(path)
-        content["states"], content["generators"], content["identity"], content["progress"]["step"]
-    except (UserError, TypeError, KeyError, IndexError):
-        raise UserError(f"{path} is damaged or not a checkpoint: remove it or set RESUME = False to start over") from None
-    return content
 
 
 def compare_identity(path: Path, old: dict, new: dict) -> None:
@@ -261,8 +239,5 @@ def lock_output_dir(outputs: Path | str) -> IO | None:
     file = open(outputs / ".lock", "w")  # noqa: SIM115
     if not lock_file(file):
         file.close()
-        raise UserError(
-            f"another training is running in {outputs}: wait for it, or set OUTPUTS to another folder, "
-            "and BEST_STUDENT or TEACHER to another file"
-        )
+        raise UserError(f"another training is running in {outputs}: wait for it, or set OUTPUTS and weights to others")
     return file

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ from dataset import PairedImageDataset
 from images.files import atomic_write, read_torch_file, resumable_file, write_torch_file
 from images.photos import PixelFile, remove_files
 from inference import run_ensemble
-from training.distributed import main_process_first, raise_on_all_ranks, rank, world_size
+from training.distributed import all_ranks_together, main_process_first, rank, world_size
 from training.fingerprint import code_fingerprint, fingerprint
 from training.run import lock_output_dir
-from utils import UserError, autocast, autocast_dtype, print0, to_pixels, to_tensor
+from utils import autocast, autocast_dtype, to_pixels, to_tensor
 
 
 def cache_teacher_outputs(
@@ -42,19 +41,14 @@ def cache_teacher_outputs(
     dtype = str(autocast_dtype(device)).removeprefix("torch.")
     name = f"{data.key}-{fingerprint(teacher)}"
     file = data.cache / f"{name}-{weight:g}-{orientations}-{dtype}.outputs"
-    complete, error = PixelFile(file, data.shapes).is_complete(), None
-    raise_on_all_ranks(None)  # every rank has looked before any writes
+    with all_ranks_together():  # every rank has looked before any writes
+        complete = PixelFile(file, data.shapes).is_complete()
     if not complete:
-        lock = None
-        try:
-            file = _writable_cache(data) / file.name
+        with all_ranks_together():
+            lock = lock_output_dir(data.cache)
             if rank() == 0:
-                lock = lock_output_dir(file.parent)
-                remove_files(p for p in file.parent.glob("*.outputs") if not p.name.startswith(name))
+                remove_files(p for p in data.cache.glob("*.outputs") if not p.name.startswith(name))
             _run_teacher(teacher, data, weight, device, orientations, file)
-        except UserError as caught:
-            error = str(caught)
-        raise_on_all_ranks(error)
         with main_process_first():
             if world_size() > 1 and rank() == 0:
                 _concatenate([_share(file, each) for each in range(world_size())], file)
@@ -113,21 +107,8 @@ def cache_blur_embeddings(network: nn.Module, data: PairedImageDataset, device: 
     file = data.cache / f"{data.key}-{key}.embeddings"
     with main_process_first():
         if not file.is_file():
-            file = _writable_cache(data) / file.name
             remove_files(file.parent.glob("*.embeddings"))
             bar = tqdm(data.spectra, "estimating blur", unit="photo", leave=False, disable=None)
             orientations = (torch.stack([transform_spectrum(each, dihedral) for dihedral in range(8)]) for each in bar)
             write_torch_file(file, torch.stack([network.embed_blur(each.to(device)).cpu() for each in orientations]))
         return read_torch_file(file)
-
-
-def _writable_cache(data: PairedImageDataset) -> Path:
-    """The folder of the decoded photos or, if it cannot be written to, a temporary one that lives as long as ``data``."""
-    if os.access(data.cache, os.W_OK):
-        return data.cache
-    if world_size() > 1:
-        raise UserError(f"{data.cache} cannot be written to: check permissions, or train with one process")
-    if not hasattr(data, "temporary"):
-        data.temporary = tempfile.TemporaryDirectory(prefix="teacher_outputs_")
-        print0(f"{data.cache} cannot be written to: the teacher's outputs go to a temporary folder for this run only")
-    return Path(data.temporary.name)

@@ -11,7 +11,7 @@ import training.estimator
 from blocks import FiLM
 from blur.degradations import add_noise
 from blur.estimator import BlurEstimator
-from blur.filters import convolve, gaussian_kernel, line_kernel, line_kernel
+from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import BlurMap
 from blur.spectrum import extract_windows, log_power_spectrum, select_softest_windows, transform_spectrum, windowed_fft
 from dataset import PairedImageDataset, SyntheticBlurDataset

@@ -1,11 +1,8 @@
-"""Two processes, started as torchrun does on the CPU, train and validate as one does."""
+"""Two processes, with the environment that torchrun sets on the CPU, train and validate as one does."""
 
 import os
 import shutil
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,16 +17,30 @@ from training.distributed import per_rank_batch_size
 from training.teacher_cache import cache_teacher_outputs
 from utils import UserError
 
-SCRIPT = Path(__file__).parent / "two_processes.py"
+
+def of_two(rank, port, folder, bad):
+    """Set what torchrun sets for a process, without the seconds that its own imports of torch take."""
+    os.environ.update(RANK=f"{rank}", LOCAL_RANK=f"{rank}", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=f"{port}")
+    two_processes.main(folder, bad)
 
 
-def test_two_processes_match_one(pairs, monkeypatch):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT, pairs]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("student 1/2") == 1, "rank 0 alone prints"
-    assert result.stdout.count("student 1/1") == 2, "main() runs twice"
-    assert result.stdout.count("The best student is in best_student_model.pth") == 2
+def run_two(start, folder, bad):
+    """Exit codes of two processes, and what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [start(of_two, rank, port, folder, bad, log=folder / "log") for rank in range(2)]
+    for process in both:
+        process.join(120)
+    return [process.exitcode for process in both], (folder / "log").read_text()
+
+
+def test_two_processes_match_one(pairs, start, monkeypatch):
+    exit_codes, printed = run_two(start, pairs, bad=False)
+    assert exit_codes == [0, 0], printed
+    assert printed.count("student 1/2") == 1, "rank 0 alone prints"
+    assert printed.count("student 1/1") == 2, "main() runs twice"
+    assert printed.count("The best student is in best_student_model.pth") == 2
     (outputs,) = (pairs / "train" / ".cache").glob("*.outputs")  # of the teacher, half of them from each process
     first, second = (torch.load(pairs / f"rank{r}.pth", weights_only=True) for r in range(2))
     monkeypatch.setattr(utils, "autocast_dtype", utils.autocast_dtype)  # restored afterwards
@@ -51,23 +62,11 @@ def test_two_processes_match_one(pairs, monkeypatch):
     assert first["scores"] == second["scores"]
 
 
-def of_two(rank, port, folder):
-    """Set what torchrun sets for a process, without the five seconds that it takes."""
-    os.environ.update(RANK=f"{rank}", LOCAL_RANK=f"{rank}", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=f"{port}")
-    two_processes.main(folder, bad=True)
-
-
 def test_a_bad_file_on_one_rank_ends_both_with_its_sentence(pairs, start):
     shutil.copytree(pairs / "train", pairs / "bad")
     (pairs / "bad" / "002" / "blurry.png").write_text("no picture")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [start(of_two, rank, port, pairs, log=pairs / "log") for rank in range(2)]
-    for process in both:
-        process.join(30)
-    printed = (pairs / "log").read_text()
-    assert [process.exitcode for process in both] == [1, 1] and printed.count("error: ") == 1, printed
+    exit_codes, printed = run_two(start, pairs, bad=True)
+    assert exit_codes == [1, 1] and printed.count("error: ") == 1, printed
     assert "bad/002/blurry.png cannot be read as an image" in printed and "Traceback" not in printed
 
 

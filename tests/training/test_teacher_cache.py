@@ -1,5 +1,3 @@
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -24,12 +22,12 @@ def teacher_of(seed):
 
 def test_a_cached_output_is_the_patch_of_the_output_for_the_whole_photo(pairs, precision):
     train_set, teacher = PairedImageDataset(pairs / "train", patch_size=32), teacher_of(1)
-    without = [train_set[k] for k in range(12)]
+    without = [train_set[k] for k in range(5)]
     train_set.targets = cache_teacher_outputs(teacher, train_set, 1.0, CPU)
     whole = PairedImageDataset(pairs / "train")
     with torch.no_grad(), utils.autocast(CPU):
         outputs = [quantize_8bit(teacher(blurry[None]))[0] for blurry, _ in whole]
-    for k in range(12):
+    for k in range(5):
         blurry, output, *_ = train_set[k]
         assert torch.equal(blurry, without[k][0]) and not torch.equal(output, without[k][1])
         photo = outputs[sample_index(k, 3, 0)[0]]
@@ -115,23 +113,15 @@ def test_two_trainings_do_not_compute_the_same_outputs_at_once(pairs, start, tmp
         cache_teacher_outputs(teacher_of(1), train_set, 1.0, CPU)
 
 
-def test_outputs_of_photos_in_a_folder_that_cannot_be_written_to_go_elsewhere(pairs, monkeypatch, capsys):
-    train_set = PairedImageDataset(pairs / "train", 32)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    targets = cache_teacher_outputs(teacher_of(1), train_set, 1.0, CPU)
-    assert targets[0].shape == (*train_set.shapes[0], 3) and "cannot be written to" in capsys.readouterr().out
-    assert not list(train_set.cache.glob("*.outputs"))
-
-
 def test_a_student_given_cached_embeddings_computes_as_one_given_spectra(pairs):
     train_set, student = PairedImageDataset(pairs / "train", patch_size=32), StudentCNN().eval()
     torch.nn.init.normal_(student.kernel_head.weight, std=0.05)
     torch.nn.init.normal_(student.estimator.tail.weight, std=0.05)
-    spectra = train_set.batch(range(24))
+    spectra = train_set.batch(range(9))
     train_set.embeddings = cache_blur_embeddings(student, train_set, CPU)
-    embedded = train_set.batch(range(24))
+    embedded = train_set.batch(range(9))
     assert torch.equal(spectra[0], embedded[0]) and torch.equal(spectra[1], embedded[1])
-    assert spectra[2].shape == (24, 6, 64, 33) and embedded[2].shape == (24, 2 * (64 + 9 * 9))
+    assert spectra[2].shape == (9, 6, 64, 33) and embedded[2].shape == (9, 2 * (64 + 9 * 9))
     with torch.no_grad():
         one, other = student(spectra[0], spectra[2]), student(embedded[0], embedded[2])
     assert (one - spectra[0]).abs().max() > 0.05, "the student changes the photo"
