@@ -8,6 +8,7 @@
 Sizes, formats, 16 bits, transparency, frames, EXIF and color profiles are kept, and no input is ever overwritten.
 """
 
+import contextlib
 import glob
 import os
 import shutil
@@ -22,6 +23,7 @@ from os.path import realpath  # unlike Path.resolve it accepts broken and circul
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
@@ -65,11 +67,28 @@ def main() -> None:
     if weights is None:
         raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
     device = pick_device(options.device, "--device")
+    use_idle_cores()
     sharpener = Sharpener(load_model(weights).requires_grad_(False), device)
     if size:
         sharpen_frames(sharpener, *size, options.strength)
     else:
         sharpen_files(sharpener, jobs, problems, options.strength, weights)
+
+
+def use_idle_cores() -> None:
+    """Compute on the cores that no other program uses now; at least on one, on all if the system does not tell.
+
+    The threads of OpenMP wait for each other in busy loops: where one of them shares its core with another program, all of
+    them together are slower than a single one. OMP_NUM_THREADS, if it is set, is obeyed.
+    """
+    running = []
+    for _ in range(5):
+        time.sleep(0.01)  # seconds
+        with contextlib.suppress(OSError):
+            fields = Path("/proc/loadavg").read_text().split()  # Linux
+            running.append(int(fields[3].partition("/")[0]) - 1)  # threads of all programs, without this one
+    if running and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() - sorted(running)[2])))
 
 
 def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path, Path], list[str]]:

@@ -2,6 +2,7 @@
 
     python benchmarks/inference_speed.py
     python benchmarks/inference_speed.py --threads 1 --size 3840x2160
+    python benchmarks/inference_speed.py --beside 1   beside a busy program, on the cores that sharpen.py takes
 
 Each method processes some frames one after another, as in a video, in three rounds. "Convolutions alone" are those of the
 fused student on tensors that are already there: the limit. Untrained networks are as fast as trained ones, which smooth
@@ -10,6 +11,7 @@ other programs first.
 """
 
 import copy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from cli import CliParser, parse_size, run_cli, whole_number
 from inference import FusedStudent, Sharpener, VideoSharpener
 from models import StudentCNN, TeacherCNN
+from sharpen import use_idle_cores
 from utils import count_parameters, gmac_per_megapixel, pick_device
 
 ROUNDS = 3
@@ -39,15 +42,21 @@ def main() -> None:
     parser.add_argument("--threads", type=whole_number(1, 1024), help="of torch on the CPU; all cores, if not given")
     parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each method in each round")
     parser.add_argument("--slow-rounds", type=whole_number(1), default=2, help="the same for what takes seconds on a CPU")
+    parser.add_argument("--beside", type=whole_number(1, 1024), default=0, help="other processes that keep a core busy each")
     options = parser.parse_args()
     height, width = parse_size("--size", options.size)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.beside)]
+    time.sleep(0.5 * options.beside)  # seconds, until they run
+    torch.set_num_threads(options.threads) if options.threads else use_idle_cores()
     device = pick_device()
     sizes = [(height, width)] if device.type == "cpu" else [(height, width), (2160, 3840)]
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
-    for size in sizes:
-        measure(*size, device, options.rounds, options.slow_rounds)
+    try:
+        for size in sizes:
+            measure(*size, device, options.rounds, options.slow_rounds)
+    finally:
+        for other in others:
+            other.kill()
 
 
 def measure(height: int, width: int, device: torch.device, rounds: int, slow_rounds: int) -> None:
