@@ -45,8 +45,10 @@ def select_softest_windows(power: Tensor) -> Tensor:
     rows = torch.fft.fftfreq(WINDOW, 1 / WINDOW, device=power.device)[:, None]
     columns = torch.arange(33, device=power.device)
     radius = rows.hypot(columns)  # periods in 64 pixels
-    angle = torch.atan2(rows, columns) * 4 / math.pi  # from -2 to 2, which are both vertical
-    directions = [angle.abs() <= 0.5, (angle - 1).abs() <= 0.5, (angle + 1).abs() <= 0.5, angle.abs() >= 1.5]
+    tangent = math.sqrt(2) - 1  # of 22.5 degrees
+    horizontal, vertical = rows.abs() <= tangent * columns, columns <= tangent * rows.abs()
+    diagonal = ~(horizontal | vertical)
+    directions = [horizontal, vertical, diagonal & (rows > 0), diagonal & (rows < 0)]
     low, high = (
         torch.stack([power[..., (radius >= first) & (radius < last) & each].sum(-1) for each in directions])
         for first, last in ((2, 6), (8, 20))

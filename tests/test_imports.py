@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train", "pretrain", "prepare_data", "sharpen", "evaluate"}
+SCRIPTS = {"train", "pretrain", "prepare_data", "sharpen", "evaluate", "export"}
 FLOORS = [{"utils"}, {"cli"}, {"blur"}, {"images", "blocks"}, {"models", "dataset"}, {"inference"}, {"training"}, SCRIPTS]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

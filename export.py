@@ -1,0 +1,185 @@
+"""Exports a trained student to ONNX, for programs without PyTorch. Needs pip install -r requirements-extras.txt
+
+    python export.py                                   writes student_blur.onnx and student_apply.onnx
+    python export.py --like photo.jpg -o plain.onnx    one network, for photos as blurry as that one
+
+Both ways a photo is (1, 3, H, W) float32 RGB in [0, 1], of any H, W >= 8, and so is the result. How the two graphs are run
+is in docs/how_it_works.md.
+"""
+
+import contextlib
+import copy
+import importlib
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import blocks
+import models
+from blocks import FILTER_RADIUS, LUMA
+from blur.spectrum import WINDOW, extract_windows, log_means, power, select_softest_windows, typical_spectrum, windowed_fft
+from cli import CliParser, check_writable, run_cli
+from images.files import atomic_write
+from images.photos import read_photo
+from models import StudentCNN, load_model
+from utils import UserError, to_tensor
+
+WEIGHTS = Path(__file__).parent / "weights" / "student.pth"
+OUT = "student.onnx"
+ANY = torch.export.Dim.DYNAMIC
+
+
+def main() -> None:
+    parser = CliParser(__doc__)
+    parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a file; of two graphs, how both names begin ({OUT})")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help=f"of a student ({WEIGHTS.parent.name}/{WEIGHTS.name})")
+    parser.add_argument("--like", type=Path, metavar="PHOTO", help="one plain network, for the blur of this photo")
+    options = parser.parse_args()
+    out = options.out
+    if out.suffix.lower() != ".onnx":
+        raise UserError(f"-o {out} must end in .onnx")
+    check_writable(out.parent, "-o")
+    try:
+        importlib.import_module("onnx"), importlib.import_module("onnxscript")
+    except ImportError as error:
+        raise UserError(f"export.py needs {error.name}: pip install -r requirements-extras.txt") from None
+    student = load_model(options.weights).requires_grad_(False)
+    if not isinstance(student, StudentCNN):
+        raise UserError(f"{options.weights} contains a {type(student).__name__}: only a StudentCNN can be exported")
+    if options.like:
+        programs = {out: export_like(student, to_tensor(read_photo(options.like))[None])}
+    else:
+        files = (out.with_name(f"{out.stem}_{part}{out.suffix}") for part in ("blur", "apply"))
+        programs = dict(zip(files, export_two(student), strict=True))
+    for file, program in programs.items():
+        atomic_write(file, program.save)
+        print(f"{file} written, {file.stat().st_size / 1e6:.1f} MB")
+
+
+class EstimateBlur(nn.Module):
+    """``StudentCNN.estimate_blur`` for the windows (n, 64, 64) of one photo and the trust (1,) in them -> (1, 290)."""
+
+    def __init__(self, student: StudentCNN):
+        super().__init__()
+        self.student = student
+
+    def forward(self, windows: Tensor, trust: Tensor) -> Tensor:
+        windows = power(windowed_fft(windows[None]))
+        spectrum = torch.cat([log_means(select_softest_windows(windows)), log_means(windows)], 1)
+        typical = typical_spectrum(spectrum[:, :2]).repeat(1, 2, 1, 1)
+        return self.student.embed_blur(typical.lerp(spectrum, trust))
+
+
+class Apply(nn.Module):
+    """``StudentCNN.forward`` for a known blur, and as a photo is stored, in [0, 1]."""
+
+    def __init__(self, student: StudentCNN, blur: Tensor | None = None):
+        super().__init__()
+        self.student, self.blur = student, blur
+
+    def forward(self, photo: Tensor, blur: Tensor | None = None) -> Tensor:
+        return self.student(photo, self.blur if blur is None else blur).clamp(0, 1)
+
+
+def export_two(student: StudentCNN) -> tuple:
+    """``ONNXProgram`` of the blur estimate and of the rest, ``Apply``."""
+    photo = torch.rand(1, 3, 67, 90)
+    blur, windows = student.estimate_blur(photo), extract_windows(photo)[0]
+    estimate = export(EstimateBlur(student), {"windows": {0: ANY}, "trust": None}, (windows, torch.ones(1)), "blur")
+    return estimate, export(Apply(student), {"photo": {2: ANY, 3: ANY}, "blur": None}, (photo, blur), "sharpened")
+
+
+def export_like(student: StudentCNN, photo: Tensor):
+    """``ONNXProgram`` of ``student`` with all that it predicts for ``photo``, (1, 3, H, W), as constants."""
+    blur = student.estimate_blur(photo)
+    weights, student = student.predict_weights(blur), copy.deepcopy(student)
+    student.predict_weights = lambda blur: weights
+    for conv in student.convs:
+        mixed = conv.mix_experts(weights.routing)
+        conv.mix_experts = lambda routing, mixed=mixed: mixed
+    smooth_chroma = models.smooth_chroma if weights.smoothing.any() else lambda photo, share: 0.0  # which takes time
+    with mock.patch.object(models, "smooth_chroma", smooth_chroma):
+        return export(Apply(student, blur), {"photo": {2: ANY, 3: ANY}}, (torch.rand(1, 3, 67, 90),), "sharpened")
+
+
+def export(network: nn.Module, inputs: dict[str, dict | None], example: tuple[Tensor, ...], output: str):
+    """``ONNXProgram`` of ``network`` with dynamic axes as in ``inputs``, of which ``example`` is one.
+
+    Raises:
+        UserError: if these versions of torch and onnxscript cannot.
+    """
+    options = dict(dynamo=True, dynamic_shapes=inputs, input_names=list(inputs), output_names=[output], verbose=False)
+    with exportable_operations(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about itself
+        try:
+            return torch.onnx.export(network.eval(), example, **options)
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"torch {torch.__version__} cannot export it ({reason}): update torch and onnxscript") from None
+
+
+# What does not export, or not as what every runtime knows, and what stands in for it: the same for one photo
+
+
+class Complex(NamedTuple):
+    real: Tensor
+    imag: Tensor
+
+
+def rfft2(x: Tensor, norm: str) -> Complex:
+    cos, sin = waves()
+    real, imag = x @ cos[:, : WINDOW // 2 + 1], -x @ sin[:, : WINDOW // 2 + 1]
+    return Complex((cos @ real + sin @ imag) / WINDOW, (cos @ imag - sin @ real) / WINDOW)
+
+
+def irfft2(x: Tensor, s: tuple[int, int]) -> Tensor:
+    cos, sin = waves()
+    twice = torch.tensor([1.0, *[2.0] * (WINDOW // 2 - 1), 1.0])[:, None]  # for the other, redundant half
+    return (cos @ x @ (twice * cos[: len(twice)]) - sin @ x @ (twice * sin[: len(twice)])) / WINDOW**2
+
+
+def waves() -> tuple[Tensor, Tensor]:
+    angles = 2 * math.pi / WINDOW * (torch.arange(WINDOW)[:, None] * torch.arange(WINDOW) % WINDOW)
+    return angles.cos(), angles.sin()
+
+
+def fftfreq(n: int, d: float, device: torch.device) -> Tensor:
+    return ((torch.arange(n, device=device) + n // 2) % n - n // 2) / (n * d)
+
+
+def hypot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * x + y * y).sqrt()
+
+
+def reflect_pad_to_blocks(photo: Tensor) -> Tensor:
+    bottom, right = (FILTER_RADIUS + -length % 4 for length in photo.shape[-2:])
+    return F.pad(photo, (FILTER_RADIUS, right, FILTER_RADIUS, bottom), mode="reflect")
+
+
+def luma(photo: Tensor) -> Tensor:
+    return F.conv2d(photo, LUMA.view(1, 3, 1, 1))
+
+
+def conv2d_per_sample(x: Tensor, weights: Tensor, biases: Tensor | None = None, padding: int | tuple = 0) -> Tensor:
+    return F.conv2d(x, weights[0], biases if biases is None else biases[0], padding=padding)
+
+
+@contextlib.contextmanager
+def exportable_operations() -> Iterator[None]:
+    places = {torch.fft: (rfft2, irfft2, fftfreq), Tensor: (hypot,)}
+    places |= dict.fromkeys((models, blocks), (reflect_pad_to_blocks, luma, conv2d_per_sample))
+    with contextlib.ExitStack() as stack:
+        for place, functions in places.items():
+            stack.enter_context(mock.patch.multiple(place, **{each.__name__: each for each in functions}))
+        yield
+
+
+if __name__ == "__main__":
+    run_cli(main)
