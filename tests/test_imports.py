@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train", "pretrain", "prepare_data", "sharpen", "evaluate", "export"}
 FLOORS = [{"utils"}, {"cli"}, {"blur"}, {"images", "blocks"}, {"models", "dataset"}, {"inference"}, {"training"}, SCRIPTS]
@@ -20,3 +22,13 @@ def test_imports_go_down_only_and_every_file_has_its_floor():
                 for other in {name.partition(".")[0] for name in names} & FLOOR_OF.keys():
                     inside = other == room and (ROOT / room).is_dir()
                     assert inside or FLOOR_OF[other] < FLOOR_OF[room], f"{file.name} imports {other}"
+
+
+def test_uv_installs_what_pip_does():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pairs = {"requirements.txt": project["dependencies"]}
+    pairs["requirements-extras.txt"] = project["optional-dependencies"]["extras"]
+    for file, packages in pairs.items():
+        lines = (line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines())
+        assert packages == [line for line in lines if line]
