@@ -2,13 +2,11 @@
 
     python benchmarks/polyblur.py PAIRS
 
-PAIRS are as for evaluate.py: PAIRS/NNN/{blurry,sharp}.png or PAIRS/DEGRADATION/NNN/... Polyblur, too, estimates the blur
-first and then undoes it with one linear filter: a Gaussian, from the steepest edges in each direction, and a polynomial in
-that Gaussian. Times are of the processor, from 8-bit values to 8-bit values, summed over the cores in use.
+PAIRS are as for evaluate.py. Polyblur, too, estimates the blur first, a Gaussian, from the steepest edges in each direction,
+and then undoes it with one linear filter, a polynomial in that Gaussian. Times: CPU time of all cores.
 
-Source: Delbracio, Garcia-Dorado, Choi, Kelly and Milanfar 2021, "Polyblur: Removing mild blur by polynomial reblurring",
-arXiv:2012.09322; analysed by Eboli, Morel and Facciolo 2022, doi:10.5201/ipol.2022.405. Nothing was tuned here. The optional
-smoothing of noise and the masks for saturated pixels are left out.
+Source: Delbracio et al. 2021, "Polyblur: Removing mild blur by polynomial reblurring", arXiv:2012.09322; analysed by Eboli
+et al. 2022, doi:10.5201/ipol.2022.405. Nothing was tuned here. Optional masks for noise and saturation are left out.
 """
 
 import functools
@@ -26,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from blur.filters import convolve, gaussian_kernel
+from blur.filters import convolve, gaussian_kernel, reflect_pad
 from cli import CliParser, run_cli
 from evaluate import DEFAULT_MASK, degradation_table, find_degradations, read_pair, summary_table
 from training.report import score
@@ -44,8 +42,8 @@ def main() -> None:
     parser = CliParser(__doc__)
     parser.add_argument("pairs", type=Path, help="folder of pairs, or of degradations")
     options = parser.parse_args()
-    methods = {f"Polyblur, {n} iteration{'s' * (n > 1)}": functools.partial(polyblur, iterations=n) for n in ITERATIONS}
-    methods = {"unsharp mask": lambda photo: to_tensor(Image.fromarray(to_pixels(photo)).filter(DEFAULT_MASK)), **methods}
+    methods = {"unsharp mask": lambda photo: to_tensor(Image.fromarray(to_pixels(photo)).filter(DEFAULT_MASK))}
+    methods |= {f"Polyblur, iterations: {n}": functools.partial(polyblur, iterations=n) for n in ITERATIONS}
     results, seconds, megapixels = {}, dict.fromkeys(methods, 0.0), 0.0
     for degradation, folders in find_degradations(options.pairs).items():
         scores = results[degradation] = {name: {} for name in ("input", *methods)}
@@ -74,19 +72,26 @@ def estimate_gaussian(photo: Tensor) -> tuple[float, float, float]:
     """Sigma in pixels along an angle and across it, and that angle in radians: the paper's estimate of mild blur.
 
     The steepest edges of sharp photos, of gray from 0 to 1, are about equally steep, whatever the photo and the direction;
-    a Gaussian blur flattens them, most in its own direction. The constants are the paper's, and fit central differences,
-    which average over a box of 2 pixels (variance 1/3): for exact derivatives the analysis has 0.362 and 0.468, and
-    0.468^2 + 1/3 = 0.743^2.
+    a Gaussian blur flattens them, most in its own direction. As in the analysis, derivatives are those of the interpolated
+    photo; but borders are mirrored, since steps between opposite ones would be the steepest edges.
     """
-    gray = photo.mean(0, keepdim=True)
+    gray = photo.mean(0)
     low, high = np.quantile(gray.numpy(), (OUTLIERS, 1 - OUTLIERS)).tolist()
-    x, y = gradient(((gray - low) / max(high - low, 1 / 255)).clamp(0, 1))
+    gray = ((gray - low) / max(high - low, 1 / 255)).clamp(0, 1)
+    x, y = exact_derivative(gray), exact_derivative(gray.mT).mT
     coarse, fine = np.linspace(0, np.pi, ANGLES + 1), np.linspace(0, np.pi, FINE_ANGLES + 1)[:-1]
     steepest = [float((x * math.cos(angle) + y * math.sin(angle)).abs().max()) for angle in coarse[:-1]]
     steepest = CubicSpline(coarse, [*steepest, steepest[0]], bc_type="periodic")(fine).clip(1e-4)
     sigmas = np.sqrt((SLOPE**2 / steepest**2 - NATIVE_BLUR**2).clip(SIGMAS[0] ** 2, SIGMAS[1] ** 2))
     along = int(steepest.argmin())
     return float(sigmas[along]), float(sigmas[(along + FINE_ANGLES // 2) % FINE_ANGLES]), float(fine[along])
+
+
+def exact_derivative(gray: Tensor) -> Tensor:
+    """Of (H, W) along x, per pixel, by its spectrum."""
+    mirrored = torch.cat([gray, gray.flip(-1)], -1)
+    spectrum = torch.fft.rfft(mirrored) * (2j * math.pi * torch.fft.rfftfreq(mirrored.shape[-1]))
+    return torch.fft.irfft(spectrum, mirrored.shape[-1])[:, : gray.shape[-1]]
 
 
 def inverse_filter(kernel: Tensor) -> Tensor:
@@ -103,16 +108,10 @@ def inverse_filter(kernel: Tensor) -> Tensor:
 
 def remove_halos(photo: Tensor, sharper: Tensor) -> Tensor:
     """``sharper`` with as much of ``photo`` mixed in as keeps gradients from being reversed: the paper's halo removal."""
-    before, after = gradient(photo), gradient(sharper)
+    before, after = (torch.gradient(reflect_pad(image, 1), dim=(-1, -2)) for image in (photo, sharper))
     reversal = -(before[0] * after[0] + before[1] * after[1]).clamp(max=0)
     share = reversal / (before[0] ** 2 + before[1] ** 2 + reversal).clamp(min=1e-12)
-    return sharper.lerp(photo, share)
-
-
-def gradient(photo: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences of (C, H, W) along x and along y, per pixel; borders are repeated."""
-    padded = F.pad(photo[None], (1, 1, 1, 1), mode="replicate")[0]
-    return (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2, (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+    return sharper.lerp(photo, share[:, 1:-1, 1:-1])
 
 
 if __name__ == "__main__":
