@@ -6,7 +6,8 @@ PAIRS are as for evaluate.py. Polyblur, too, estimates the blur first, a Gaussia
 and then undoes it with one linear filter, a polynomial in that Gaussian. Times: CPU time of all cores.
 
 Source: Delbracio et al. 2021, "Polyblur: Removing mild blur by polynomial reblurring", arXiv:2012.09322; analysed by Eboli
-et al. 2022, doi:10.5201/ipol.2022.405. Nothing was tuned here. Optional masks for noise and saturation are left out.
+et al. 2022, doi:10.5201/ipol.2022.405, with whose constants; only how derivatives are taken was chosen on results, of four
+crops. Optional masks for noise and saturation are left out.
 """
 
 import functools
