@@ -98,7 +98,8 @@ def _read(path: Path) -> Picture:
 def _descriptions(image: Image.Image) -> dict:
     """What the loaded ``image`` holds beside pixels and EXIF, as Pillow's save() takes it, and "iptc"."""
     names = "dpi", "xmp", "comment", "loop", "default_image", *(["icc_profile"] if image.mode != "CMYK" else [])
-    options = {name: image.info[name] for name in names if image.info.get(name)}
+    # A loop of 0 is endless, and must not be left out: GIF then plays once
+    options = {name: image.info[name] for name in names if image.info.get(name) not in (None, b"")}
     iptc = image.info.get("photoshop", {}).get(0x404)
     if image.format == "TIFF" and isinstance(iptc := image.tag_v2.get(33723), tuple):  # as Adobe writes it
         iptc = np.array(iptc, "<u4" if image.tag_v2.prefix == b"II" else ">u4").tobytes()
