@@ -22,7 +22,6 @@ from dataset import find_pairs
 from images.demo_data import find_or_make_data
 from images.files import atomic_write
 from images.photos import read_photo
-from images.pictures import FORMATS
 from inference import Sharpener
 from models import load_model
 from training.report import score, side_by_side, write_table
@@ -62,14 +61,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file for a photo per degradation, where student and mask differ most")
     options = parser.parse_args()
     degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
-    for name, suffixes in {"markdown": [".md"], "csv": [".csv"], "picture": FORMATS}.items():
+    for name, suffixes in {"markdown": [".md"], "csv": [".csv"], "picture": [".png", ".jpg"]}.items():
         file = getattr(options, name)
         if file and file.suffix.lower() not in suffixes:
             raise UserError(f"--{name} {file} does not end in {' or '.join(suffixes)}")
         if file:
             check_writable(file.parent, f"--{name}")
     device = pick_device(DEVICE)
-    files = {name: next(filter(os.path.isfile, files), files[-1]) for name, files in NETWORKS.items()}
+    files = {name: next(filter(os.path.isfile, choices), choices[-1]) for name, choices in NETWORKS.items()}
     files |= {str(file): file for file in options.weights}
     sharpeners = {name: Sharpener(load_model(file).requires_grad_(False), device) for name, file in files.items()}
 
@@ -112,7 +111,7 @@ def score_degradation(
     """Scores of each sharpener on each photo, the best mask's setting, and the pair where student and mask differ most."""
     scores: dict[str, dict[str, Scores]] = {name: {} for name in (*BASELINES, *sharpeners)}
     grid: dict[tuple[float, float], list[float]] = {(radius, amount): [] for radius in RADII for amount in AMOUNTS}
-    first, differences = next(iter(sharpeners), "unsharp"), []
+    first, differences = next(iter(sharpeners)), []
     for folder in tqdm(folders, degradation, unit="photo", leave=False, disable=None):
         blurry, sharp = read_pair(folder)
         outputs = {"input": blurry, "unsharp": to_tensor(Image.fromarray(to_pixels(blurry)).filter(DEFAULT_MASK))}
@@ -147,7 +146,7 @@ def draw(title: str, folder: Path, mask: tuple[float, float], sharpeners: dict[s
     blurry, sharp = read_pair(folder)
     masked, name = unsharp(blurry, *mask), f"unsharp mask {mask[0]:g}, {mask[1]:g}"
     outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
-    zoom_on = masked, next(iter(outputs.values()), sharp)
+    zoom_on = masked, next(iter(outputs.values()))
     return side_by_side({title: blurry, name: masked, **outputs, "sharp": sharp}, zoom_on)
 
 

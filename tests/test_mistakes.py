@@ -168,7 +168,7 @@ def test_any_unknown_device_is_a_short_sentence(name):
     "arguments, sentence",
     [
         (["--markdown", "data/val/001/sharp.png"], "sharp.png does not end in .md"),
-        (["--picture", "p.xyz"], "p.xyz does not end in .png or"),
+        (["--picture", "p.heic"], "p.heic does not end in .png or"),
         (["--csv", str(ROOT / "weights" / "student.pth")], "student.pth does not end in .csv"),
         (["--csv", "data/val/001/sharp.png/x.csv"], "is not a folder"),
     ],
