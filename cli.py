@@ -124,6 +124,6 @@ def parse_size(name: str, text: str) -> tuple[int, int]:
 
 def check_writable(folder: Path, name: str) -> None:
     """Raise ``UserError`` if ``folder``, given as ``name``, cannot be created or written to; creates nothing."""
-    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    existing = next(filter(os.path.lexists, (folder, *folder.parents)), folder)  # on Windows a whole drive may be missing
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{name}: {existing} is not a folder that can be written to, choose another place")
