@@ -47,7 +47,8 @@ def cache_teacher_outputs(
         with all_ranks_together():
             lock = lock_output_dir(data.cache)
             if rank() == 0:
-                remove_files(p for p in data.cache.glob("*.outputs") if not p.name.startswith(name))
+                # Of another teacher or other photos, or truncated
+                remove_files(p for p in data.cache.glob("*.outputs") if p == file or not p.name.startswith(name))
             _run_teacher(teacher, data, weight, device, orientations, file)
         with main_process_first():
             if world_size() > 1 and rank() == 0:

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def test_a_target_can_be_a_mixture_of_the_output_and_the_sharp_photo(pairs, prec
     assert (targets[0].lerp(targets[1], 0.25) - targets[0.25]).abs().max() <= 0.76 / 255, "two roundings"
 
 
-def test_a_teacher_runs_once_and_again_when_it_or_the_photos_change(pairs, monkeypatch):
+def test_a_teacher_runs_once_and_again_when_it_or_the_photos_change_or_its_outputs_are_truncated(pairs, monkeypatch):
     asked = []
 
     def counting(teacher, blurry):
@@ -62,7 +64,10 @@ def test_a_teacher_runs_once_and_again_when_it_or_the_photos_change(pairs, monke
     Image.fromarray(dummy_photo(40, 48, seed=77)).save(pairs / "train" / "001" / "blurry.png")
     cache_teacher_outputs(teacher_of(2), PairedImageDataset(pairs / "train", 32), 1.0, CPU)
     assert len(asked) == 9
-    assert len(list((pairs / "train" / ".cache").glob("*.outputs"))) == 1
+    (outputs,) = (pairs / "train" / ".cache").glob("*.outputs")
+    os.truncate(outputs, 1300)
+    cache_teacher_outputs(teacher_of(2), PairedImageDataset(pairs / "train", 32), 1.0, CPU)[2]
+    assert len(asked) == 12
 
 
 def test_an_interrupted_teacher_runs_on_the_rest_only(pairs, monkeypatch, precision):
