@@ -105,7 +105,7 @@ def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for list_of_theirs, part in (("RealBlur_J_train_list.txt", "train"), ("RealBlur_J_test_list.txt", "val")):
         path = folder / list_of_theirs
         try:
-            names = [line.split()[:2] for line in path.read_text().splitlines()]
+            names = [line.split()[:2] for line in path.read_text().splitlines() if line.strip()]
             files = [(folder / sharp, folder / blurry) for sharp, blurry in names]
         except (OSError, ValueError):  # not text, or a line that does not name two files
             raise UserError(f"{path} is missing or damaged: give the folder into which RealBlur was unpacked") from None

@@ -40,7 +40,7 @@ def make_realblur(root):
                 save(root / folder / "gt" / f"gt_{k}.png")
                 save(root / folder / "blur" / f"blur_{k}.png")
                 lines.append(f"{folder}/gt/gt_{k}.png {folder}/blur/blur_{k}.png\n")
-        (root / f"RealBlur_J_{part}_list.txt").write_text("".join(lines))
+        (root / f"RealBlur_J_{part}_list.txt").write_text("".join(lines) + "\n")
 
 
 LAYOUTS = {
