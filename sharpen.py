@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -81,13 +81,14 @@ def use_idle_cores() -> None:
     The threads of OpenMP wait for each other in busy loops: where one of them shares its core with another program, all of
     them together are slower than a single one. OMP_NUM_THREADS, if it is set, is obeyed.
     """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
     running = []
-    for _ in range(5):
-        time.sleep(0.01)  # seconds
-        with contextlib.suppress(OSError):
-            fields = Path("/proc/loadavg").read_text().split()  # Linux
+    with contextlib.suppress(OSError):  # only Linux tells
+        for _ in range(5):
+            fields = Path("/proc/loadavg").read_text().split()
             running.append(int(fields[3].partition("/")[0]) - 1)  # threads of all programs, without this one
-    if running and "OMP_NUM_THREADS" not in os.environ:
+            time.sleep(0.01)  # seconds
         torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() - sorted(running)[2])))
 
 
@@ -120,16 +121,14 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
             found.append((path, out if one_file else out / path.name))
     jobs, sources = {}, {realpath(photo) for photo, _ in found}
     taken = {}  # results as real paths -> photo
-    for photo, result in {
-        (realpath(photo), realpath(result)): (photo, result) for photo, result in found
-    }.values():  # each once
-        if realpath(result) in sources:
+    once = {(realpath(photo), realpath(result)): (photo, result) for photo, result in found}
+    for (_, real_result), (photo, result) in once.items():
+        wanted = FORMATS if photo.suffix.lower() in FORMATS else FORMATS | VIDEO_FORMATS
+        if real_result in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
-        elif taken.setdefault(realpath(result), photo) is not photo:
-            problems.append(f"{photo} and {taken[realpath(result)]} would both become {result}: sharpen one at a time")
-        elif result.suffix.lower() not in (
-            wanted := FORMATS if photo.suffix.lower() in FORMATS else FORMATS | VIDEO_FORMATS
-        ):
+        elif taken.setdefault(real_result, photo) is not photo:
+            problems.append(f"{photo} and {taken[real_result]} would both become {result}: sharpen one at a time")
+        elif result.suffix.lower() not in wanted:
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(wanted)}")
         elif photo.exists() and not photo.is_file():
             problems.append(f"{photo} is not a file: name a photo, a video or a folder")
@@ -153,7 +152,7 @@ class Job:
     picture: Picture | None = None
     pixels: int = 0
     seconds: float = 0.0  # spent on sharpening
-    notes: tuple[str, ...] = ()  # what the result does not have of the source
+    notes: Sequence[str] = ()  # what the result does not have of the source
     error: str | None = None
 
 
