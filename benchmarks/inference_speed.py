@@ -46,12 +46,15 @@ def main() -> None:
     options = parser.parse_args()
     height, width = parse_size("--size", options.size)
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.beside)]
-    time.sleep(0.5 * options.beside)  # seconds, until they run
-    torch.set_num_threads(options.threads) if options.threads else use_idle_cores()
-    device = pick_device()
-    sizes = [(height, width)] if device.type == "cpu" else [(height, width), (2160, 3840)]
-    print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
     try:
+        time.sleep(0.5 * options.beside)  # seconds, until they run
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        else:
+            use_idle_cores()
+        device = pick_device()
+        sizes = [(height, width)] if device.type == "cpu" else [(height, width), (2160, 3840)]
+        print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
         for size in sizes:
             measure(*size, device, options.rounds, options.slow_rounds)
     finally:
