@@ -6,6 +6,7 @@ trains on the pairs in data/ or, with PHOTOS, on a folder of sharp photos that a
 estimator learns which filter undoes each blur, then the whole network learns in the same loop as in train.py.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -115,8 +116,8 @@ def open_pairs() -> tuple[PairedImageDataset, PairedImageDataset]:
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:
     val_photos = find_photos(VAL_PHOTOS) if VAL_PHOTOS else find_photos(PHOTOS)[::10]
-    held_out = {path.resolve() for path in val_photos}
-    train_photos = [path for path in find_photos(PHOTOS) if path.resolve() not in held_out]
+    held_out = {os.path.realpath(path) for path in val_photos}  # unlike Path.resolve it accepts circular links
+    train_photos = [path for path in find_photos(PHOTOS) if os.path.realpath(path) not in held_out]
     if not train_photos:
         raise UserError(f"all photos of {PHOTOS} are to validate on: add more, or name a folder of others in VAL_PHOTOS")
     cache = Path(OUTPUTS) / ".cache"
