@@ -19,13 +19,13 @@ from tqdm import tqdm
 from images.files import atomic_write
 from utils import UserError, one_line, print0
 
-# Nothing else is tried, whatever a file's name says: fewer decoders for damaged or hostile bytes, none that runs a program
-DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000")
 FORMATS = {  # suffix -> Pillow's name
     **{".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP"},
     **{".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".gif": "GIF", ".ppm": "PPM", ".pgm": "PPM", ".avif": "AVIF"},
     **{".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jp2": "JPEG2000", ".j2k": "JPEG2000"},
 }
+# Nothing else is tried, whatever a file's name says: fewer decoders for damaged or hostile bytes, none that runs a program
+DECODERS = tuple(dict.fromkeys(FORMATS.values()))
 MAX_PIXELS = 2**28  # in one file; Pillow refuses twice as many. Phones make 200 megapixels
 SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
 

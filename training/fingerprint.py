@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def identity_of(network: nn.Module, loss_fn) -> dict[str, str]:
-    """What is compared of network and loss when a training is resumed: class, arguments and code."""
+    """What is compared of network and loss when a training is resumed: class, arguments, size and code."""
     plain = {
         name: value for name, value in vars(loss_fn).items() if type(value) in (str, int, float, bool) and name != "training"
     }
