@@ -48,6 +48,7 @@ def run_cli(main: Callable[[], None]) -> None:
 
 
 def _run_main(main: Callable[[], None]) -> None:
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  stderr may be closed
     # Problems with an image are reported by our own errors
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -127,6 +128,12 @@ def test_estimators_of_two_sizes_are_told_before_the_teacher_is_asked(constants,
     monkeypatch.setattr(train, "cache_teacher_outputs", lambda *_: pytest.fail("it was asked"))
     with pytest.raises(UserError, match="the blur estimators of teacher and student differ in size"):
         train.main()
+
+
+def test_with_stderr_closed_the_work_is_done_all_the_same(sharpened, tmp_path):
+    command = 'exec "$0" "$1" a.png -o closed 2>&-'
+    result = subprocess.run(["sh", "-c", command, sys.executable, ROOT / "sharpen.py"], cwd=tmp_path, capture_output=True)
+    assert result.returncode == 0 and (tmp_path / "closed" / "a.png").is_file()
 
 
 def test_one_folder_is_not_both_parts(pairs):
