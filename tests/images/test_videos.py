@@ -80,7 +80,7 @@ def test_each_frame_is_kept_at_its_time_with_its_properties_and_the_sound(av, tm
     assert after[2] == before[2] and after[3] == before[3] and len(after[3]) > 5
     for one, other in zip(before[1], after[1], strict=True):
         difference = other.astype(float) - one
-        assert np.abs(difference).mean() < 3 and abs(difference.mean()) < 0.3, "matrix and range are those of the clip"
+        assert np.abs(difference).mean() < 3 and abs(difference.mean()) < 0.5, "matrix and range are those of the clip"
 
 
 def test_frames_are_changed_in_order_as_rgb(av, tmp_path):
