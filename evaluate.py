@@ -61,12 +61,17 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file for a photo per degradation, where student and mask differ most")
     options = parser.parse_args()
     degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
+    pairs = [folder for folders in degradations.values() for folder in folders]
+    inputs = {os.path.realpath(folder / name) for folder in pairs for name in ("blurry.png", "sharp.png")}
     for name, suffixes in {"markdown": [".md"], "csv": [".csv"], "picture": [".png", ".jpg"]}.items():
         file = getattr(options, name)
-        if file and file.suffix.lower() not in suffixes:
+        if file is None:
+            continue
+        if file.suffix.lower() not in suffixes:
             raise UserError(f"--{name} {file} does not end in {' or '.join(suffixes)}")
-        if file:
-            check_writable(file.parent, f"--{name}")
+        if os.path.realpath(file) in inputs or file.is_dir():
+            raise UserError(f"--{name} {file} is {'a folder' if file.is_dir() else 'an input'}: choose another name")
+        check_writable(file.parent, f"--{name}")
     device = pick_device(DEVICE)
     files = {name: next(filter(os.path.isfile, choices), choices[-1]) for name, choices in NETWORKS.items()}
     files |= {str(file): file for file in options.weights}

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 import evaluate
+from images.photos import read_photo
 from inference import FusedStudent
 from models import StudentCNN, TeacherCNN, load_model, save_model
 from utils import Scores, UserError, count_parameters, gmac_per_megapixel, to_pixels, to_tensor
@@ -178,3 +179,9 @@ def test_a_mistake_is_one_sentence(run, tmp_path):
 def test_a_folder_in_place_of_weights_is_one_sentence(run, pairs):
     with pytest.raises(UserError, match=r"\. is not a file: give the path of a .pth file"):
         run("data/val", ".")
+
+
+def test_a_picture_is_written_of_pairs_of_any_size(run, tmp_path):
+    write_pair(tmp_path / "tiny" / "1", 1, 9)
+    run("tiny", "--picture", "picture.png")
+    assert read_photo(tmp_path / "picture.png").shape[1] > 1000

@@ -178,10 +178,13 @@ def test_any_unknown_device_is_a_short_sentence(name):
         (["--picture", "p.heic"], "p.heic does not end in .png or"),
         (["--csv", str(ROOT / "weights" / "student.pth")], "student.pth does not end in .csv"),
         (["--csv", "data/val/001/sharp.png/x.csv"], "is not a folder"),
+        (["--picture", "data/train/../val/001/sharp.png"], "sharp.png is an input: choose another name"),
+        (["--picture", "taken.png"], "taken.png is a folder: choose another name"),
     ],
 )
 def test_a_result_that_cannot_be_written_is_told_before_the_scoring(pairs, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.png").mkdir()
     monkeypatch.setattr("sys.argv", ["evaluate.py", "data/val", *arguments])
     monkeypatch.setattr(evaluate, "score_degradation", lambda *_: pytest.fail("it was scored"))
     with pytest.raises(UserError, match=sentence):
