@@ -30,6 +30,7 @@ from tqdm import tqdm
 from blur.degradations import Mixture, random_degradation, shrink
 from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli, whole_number
+from images.files import lock_file
 from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from images.photos import orientation_of, read_photo
 from utils import UserError, make_generator, one_line, to_pixels, to_tensor, uniform
@@ -45,6 +46,7 @@ COPIES = 1  # pairs from each photo, each degraded differently; every second one
 MARGIN = 16  # pixels around a tile that are blurred with it and cut off again
 TILE = 1024  # pixels; larger photos are cut into tiles of about this size, each degraded differently
 LONGEST = None  # pixels; a photo with a longer side is first shrunk to it, which makes soft photos sharp
+LONGEST_NAME = 240  # bytes of a pair's folder; most file systems allow 255, and it is longer until the pair is written
 SOURCE = "source.txt"  # beside each pair: what it was made from
 
 
@@ -76,8 +78,11 @@ def main() -> None:
     planned = without_twins(planned, problems)
     for part in ("train", "val"):
         (options.out / part).mkdir(parents=True, exist_ok=True)
-    parts = split(planned, options.out, options.val_share, options.seed, problems)
-    made, there = make_all(parts, options.out, longest, options.seed, problems)
+    with open(options.out / ".lock", "w") as lock:
+        if not lock_file(lock):
+            raise UserError(f"another prepare_data.py writes to {options.out}: wait for it, or choose another --out")
+        parts = split(planned, options.out, options.val_share, options.seed, problems)
+        made, there = make_all(parts, options.out, longest, options.seed, problems)
     in_each = f"{made['train']} pairs made in {options.out / 'train'}, {made['val']} in {options.out / 'val'}"
     print(f"{in_each}, {there} existed already")
     if problems:
@@ -108,9 +113,12 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
-    """Without pairs that would go to the same folder as another source."""
+    """Without pairs that would go to the same folder as another source, or to one of too long a name."""
     kept: dict[str, Pair] = {}
     for pair in planned:
+        if len(os.fsencode(pair.name)) > LONGEST_NAME:
+            problems.append(f"{pair.blurry or pair.sharp} has too long a name, or those of its folders are: rename them")
+            continue
         twin = kept.setdefault(pair.name, pair)
         if twin is not pair:
             one, other = (p.blurry or p.sharp for p in (pair, twin))

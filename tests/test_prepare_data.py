@@ -6,6 +6,7 @@ from conftest import dummy_photo
 from photo_folders import names, pixels, save, save_photos
 from PIL import Image
 
+import prepare_data
 from dataset import PairedImageDataset
 from images.photos import read_photo
 
@@ -216,7 +217,7 @@ def test_a_single_sub_folder_is_one_sequence_too(prepare, tmp_path):
     for folder in "soft", "sharp":
         save(tmp_path / folder / "other.png")
     prepare("pairs", "soft", "sharp")
-    assert sorted(map(names, (tmp_path / "data").iterdir())) == [["clip.0", "clip.1", "clip.2", "clip.3"], ["other"]]
+    assert sorted(names(tmp_path / "data" / part) for part in ("train", "val")) == [["clip.0", "clip.1", "clip.2", "clip.3"], ["other"]]
 
 
 def test_another_photo_of_the_same_name_is_said(prepare, tmp_path):
@@ -228,3 +229,21 @@ def test_another_photo_of_the_same_name_is_said(prepare, tmp_path):
     out = prepare("photos", "b")
     assert "3 skipped" in out and "b/2.png would become 2, which is another photo: rename it" in out
     assert pixels(tmp_path / "data") == before
+
+
+def test_too_long_a_name_is_said_and_the_rest_is_made(prepare, tmp_path):
+    save_photos(tmp_path, 2)
+    long = "photos/" + "deep/" * 60 + "3.png"
+    save(tmp_path / long)
+    out = prepare("photos", "photos")
+    assert "1 skipped" in out and f"{long} has too long a name" in out and prepare.code == 1
+    assert len(names(tmp_path / "data/train")) + len(names(tmp_path / "data/val")) == 2
+    save(tmp_path / "photos" / f"{'n' * prepare_data.LONGEST_NAME}.png")
+    assert "1 pairs made" in prepare("photos", "photos")
+
+
+def test_two_runs_do_not_write_to_one_folder(prepare, tmp_path, monkeypatch):
+    save_photos(tmp_path, 2)
+    monkeypatch.setattr(prepare_data, "lock_file", lambda file: False)
+    assert "another prepare_data.py writes to data: wait for it" in prepare("photos", "photos")
+    assert not list((tmp_path / "data").glob("*/*"))
