@@ -59,6 +59,8 @@ def main() -> None:
         raise UserError(
             "name photos, videos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)"
         )
+    if options.frames and options.out != Path(OUT):
+        raise UserError("--frames writes to standard output: leave out -o, and send the output to a file or a program")
     size = parse_size("--frames", options.frames) if options.frames else None
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ({}, [])
     for result in list(jobs)[:1]:
@@ -130,7 +132,7 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
             problems.append(f"{photo} and {taken[real_result]} would both become {result}: sharpen one at a time")
         elif result.suffix.lower() not in wanted:
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(wanted)}")
-        elif photo.exists() and not photo.is_file():
+        elif os.path.exists(photo) and not os.path.isfile(photo):
             problems.append(f"{photo} is not a file: name a photo, a video or a folder")
         elif os.path.isfile(result) and not overwrite and not one_file:
             there += 1

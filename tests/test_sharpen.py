@@ -209,6 +209,7 @@ def test_what_cannot_be_sharpened_is_said_and_the_rest_goes_on(run, tmp_path):
         (("a.png", "--weights", "none.pth"), "none.pth is not a file"),
         (("--frames", "0x10"), "--frames 0x10 must be WIDTHxHEIGHT"),
         (("a.png", "--frames", "10x10"), "not both"),
+        (("--frames", "10x10", "-o", "better.raw"), "--frames writes to standard output: leave out -o"),
     ],
 )
 def test_a_mistake_is_one_sentence(run, tmp_path, arguments, said):
