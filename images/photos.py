@@ -40,7 +40,7 @@ def find_photos(folder: Path | str, others: list[Path] | None = None, problems: 
         UserError: if it is not a folder, contains no photos, or cannot be read completely and there are no ``problems``.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
 
     def fail(error: OSError) -> None:
@@ -55,7 +55,8 @@ def find_photos(folder: Path | str, others: list[Path] | None = None, problems: 
         folders[:] = [] if real in seen else sorted(n for n in folders if n[0] != "." and n not in SYSTEM_FOLDERS)
         files += [] if real in seen else [Path(parent, name) for name in names if name[0] != "."]
         seen.add(real)
-    files = sorted(p for p in files if p.is_file() or not p.exists())  # broken links are kept: reading reports them
+    # Broken links, and what may not be looked at, are kept: reading reports them
+    files = sorted(p for p in files if os.path.isfile(p) or not os.path.exists(p))
     paths = [p for p in files if p.suffix.lower() in FORMATS]
     if others is not None:
         others += [p for p in files if p.suffix.lower() not in FORMATS]
@@ -99,7 +100,13 @@ def open_image(file) -> Image.Image:
     if file.read(10)[4:] in (b"ftyphe", b"ftypmi", b"ftypms"):  # heic, heix, hevc, mif1, ...
         load_heif(file.name)
     file.seek(0)
-    return Image.open(file, formats=[kind for kind in DECODERS if kind in Image.OPEN])
+    image = Image.open(file, formats=[kind for kind in DECODERS if kind in Image.OPEN])
+    for name, value in list(image.info.items()):
+        # A text of a PNG (which is in ``image.text``, too) may have a name that Pillow gives to something else
+        text = image.format == "PNG" and isinstance(value, str) and name.islower()
+        if text or (name in ("xmp", "icc_profile") and not isinstance(value, bytes)):  # the latter in a damaged TIFF
+            del image.info[name]
+    return image
 
 
 def load_heif(path: Path | str) -> None:
@@ -133,6 +140,8 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         values = np.asarray(image).astype(np.float64)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError("its values are not 8- or 16-bit")
+        if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero, which Pillow undoes for 8 bits only
+            values = 65535 - values
         image = Image.fromarray(np.round(values / 257).astype(np.uint8))
     return np.array(cmyk_to_rgb(image) if image.mode == "CMYK" else image.convert("RGB"))
 

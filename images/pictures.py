@@ -100,10 +100,12 @@ def _descriptions(image: Image.Image) -> dict:
     names = "dpi", "xmp", "comment", "loop", "default_image", *(["icc_profile"] if image.mode != "CMYK" else [])
     # A loop of 0 is endless, and must not be left out: GIF then plays once
     options = {name: image.info[name] for name in names if image.info.get(name) not in (None, b"")}
+    if not all(0 < each < 1e6 for each in options.get("dpi", ())):  # or not a number: no other format can hold it
+        del options["dpi"]
     iptc = image.info.get("photoshop", {}).get(0x404)
     if image.format == "TIFF" and isinstance(iptc := image.tag_v2.get(33723), tuple):  # as Adobe writes it
         iptc = np.array(iptc, "<u4" if image.tag_v2.prefix == b"II" else ">u4").tobytes()
-    if iptc:
+    if isinstance(iptc, bytes):  # else it is damaged
         options["iptc"] = iptc
     if image.format == "PNG":
         options["pnginfo"] = kept = PngImagePlugin.PngInfo()

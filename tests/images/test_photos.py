@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import dummy_photo
 from PIL import Image
 
@@ -199,3 +200,24 @@ def test_pixels_that_are_cut_off_while_in_use_are_one_sentence(tmp_path):
     assert decoded[0].shape == (10, 20, 3)
     with pytest.raises(UserError, match="was removed or truncated while in use"):
         decoded[2]
+
+
+def test_what_may_not_be_looked_at_does_not_stop_the_rest(tmp_path, monkeypatch):
+    for name in "a.png", "locked/b.png":
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    stat = os.stat
+
+    def refuse(path, **options):  # as in a folder without the permission to enter it; root may everything
+        if "locked" in str(path) and str(path).endswith("b.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert find_photos(tmp_path) == [tmp_path / "a.png", tmp_path / "locked/b.png"]
+
+
+def test_16_bit_gray_with_zero_for_white_is_no_negative(tmp_path):
+    gray = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    tifffile.imwrite(tmp_path / "a.tif", 65535 - gray, photometric="miniswhite")
+    assert np.array_equal(read_photo(tmp_path / "a.tif")[..., 0], np.round(gray / 257))

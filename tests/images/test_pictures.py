@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import skimage.io
 import tifffile
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from images.layouts import upright_size
 from images.photos import read_photo
@@ -355,3 +355,27 @@ def test_16_bit_tiffs_with_lzw_are_read_without_another_package(tmp_path):
             break
     (tmp_path / "a.tif").write_bytes(data)
     assert np.array_equal(read_picture(tmp_path / "a.tif").pixels, wanted)
+
+
+def test_texts_of_a_png_are_not_taken_for_what_pillow_calls_so(tmp_path):
+    names = ["dpi", "gamma", "icc_profile", "photoshop", "srgb", "transparency", "xmp"]
+    texts = PngImagePlugin.PngInfo()
+    for name in names:
+        texts.add_text(name, "a text")
+    Image.fromarray(values(3, np.uint8)).save(tmp_path / "a.png", pnginfo=texts)
+    picture = read_picture(tmp_path / "a.png")
+    write_picture(tmp_path / "b.jpg", picture)
+    write_picture(tmp_path / "b.png", picture)
+    with Image.open(tmp_path / "b.png") as image:
+        assert [name for name, text in image.text.items() if text == "a text"] == names
+
+
+def test_a_damaged_description_of_a_tiff_is_left_out(tmp_path):
+    wrong = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, kind, value in (282, 5, (0, 0)), (283, 5, (0, 0)), (700, 4, 5), (33723, 2, "text"), (34675, 4, 5):
+        wrong.tagtype[tag], wrong[tag] = kind, TiffImagePlugin.IFDRational(*value) if kind == 5 else value
+    Image.fromarray(values(3, np.uint8)).save(tmp_path / "a.tif", tiffinfo=wrong)
+    picture = read_picture(tmp_path / "a.tif")
+    assert not picture.options and not picture.notes
+    for name in "b.png", "b.tif", "b.jpg":
+        write_picture(tmp_path / name, picture)
