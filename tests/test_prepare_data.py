@@ -217,7 +217,8 @@ def test_a_single_sub_folder_is_one_sequence_too(prepare, tmp_path):
     for folder in "soft", "sharp":
         save(tmp_path / folder / "other.png")
     prepare("pairs", "soft", "sharp")
-    assert sorted(names(tmp_path / "data" / part) for part in ("train", "val")) == [["clip.0", "clip.1", "clip.2", "clip.3"], ["other"]]
+    parts = (names(tmp_path / "data" / part) for part in ("train", "val"))
+    assert sorted(parts) == [["clip.0", "clip.1", "clip.2", "clip.3"], ["other"]]
 
 
 def test_another_photo_of_the_same_name_is_said(prepare, tmp_path):
