@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("weights", nargs="*", type=Path, help="more networks, besides student and teacher")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     parser.add_argument("--csv", type=Path, help="file for the scores of each photo")
-    parser.add_argument("--picture", type=Path, help="file for a photo per degradation, where student and mask differ most")
+    parser.add_argument("--picture", type=Path, help="file for a photo per degradation, that with the median gain")
     options = parser.parse_args()
     degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
     pairs = [folder for folders in degradations.values() for folder in folders]
@@ -113,17 +113,15 @@ def find_degradations(pairs: Path) -> dict[str, list[Path]]:
 def score_degradation(
     degradation: str, folders: list[Path], sharpeners: dict[str, Sharpener]
 ) -> tuple[dict[str, dict[str, Scores]], tuple[float, float], Path]:
-    """Scores of each sharpener on each photo, the best mask's setting, and the pair where student and mask differ most."""
+    """Scores of each sharpener on each photo, the best mask's setting, and the pair with the median gain of the first."""
     scores: dict[str, dict[str, Scores]] = {name: {} for name in (*BASELINES, *sharpeners)}
     grid: dict[tuple[float, float], list[float]] = {(radius, amount): [] for radius in RADII for amount in AMOUNTS}
-    first, differences = next(iter(sharpeners)), []
     for folder in tqdm(folders, degradation, unit="photo", leave=False, disable=None):
         blurry, sharp = read_pair(folder)
         outputs = {"input": blurry, "unsharp": to_tensor(Image.fromarray(to_pixels(blurry)).filter(DEFAULT_MASK))}
         outputs |= {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
         for name, output in outputs.items():
             scores[name][folder.name] = score(output, sharp)
-        differences.append(float((outputs[first] - outputs["unsharp"]).abs().mean()))
         for radius in RADII if math.isfinite(scores["input"][folder.name].psnr) else ():  # else any change is a loss
             detail = blurry - convolve(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
@@ -132,7 +130,9 @@ def score_degradation(
     for folder in folders:
         blurry, sharp = read_pair(folder)
         scores["best unsharp"][folder.name] = score(unsharp(blurry, *best), sharp)
-    return scores, best, folders[int(np.argmax(differences))]
+    first = next(iter(sharpeners))
+    by_gain = sorted(folders, key=lambda folder: scores[first][folder.name].ssim - scores["input"][folder.name].ssim)
+    return scores, best, by_gain[len(by_gain) // 2]
 
 
 def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
