@@ -59,6 +59,7 @@ def example_of_the_docs(folder, monkeypatch):
     return names
 
 
+@pytest.mark.slow
 @needs_extras
 @pytest.mark.parametrize("size", SIZES)
 def test_both_graphs_run_as_the_docs_say_give_what_the_student_gives(folder, student, size, monkeypatch):
@@ -73,6 +74,7 @@ def test_both_graphs_run_as_the_docs_say_give_what_the_student_gives(folder, stu
     assert min(size) < 200 or np.abs(result - pixels).max() > 5, "there is something to be compared"
 
 
+@pytest.mark.slow
 @needs_extras
 @pytest.mark.parametrize("size", SIZES)
 def test_the_plain_network_gives_what_the_student_gives_for_that_blur(folder, student, size):
@@ -88,6 +90,7 @@ def test_the_plain_network_gives_what_the_student_gives_for_that_blur(folder, st
     assert np.abs(result - photo.numpy()).max() > 5 / 255
 
 
+@pytest.mark.slow
 @needs_extras
 def test_what_the_plain_network_predicts_is_constant(folder):
     import onnx
