@@ -21,6 +21,7 @@ def write_clip(av, path, times, size=(64, 96), rotation=0, matrix=1, full_range=
     """Frames of a photo that moves, at ``times`` in ticks of 1 / 90000 s, with a second of sound."""
     with av.open(str(path), "w") as target:
         video, sound = target.add_stream("libx264", rate=30, options={"crf": "5"}), target.add_stream("aac", rate=8000)
+        video.codec_context.thread_count = 1  # else the pixels depend on the number of cores
         video.height, video.width, video.pix_fmt = *size, pix_fmt
         video.codec_context.time_base, sound.layout = Fraction(1, 90000), "mono"
         video.codec_context.colorspace, video.codec_context.color_range = matrix, 1 + full_range
@@ -78,9 +79,9 @@ def test_each_frame_is_kept_at_its_time_with_its_properties_and_the_sound(av, tm
     before, after = (read_clip(av, tmp_path / name) for name in ("a.mp4", "b.mp4"))
     assert after[0] == before[0] == [Fraction(t, 90000) for t in options["times"]]
     assert after[2] == before[2] and after[3] == before[3] and len(after[3]) > 5
-    for one, other in zip(before[1], after[1], strict=True):
-        difference = other.astype(float) - one
-        assert np.abs(difference).mean() < 3 and abs(difference.mean()) < 0.5, "matrix and range are those of the clip"
+    differences = [other.astype(float) - one for one, other in zip(before[1], after[1], strict=True)]
+    assert all(np.abs(difference).mean() < 0.6 for difference in differences), "matrix and range are those of the clip"
+    assert abs(np.mean(differences)) < 0.3, "in full range libswscale rounds chroma down, by half a gray level"
 
 
 def test_frames_are_changed_in_order_as_rgb(av, tmp_path):
