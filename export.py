@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import blocks
 import models
 from blocks import FILTER_RADIUS, LUMA
-from blur.spectrum import WINDOW, extract_windows, log_means, power, select_softest_windows, typical_spectrum, windowed_fft
+from blur.spectrum import WINDOW, average_spectrum, extract_windows
 from cli import CliParser, check_writable, run_cli
 from images.files import atomic_write
 from images.photos import read_photo
@@ -71,10 +71,7 @@ class EstimateBlur(nn.Module):
         self.student = student
 
     def forward(self, windows: Tensor, trust: Tensor) -> Tensor:
-        windows = power(windowed_fft(windows[None]))
-        spectrum = torch.cat([log_means(select_softest_windows(windows)), log_means(windows)], 1)
-        typical = typical_spectrum(spectrum[:, :2]).repeat(1, 2, 1, 1)
-        return self.student.embed_blur(typical.lerp(spectrum, trust))
+        return self.student.embed_blur(average_spectrum(windows[None], trust, with_softest=True))
 
 
 class Apply(nn.Module):

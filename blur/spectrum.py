@@ -26,13 +26,22 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = Fa
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        windows = power(windowed_fft(extract_windows(photo, peak)))
-        parts = [select_softest_windows(windows), windows] if with_softest else [windows]
-        spectrum = torch.cat([log_means(part) for part in parts], 1)
+        windows = extract_windows(photo, peak)
         # A photo of a few rows or windows does not show how blurry it is
         trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (windows.shape[1] - 1) / 24)
-        typical = typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1)
-        return spectrum if trust >= 1 else typical.lerp(spectrum, max(0.0, trust))
+        return average_spectrum(windows, min(1.0, max(0.0, trust)), with_softest)
+
+
+def average_spectrum(windows: Tensor, trust: float | Tensor, with_softest: bool) -> Tensor:
+    """``log_power_spectrum`` of photos with these windows, (N, n, 64, 64).
+
+    Args:
+        trust: 0 to 1, the share of their spectrum; the rest is ``typical_spectrum``.
+    """
+    windows = power(windowed_fft(windows))
+    parts = [select_softest_windows(windows), windows] if with_softest else [windows]
+    spectrum = torch.cat([log_means(part) for part in parts], 1)
+    return typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1).lerp(spectrum, trust)
 
 
 def select_softest_windows(power: Tensor) -> Tensor:
