@@ -19,6 +19,7 @@ from blur.spectrum import WINDOW, extract_windows, log_means, log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from training.config import TrainConfig
 from training.distributed import main_process_first
+from training.loop import in_shared_memory
 from utils import UserError, make_generator, print0
 
 FLOOR = 1e-5  # added to each photo's mean squared error, 50 dB: a photo that is sharp already must not outweigh all others
@@ -80,7 +81,7 @@ class CrossSpectra(Dataset):
         blurry, sharp = (windowed_fft(extract_windows(photo[(None, ..., *region)]))[0] for photo in pair)
         blurry_power, cross = power(blurry), (sharp * blurry.conj()).real
         powers = torch.stack([blurry_power, power(sharp), cross]).mean(1)
-        return torch.cat([log_means(blurry_power[None])[0], whole, powers.roll(WINDOW // 2, 1)])
+        return in_shared_memory(torch.cat([log_means(blurry_power[None])[0], whole, powers.roll(WINDOW // 2, 1)]))
 
 
 def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:

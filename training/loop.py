@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from inference import run_tiled
 from training.distributed import all_reduce_sum, per_rank_batch_size, rank, world_size
-from utils import MAX_PSNR, Scores, UserError, autocast, print0, psnr, quantize_8bit, ssim
+from utils import MAX_PSNR, Scores, UserError, autocast, one_line, print0, psnr, quantize_8bit, ssim
 
 
 @torch.no_grad()
@@ -51,7 +51,24 @@ class Batches(Dataset):
 
     def __getitem__(self, step: int) -> list[Tensor]:
         start = step * self.batch_size + self.offset
-        return self.train_set.batch(range(start, start + self.share))
+        return [in_shared_memory(part) for part in self.train_set.batch(range(start, start + self.share))]
+
+
+def in_shared_memory(part: Tensor) -> Tensor:
+    """``part``, in a worker process moved to where the training reads it from, as torch would do when the item is complete.
+
+    Raises:
+        UserError: if there is none left, for which torch would wait for ever.
+    """
+    if get_worker_info() is None:
+        return part
+    try:
+        return part.share_memory_()
+    except RuntimeError as error:
+        raise UserError(
+            f"a worker process gets no shared memory ({one_line(str(error))[:120]}): set NUM_WORKERS = 0, lower BATCH_SIZE, "
+            "or give a container more, as docker run --shm-size=8g does"
+        ) from None
 
 
 def load_batches(

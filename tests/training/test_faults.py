@@ -15,6 +15,7 @@ from cli import run_cli
 from dataset import PairedImageDataset
 from images.files import read_torch_file
 from models import save_model
+from training.loop import load_batches
 from training.run import lock_output_dir
 from utils import UserError
 
@@ -62,6 +63,25 @@ def test_a_data_worker_that_dies_is_one_sentence():
     batches = torch.utils.data.DataLoader(Dies(), batch_size=None, num_workers=1)
     with pytest.raises(SystemExit, match=r"out of memory: lower .*NUM_WORKERS.*run again"):
         run_cli(lambda: list(batches))
+
+
+class Full(torch.utils.data.Dataset):
+    """A training set in whose workers there is no shared memory left, as with Docker's 64 MB."""
+
+    def batch(self, _):
+        part = torch.zeros(1)
+        part.share_memory_ = self.share
+        return [part]
+
+    def share(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def test_full_shared_memory_is_one_sentence_and_no_wait_for_ever():
+    with pytest.raises(SystemExit) as caught:
+        run_cli(lambda: list(load_batches(Full(), torch.device("cpu"), range(2), 1, workers=1)))
+    assert "gets no shared memory (unable to allocate" in str(caught.value) and "\n" not in str(caught.value)
+    assert "NUM_WORKERS = 0" in str(caught.value)
 
 
 class Dies(torch.utils.data.Dataset):
