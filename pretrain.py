@@ -18,7 +18,7 @@ from images.demo_data import find_or_make_data
 from images.photos import find_photos
 from inference import run_patches
 from models import TeacherCNN, load_model
-from training.config import TrainConfig, check_network, check_paths
+from training.config import TrainConfig, check_loss, check_network, check_paths
 from training.distributed import init_distributed, main_process_first
 from training.estimator import train_estimator
 from training.fingerprint import fingerprint
@@ -76,16 +76,16 @@ def main() -> None:
         raise UserError(f"VAL_PHOTOS = {VAL_PHOTOS!r} needs PHOTOS, which is None: set both or neither")
     device = init_distributed(DEVICE)
     torch.manual_seed(SEED)
-    outputs = Path(OUTPUTS)
+    outputs, loss_fn = Path(OUTPUTS), RelativeMSEAndSSIMLoss()
     with main_process_first():  # errors in here are raised on every rank and reported once
         teacher = TeacherCNN() if START_FROM is None else load_model(START_FROM)
         check_network(teacher)
+        check_loss(loss_fn, device, PATCH_SIZE, with_input_mse=True)
         lock = lock_output_dir(outputs)  # noqa: F841  held until the end
         train_set, val_set = open_photos() if PHOTOS else open_pairs()
     print0(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     extra = {"START_FROM": START_FROM and fingerprint(teacher)}
-    loss_fn = RelativeMSEAndSSIMLoss().to(device)
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM:
         scores["start"] = validate(teacher.to(device), val_set, device)

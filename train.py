@@ -13,7 +13,7 @@ from dataset import PairedImageDataset
 from images.demo_data import find_or_make_data
 from inference import run_patches
 from models import StudentCNN, load_model, share_estimator
-from training.config import TrainConfig, check_network, check_paths
+from training.config import TrainConfig, check_loss, check_network, check_paths
 from training.distributed import init_distributed, main_process_first
 from training.fingerprint import fingerprint
 from training.loop import check_teacher, validate
@@ -70,6 +70,7 @@ def main() -> None:
     student, loss_fn = StudentCNN(), nn.MSELoss()
     with main_process_first():  # errors in here are raised on every rank and reported once
         check_network(student)
+        check_loss(loss_fn, device, PATCH_SIZE)
         teacher = load_model(TEACHER_WEIGHTS).requires_grad_(False)
         data = find_or_make_data(DATA)
         lock = lock_output_dir(OUTPUTS)  # noqa: F841  held until the end
@@ -85,7 +86,6 @@ def main() -> None:
     check_teacher(scores, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)
     shared = share_estimator(teacher, student)  # the student reuses the teacher's frozen blur estimator
     student.to(device, memory_format=torch.channels_last)
-    loss_fn.to(device)
     ask_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
     if CACHE_TEACHER and ask_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)

@@ -110,6 +110,37 @@ def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(const
     assert sentence in str(caught.value) and not (constants / "outputs").exists()
 
 
+class OnAnotherDevice(torch.nn.MSELoss):
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.ones(3, 1, 1, device="meta")  # no buffer, which would be moved with the loss
+
+    def forward(self, prediction, target):
+        return super().forward(self.weights * prediction, target)
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (
+            lambda: torch.nn.MSELoss(reduction="none"),
+            "MSELoss returns (2, 3, 32, 32) for a batch of patches: return one number",
+        ),
+        (OnAnotherDevice, "OnAnotherDevice fails on patches of shape (2, 3, 32, 32) ("),
+        (lambda: torch.nn.MSELoss, "MSELoss fails on patches of shape"),
+        (lambda: lambda prediction, target: 0.5, "returns float for a batch"),
+        (lambda: lambda prediction, target: (prediction > target).float().mean(), "does not require grad"),
+    ],
+)
+def test_a_loss_that_cannot_be_minimized_is_told_before_the_teacher_is_asked(constants, monkeypatch, make, sentence):
+    loss = make()
+    monkeypatch.setattr(train.nn, "MSELoss", lambda: loss)
+    with pytest.raises(UserError) as caught:
+        train.main()
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert not (constants / "outputs").exists() and not list(constants.glob("data/*/.cache"))
+
+
 def test_a_teacher_of_ones_own_is_tried_before_any_photo_is_decoded(constants, monkeypatch):
     monkeypatch.setattr("models.Pair", Pair, raising=False)
     monkeypatch.setattr(pretrain, "TeacherCNN", Pair)

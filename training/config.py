@@ -1,6 +1,8 @@
 """The constants of a training, checked in one place, and checks of networks and files before the work starts."""
 
+import copy
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from torch import nn
 import models
 from cli import check_writable
 from training.distributed import world_size
-from utils import UserError, one_line
+from utils import UserError, make_generator, one_line
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,23 @@ def check_network(network: nn.Module) -> None:
         if unused:
             raise UserError(f"{name} does not use {', '.join(unused[:5])}, which torchrun does not allow: remove it")
         network.zero_grad()
+
+
+def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: int, with_input_mse: bool = False) -> None:
+    """Move ``loss_fn``, a module or a function, to ``device``; raise ``UserError`` if it cannot be minimized there."""
+    name, generator = getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__), make_generator(0)
+    size = min(patch_size, 256)  # some losses need a few windows of 11 pixels, none needs more
+    patches = torch.rand(2, 2, 3, size, size, generator=generator).to(device)
+    arguments = [patches[0].requires_grad_(), patches[1]] + [torch.full((2,), 1e-3, device=device)] * with_input_mse
+    if isinstance(loss_fn, nn.Module):
+        loss_fn.to(device)
+    try:
+        result = copy.deepcopy(loss_fn)(*arguments)  # a copy, because a loss may count its calls
+        shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        if shape == ():
+            result.backward()
+    except Exception as error:  # anything may be wrong with a user's own loss
+        reason = one_line(str(error))[:300]
+        raise UserError(f"{name} fails on patches of shape {tuple(patches[0].shape)} ({reason}): fix the loss") from None
+    if shape != ():
+        raise UserError(f"{name} returns {shape} for a batch of patches: return one number as a tensor, such as the mean")
