@@ -76,6 +76,8 @@ def _run_main(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno in (errno.ENOMEM, errno.ECONNRESET):  # the latter to a worker process that was killed
             sys.exit(OUT_OF_MEMORY)
+        if (error.errno or 0) <= 0:  # not from the disk: a download without a connection, for example
+            sys.exit(f"error: {one_line(str(error)) or type(error).__name__}: if it was a download, connect and run again")
         if not error.filename:  # stdout itself: closed by its reader, or on a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
         name = error.filename or "the output"

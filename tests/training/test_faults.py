@@ -5,6 +5,8 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
+import urllib.error
 
 import pytest
 import torch
@@ -119,6 +121,10 @@ def test_a_folder_without_locks_is_used_all_the_same(tmp_path, monkeypatch, caps
             PermissionError(errno.EACCES, "Permission denied", "outputs/best.pth"),
             "outputs/best.pth failed (Permission denied)",
         ),
+        (urllib.error.URLError("Name or service not known"), "Name or service not known>: if it was a download, connect"),
+        (urllib.error.HTTPError("https://a.b/c.pth", 404, "Not Found", None, None), "HTTP Error 404: Not Found: if it was"),
+        (TimeoutError("timed out"), "error: timed out: if it was a download"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known: if it was a download"),
     ],
 )
 def test_a_fault_of_the_machine_is_one_sentence(error, sentence):
