@@ -232,12 +232,23 @@ def lock_output_dir(outputs: Path | str) -> IO | None:
     Raises:
         UserError: if another one is running there.
     """
+    return _lock(Path(outputs) / ".lock", f"in {outputs}: wait for it, or set OUTPUTS and weights to others")
+
+
+def lock_weights(file: Path | str) -> IO | None:
+    """The same for a file that the best weights are written to, which may be in a folder with others."""
+    file = Path(file)
+    return _lock(
+        file.with_name(f".{file.name}.lock"), f"that writes {file}: wait for it, or choose another file for weights"
+    )
+
+
+def _lock(path: Path, where: str) -> IO | None:
     if rank() != 0:
         return None
-    outputs = Path(outputs)
-    outputs.mkdir(parents=True, exist_ok=True)
-    file = open(outputs / ".lock", "w")  # noqa: SIM115
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")  # noqa: SIM115
     if not lock_file(file):
         file.close()
-        raise UserError(f"another training is running in {outputs}: wait for it, or set OUTPUTS and weights to others")
+        raise UserError(f"another training is running {where}")
     return file

@@ -10,7 +10,7 @@ import urllib.error
 
 import pytest
 import torch
-from conftest import hold_lock, small_teacher, wait_for
+from conftest import hold_locks, small_teacher, wait_for
 
 import train
 from cli import run_cli
@@ -18,18 +18,24 @@ from dataset import PairedImageDataset
 from images.files import read_torch_file
 from models import save_model
 from training.loop import load_batches
-from training.run import lock_output_dir
+from training.run import lock_output_dir, lock_weights
 from utils import UserError
 
 
-def test_two_trainings_do_not_share_a_folder(tmp_path, start):
-    other = start(hold_lock, tmp_path, log=tmp_path / "log")
+def test_two_trainings_share_neither_a_folder_nor_a_file_for_weights(tmp_path, start):
+    other = start(hold_locks, tmp_path, log=tmp_path / "log")
     wait_for("held", other, tmp_path / "log")
     with pytest.raises(UserError, match="another training is running in"):
         lock_output_dir(tmp_path)
+    with pytest.raises(
+        UserError, match="another training is running that writes .*best.pth: wait for it, or choose another"
+    ):
+        lock_weights(tmp_path / "best.pth")
+    lock_weights(tmp_path / "other.pth").close()
     other.kill()
     other.join()
     lock_output_dir(tmp_path).close()
+    lock_weights(tmp_path / "best.pth").close()
 
 
 def endless_training(folder):

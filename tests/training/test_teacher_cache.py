@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import dummy_photo, hold_lock, wait_for
+from conftest import dummy_photo, hold_locks, wait_for
 from PIL import Image
 
 import utils
@@ -112,7 +112,7 @@ def test_outputs_can_be_the_mean_over_the_eight_orientations(pairs, precision):
 
 def test_two_trainings_do_not_compute_the_same_outputs_at_once(pairs, start, tmp_path):
     train_set = PairedImageDataset(pairs / "train", 32)
-    other = start(hold_lock, train_set.cache, log=tmp_path / "log")
+    other = start(hold_locks, train_set.cache, log=tmp_path / "log")
     wait_for("held", other, tmp_path / "log")
     with pytest.raises(UserError, match="another training is running in"):
         cache_teacher_outputs(teacher_of(1), train_set, 1.0, CPU)
