@@ -24,7 +24,7 @@ from images.files import atomic_write
 from images.photos import read_photo
 from inference import Sharpener
 from models import load_model
-from training.report import score, side_by_side, write_table
+from training.report import score, share_of, side_by_side, write_table
 from utils import (
     Scores,
     UserError,
@@ -194,7 +194,7 @@ def summary_table(results: Results, costs: dict[str, list[str]]) -> str:
         if name != "input" and math.isfinite(blurry.psnr):  # else there was nothing to gain
             gain, each = np.subtract(mean, blurry), gains(results, name)
             teacher = np.subtract(means(results, "teacher"), blurry) if "teacher" in costs else None
-            share = "" if teacher is None else " / ".join(f"{part:.0%}" for part in gain / teacher)
+            share = "" if teacher is None else " / ".join(map(share_of, gain, teacher))
             worst = min(each, key=each.get)
             worse = f"{sum(value < 0 for value in each.values())} of {len(each)}"
             row = [f"{gain[0]:+.2f} dB / {gain[1]:+.4f}", share, worse, f"{worst} {each[worst]:+.2f} dB"]

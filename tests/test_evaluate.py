@@ -134,6 +134,13 @@ def test_the_share_of_the_teachers_gain_is_shown():
     assert [cells(table, name)[4] for name in scores] == ["", "-25% / 20%", "75% / 50%", "100% / 100%"]
 
 
+def test_there_is_no_share_of_a_gain_that_the_teacher_has_not():
+    scores = {"input": Scores(20, 0.8), "unsharp": Scores(19, 0.7), "student": Scores(19, 0.85), "teacher": Scores(18, 0.9)}
+    results = {"val": {name: {"a": score} for name, score in scores.items()}}
+    table = evaluate.summary_table(results, {"teacher": ["1", "2", "3"]})
+    assert [cells(table, name)[4] for name in scores] == ["", "- / -100%", "- / 50%", "- / 100%"]
+
+
 def test_photos_made_worse_are_counted_and_named():
     scores = {name: dict.fromkeys("abc", Scores(20, 0.8)) for name in evaluate.BASELINES}
     results = {"val": {**scores, "student": {"a": Scores(21, 0.9), "b": Scores(19.5, 0.7), "c": Scores(18, 0.6)}}}

@@ -1,7 +1,6 @@
 """What a training prints and draws: tables, curves, and validation photos side by side."""
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +64,18 @@ def summarize(
 def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:
     """The final table: how good the student is, how much of the teacher's gain it kept, what each costs."""
     blurry, student, teacher = scores["input"], scores["student"], scores["teacher"]
-    kept = [(s - b) / (t - b) if t > b else math.nan for s, b, t in zip(student, blurry, teacher, strict=True)]
+    kept = " / ".join(share_of(s - b, t - b) for s, b, t in zip(student, blurry, teacher, strict=True))
     print(f"\n{'':8s} {'PSNR dB':>8s} {'SSIM':>7s}  {'gain kept':>11s} {'parameters':>11s} {'ms/megapixel':>13s}")
     print(f"{'input':8s} {blurry.psnr:8.2f} {blurry.ssim:7.4f}")
     for name, network in networks.items():
-        share = f"{kept[0]:.0%} / {kept[1]:.0%}" if name == "student" else ""
-        row = f"{name:8s} {scores[name].psnr:8.2f} {scores[name].ssim:7.4f}  {share:>11s}"
+        row = f"{name:8s} {scores[name].psnr:8.2f} {scores[name].ssim:7.4f}  {kept if name == 'student' else '':>11s}"
         print(f"{row} {count_parameters(network):11,d} {ms_per_megapixel(network, device):13.1f}")
     print("gain kept: the student's gain over the input as a share of the teacher's, in PSNR / SSIM\n")
+
+
+def share_of(gain: float, teachers: float) -> str:
+    """In percent; a dash where the teacher has gained nothing that could be shared."""
+    return f"{gain / teachers:.0%}" if teachers > 0 else "-"
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
