@@ -11,6 +11,7 @@
 - ``dataset.key``: changes with the content of any photo.
 """
 
+import difflib
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -216,7 +217,8 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     names = ("blurry.png", "sharp.png") if need_sharp else ("blurry.png",)
     hint = " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)" if root.name == "train" else ""
     missing = [
-        f"{folder / name} is missing: each folder needs {' and '.join(names)}{hint if name == 'sharp.png' else ''}"
+        f"{folder / name} is missing{near_name(folder, name)}: each folder needs {' and '.join(names)}"
+        f"{hint if name == 'sharp.png' else ''}"
         for folder in folders
         for name in names
         if not (folder / name).is_file()
@@ -224,6 +226,13 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     if missing:
         raise UserError(list_problems(missing))
     return folders
+
+
+def near_name(folder: Path, name: str) -> str:
+    """What to rename to ``name``, such as blurry.jpg or BLUR.PNG: files are read by their content, whatever their suffix."""
+    there = {path.name.lower(): path.name for path in folder.iterdir() if path.is_file()}
+    near = difflib.get_close_matches(name, there, n=1, cutoff=0.65)
+    return f", rename {there[near[0]]} to {name}" if near else ""
 
 
 def too_small_message(path: Path, shape: tuple[int, int], patch_size: int) -> str:

@@ -5,6 +5,8 @@
 trains on the pairs in data/, or on demo data if there are none. Edit the constants below, then run.
 """
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -24,7 +26,7 @@ from utils import autocast, print0, relative_weight
 
 # Files
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; see need_sharp below
-TEACHER_WEIGHTS = "weights/teacher.pth"  # the shipped teacher, or one of your own from pretrain.py
+TEACHER_WEIGHTS = Path(__file__).parent / "weights/teacher.pth"  # the shipped teacher, or one of your own from pretrain.py
 BEST_STUDENT = "best_student_model.pth"  # the student with the best validation SSIM
 OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint
 

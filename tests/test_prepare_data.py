@@ -145,6 +145,14 @@ def test_pairs_are_matched_by_name_and_copied_byte_for_byte(prepare, tmp_path):
     assert len(list((tmp_path / "data").glob("*/[0-3]"))) == 4
 
 
+def test_pairs_in_one_folder_are_not_matched_with_themselves(prepare, tmp_path):
+    for name in "0001_blur", "0001_sharp", "0002_blur", "0002_sharp":
+        save(tmp_path / "both" / f"{name}.png")
+    said = prepare("pairs", "both", "./both/")
+    assert "both and both are the same folder: move the sharp photos to another one" in said and "\n" not in said
+    assert not list((tmp_path / "data").glob("*/*"))
+
+
 def test_frames_of_one_folder_are_one_sequence(prepare, tmp_path):
     for sequence in "abc":
         for k in range(3):

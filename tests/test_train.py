@@ -39,6 +39,11 @@ def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
     assert "\r" not in printed + bars, "bars do not go into a log file"
 
 
+def test_the_shipped_teacher_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(train.TEACHER_WEIGHTS).is_file()
+
+
 @pytest.mark.parametrize("from_photos", [False, True])
 def test_pretraining_on_pairs_or_on_photos_leaves_a_teacher(constants, monkeypatch, from_photos):
     monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
