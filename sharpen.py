@@ -98,7 +98,8 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     """Result -> photo for each photo to sharpen, and a sentence for each that cannot be; what is left out is printed."""
     # Some shells leave patterns as they are
     inputs = [Path(p) for path in inputs for p in (not os.path.lexists(path) and sorted(glob.glob(str(path)))) or [path]]
-    one_file = bool(out.suffix) and not os.path.isdir(out) and not any(map(os.path.isdir, inputs))
+    # A suffix of digits is a date or a version
+    one_file = bool(out.suffix.strip(".0123456789")) and not os.path.isdir(out) and not any(map(os.path.isdir, inputs))
     if one_file and len(inputs) > 1:
         raise UserError(f"-o {out} is one file: name a folder for the results of {len(inputs)} inputs")
     found, problems, there = [], [], 0
