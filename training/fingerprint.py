@@ -2,12 +2,17 @@
 
 import ast
 import contextlib
+import functools
 import hashlib
 import inspect
+import operator
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from utils import count_parameters
@@ -15,18 +20,40 @@ from utils import count_parameters
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def identity_of(network: nn.Module, loss_fn) -> dict[str, str]:
-    """What is compared of network and loss when a training is resumed: class, arguments, size and code."""
-    plain = {
-        name: value for name, value in vars(loss_fn).items() if type(value) in (str, int, float, bool) and name != "training"
-    }
-    loss_type = loss_fn if inspect.isroutine(loss_fn) else type(loss_fn)
+def identity_of(network: nn.Module, loss_fn: nn.Module | Callable) -> dict[str, str]:
+    """What is compared of network and loss when a training is resumed: class, arguments, size, code and constants."""
+    is_module = isinstance(loss_fn, nn.Module)
+    code = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
+    code = code if inspect.isroutine(code) else type(code)
+    settings = [settings_of(part) for part in (loss_fn.modules() if is_module else [loss_fn])]
+    content = f"{fingerprint(loss_fn) if is_module else code_fingerprint(code)} {settings}"
     size = f"{count_parameters(network):,} parameters"
     return {
         "the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}, {size}",
-        "the loss": f"{loss_type.__qualname__} {plain or ''}",
-        "the code of network and loss": code_fingerprint(*map(type, network.modules()), loss_type),
+        "the code of the network": code_fingerprint(*map(type, network.modules())),
+        "the loss": f"{code.__qualname__} {settings[0]}",
+        "the code and parts of the loss": hashlib.sha256(content.encode()).hexdigest()[:20],
     }
+
+
+def settings_of(part: nn.Module | Callable) -> str:
+    """The plain attributes of a loss or of a module in it; of a ``functools.partial`` its arguments."""
+    values = dict(getattr(part, "__dict__", {}))
+    if isinstance(part, functools.partial):
+        values = part.keywords | {f"argument {position}": value for position, value in enumerate(part.args)}
+    texts = {name: text_of(value) for name, value in values.items() if name != "training" and not name.startswith("_")}
+    return ", ".join(f"{name} {text}" for name, text in texts.items() if text is not None)
+
+
+def text_of(value) -> str | None:
+    """All of a plain value; None for others, whose ``repr`` may hold an address."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return str(value.tolist())
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(repr, value)))  # their order is another one in each process
+    plain = value is None or isinstance(value, (str, int, float, tuple, list, dict, torch.dtype))
+    text = repr(value) if plain else ""
+    return text if text and " at 0x" not in text else None
 
 
 def code_fingerprint(*objects) -> str:
@@ -43,18 +70,41 @@ def code_fingerprint(*objects) -> str:
         dumps.add(thing.__qualname__)
         with contextlib.suppress(OSError, TypeError):  # typed at a prompt, or not written in Python
             file = Path(inspect.getsourcefile(thing)).resolve()
-            if not file.is_relative_to(PROJECT) or "site-packages" in file.parts:
+            if not in_project(file):
                 continue
-            tree = without_docstrings(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+            if thing.__name__ == "<lambda>":  # the lines around it need not be valid code alone
+                whole, line = ast.parse(file.read_text(encoding="utf-8")), thing.__code__.co_firstlineno
+                found = [node for node in ast.walk(whole) if isinstance(node, ast.Lambda) and node.lineno == line]
+                tree = ast.Module(found, [])
+            else:
+                tree = without_docstrings(ast.parse(textwrap.dedent(inspect.getsource(thing))))
             dumps.add(ast.dump(tree))
-            namespace = vars(sys.modules[thing.__module__])
-            for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & namespace.keys():
-                value = namespace[name]
+            for name, value in values_used(tree, thing).items():
                 if inspect.isclass(value) or inspect.isroutine(value):
                     todo.append(value)
-                elif isinstance(value, (int, float, str, tuple, Tensor)):
-                    dumps.add(f"{name} = {value.tolist() if isinstance(value, Tensor) else value!r}")
+                elif isinstance(value, nn.Module):
+                    dumps.add(f"{name} = {fingerprint(value)}")
+                elif (text := text_of(value)) is not None:
+                    dumps.add(f"{name} = {text}")
     return hashlib.sha256("\n".join(sorted(dumps)).encode()).hexdigest()[:20]
+
+
+def values_used(tree: ast.AST, thing) -> dict[str, object]:
+    """What the code of ``thing``, a function or class, reads of its file, the functions around it, and other files here."""
+    functions = [thing] if inspect.isfunction(thing) else filter(inspect.isfunction, vars(thing).values())
+    around = [inspect.getclosurevars(function).nonlocals for function in functions]
+    namespace = functools.reduce(operator.or_, around, vars(sys.modules[thing.__module__]))
+    nodes = list(ast.walk(tree))
+    values = {node.id: namespace[node.id] for node in nodes if isinstance(node, ast.Name) and node.id in namespace}
+    for node in nodes:  # module.name
+        module = values.get(node.value.id) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
+        if inspect.ismodule(module) and in_project(Path(getattr(module, "__file__", None) or "/")):
+            values[f"{node.value.id}.{node.attr}"] = getattr(module, node.attr, None)
+    return values
+
+
+def in_project(file: Path) -> bool:
+    return file.is_relative_to(PROJECT) and "site-packages" not in file.parts
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:

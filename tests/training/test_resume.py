@@ -1,5 +1,6 @@
 """A training that is interrupted and one that is not give the same student."""
 
+import inspect
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from conftest import FailsAtStep5, interrupt
 from kill_and_resume import kill_and_resume
 from PIL import Image
+from torch.nn import functional as F
 
 import pretrain
 import train
@@ -127,6 +129,13 @@ def test_settings_changed_in_between_are_named_with_the_two_ways_out(interrupted
     assert (interrupted / "outputs" / "student_checkpoint.pth").read_bytes() == before
 
 
+def test_a_network_whose_code_was_changed_in_between_is_named(interrupted, monkeypatch):
+    source_of = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda of: source_of(of).replace("return ", "return 1 * ", of is StudentCNN))
+    with pytest.raises(UserError, match=r"other settings \(the code of the network was \w+, is \w+\)"):
+        train.main()
+
+
 def test_with_resume_off_an_interrupted_training_is_dropped_and_a_new_one_starts(interrupted, monkeypatch, capsys):
     monkeypatch.setattr(train, "LEARNING_RATE", 0.5)
     monkeypatch.setattr(train, "RESUME", False)
@@ -160,6 +169,22 @@ def test_an_estimator_that_was_trained_otherwise_is_named(constants, monkeypatch
 
 def test_with_the_old_values_an_interrupted_main_is_resumed_whatever_the_times_of_its_files(interrupted, capsys):
     for file in interrupted.rglob("*.png"):
+        file.touch()
+    train.main()
+    assert "resuming the interrupted training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", [F.l1_loss, lambda prediction, target: 0.5 * F.l1_loss(prediction, target)])
+def test_a_training_whose_loss_is_a_function_is_resumed_in_a_moved_folder_too(constants, monkeypatch, capsys, loss):
+    monkeypatch.setattr(train.nn, "MSELoss", lambda: loss)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.TrainingRun, "finish_epoch", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train.main()
+    moved = shutil.copytree(constants, constants / "moved")
+    shutil.rmtree(constants / "data")
+    monkeypatch.chdir(moved)
+    for file in moved.rglob("*.png"):
         file.touch()
     train.main()
     assert "resuming the interrupted training" in capsys.readouterr().out
