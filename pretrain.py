@@ -32,7 +32,7 @@ VAL_PHOTOS = None  # folder of other sharp photos to validate on; None: every te
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; used if PHOTOS is None
 START_FROM = None  # weights to start from; "weights/teacher.pth" adapts the shipped teacher to your photos; None: random
 TEACHER = "outputs/teacher.pth"  # the teacher with the best validation SSIM; set TEACHER_WEIGHTS in train.py to it
-OUTPUTS = "outputs"  # table of epochs, curves, checkpoint, decoded photos
+OUTPUTS = "outputs"  # table of epochs, curves, checkpoint, decoded photos, the last epoch's teacher
 
 # Training
 NUM_EPOCHS = 12

@@ -28,7 +28,7 @@ from utils import autocast, print0, relative_weight
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; see need_sharp below
 TEACHER_WEIGHTS = Path(__file__).parent / "weights/teacher.pth"  # the shipped teacher, or one of your own from pretrain.py
 BEST_STUDENT = "best_student_model.pth"  # the student with the best validation SSIM
-OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint
+OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint, the last epoch's student
 
 # Distillation
 DISTILL_WEIGHT = 1.0  # 1: the target is the teacher's output; 0: the sharp photo; in between: a blend of both

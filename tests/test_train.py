@@ -31,6 +31,7 @@ def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
     assert student.metadata["val"]["ssim"] == pytest.approx(max(float(row["student_ssim"]) for row in rows))
     assert {float(row["input_ssim"]) for row in rows} == {float(rows[0]["input_ssim"])}
     assert not (constants / "outputs" / "student_checkpoint.pth").exists(), "there is nothing to resume"
+    assert load_model("outputs/student_last.pth").metadata["epoch"] == train.NUM_EPOCHS
     for name in "student_curves.png", "comparison_1.png":
         picture = Image.open(constants / "outputs" / name)
         assert min(picture.size) > 100 and len(picture.getcolors(1 << 24)) > 10

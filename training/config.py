@@ -1,5 +1,6 @@
 """The constants of a training, checked in one place, and checks of networks and files before the work starts."""
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable
@@ -113,12 +114,15 @@ def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: 
     """Move ``loss_fn``, a module or a function, to ``device``; raise ``UserError`` if it cannot be minimized there."""
     name, generator = getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__), make_generator(0)
     size = min(patch_size, 256)  # some losses need a few windows of 11 pixels, none needs more
-    patches = torch.rand(2, 2, 3, size, size, generator=generator).to(device)
+    patches = torch.rand(4, 3, size, size, generator=generator).to(device, memory_format=torch.channels_last).chunk(2)
     arguments = [patches[0].requires_grad_(), patches[1]] + [torch.full((2,), 1e-3, device=device)] * with_input_mse
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(device)
+    trial = loss_fn
+    with contextlib.suppress(Exception):  # not every loss can be copied
+        trial = copy.deepcopy(loss_fn)  # a loss may count its calls
     try:
-        result = copy.deepcopy(loss_fn)(*arguments)  # a copy, because a loss may count its calls
+        result = trial(*arguments)
         shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
         if shape == ():
             result.backward()

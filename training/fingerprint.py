@@ -41,16 +41,16 @@ def settings_of(part: nn.Module | Callable) -> str:
     values = dict(getattr(part, "__dict__", {}))
     if isinstance(part, functools.partial):
         values = part.keywords | {f"argument {position}": value for position, value in enumerate(part.args)}
-    texts = {name: text_of(value) for name, value in values.items() if name != "training" and not name.startswith("_")}
+    texts = {name: text_of(value) for name, value in values.items() if name not in vars(nn.Module())}
     return ", ".join(f"{name} {text}" for name, text in texts.items() if text is not None)
 
 
 def text_of(value) -> str | None:
     """All of a plain value; None for others, whose ``repr`` may hold an address."""
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return str(value.tolist())
     if isinstance(value, (set, frozenset)):
-        return str(sorted(map(repr, value)))  # their order is another one in each process
+        return str(sorted(map(repr, value)))  # their order differs between processes
     plain = value is None or isinstance(value, (str, int, float, tuple, list, dict, torch.dtype))
     text = repr(value) if plain else ""
     return text if text and " at 0x" not in text else None

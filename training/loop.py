@@ -58,7 +58,7 @@ def in_shared_memory(part: Tensor) -> Tensor:
     """``part``, in a worker process moved to where the training reads it from, as torch would do when the item is complete.
 
     Raises:
-        UserError: if there is none left, for which torch would wait for ever.
+        UserError: if there is none left, where torch would hang.
     """
     if get_worker_info() is None:
         return part
@@ -66,8 +66,8 @@ def in_shared_memory(part: Tensor) -> Tensor:
         return part.share_memory_()
     except RuntimeError as error:
         raise UserError(
-            f"a worker process gets no shared memory ({one_line(str(error))[:120]}): set NUM_WORKERS = 0, lower BATCH_SIZE, "
-            "or give a container more, as docker run --shm-size=8g does"
+            f"a worker process is out of shared memory ({one_line(str(error))[:120]}): set NUM_WORKERS = 0, lower "
+            "BATCH_SIZE, or give a container more, as docker run --shm-size=8g does"
         ) from None
 
 

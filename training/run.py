@@ -130,7 +130,7 @@ class TrainingRun:
         self.loss_sum += loss.detach()
 
     def finish_epoch(self, scores: Scores) -> None:
-        """Print and store the scores of ``network`` on the validation set, and its weights if they are the best."""
+        """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
         title = self._title()
         loss = all_reduce_mean(self.loss_sum) / self.steps
         self._check_finite(loss + scores.psnr + scores.ssim)
@@ -141,8 +141,9 @@ class TrainingRun:
         best_ssim = max(scores.ssim, self.progress["best_ssim"])
         self.progress = dict(step=len(history) * self.steps, loss_sum=0.0, history=history, best_ssim=best_ssim)
         if rank() == 0:
+            metadata = dict(epoch=len(history), val=scores._asdict(), training=self.identity)
+            save_model(self.outputs / f"{self.name}_last.pth", self.network, **metadata)
             if better:
-                metadata = dict(epoch=len(history), val=scores._asdict(), training=self.identity)
                 save_model(self.best_file, self.network, **metadata)
             write_table(self.outputs / f"{self.name}_epochs.csv", history)
             draw_curves(self.outputs / f"{self.name}_curves.png", history)

@@ -88,7 +88,7 @@ class Full(torch.utils.data.Dataset):
 def test_full_shared_memory_is_one_sentence_and_no_wait_for_ever():
     with pytest.raises(SystemExit) as caught:
         run_cli(lambda: list(load_batches(Full(), torch.device("cpu"), range(2), 1, workers=1)))
-    assert "gets no shared memory (unable to allocate" in str(caught.value) and "\n" not in str(caught.value)
+    assert "is out of shared memory (unable to allocate" in str(caught.value) and "\n" not in str(caught.value)
     assert "NUM_WORKERS = 0" in str(caught.value)
 
 
