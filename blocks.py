@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from blur.estimator import EMBEDDING
 from blur.filters import reflect_indices
 from blur.local import BlurMap
+from blur.spectrum import nll
 from utils import zero_init
 
 FILTER_RADIUS = 4  # pixels, of the student's filters; a multiple of 4, the size of a space-to-depth block
+# Indices of the 16 DCT coefficients of a block, row by row, without the highest, where noise prevails
+LOW_FREQUENCIES = [i for i in range(16) if math.hypot(*divmod(i, 4)) < 3.25]
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue. Source: ITU-R BT.601, as in JPEG
 
 
@@ -80,33 +83,35 @@ class CondConv2d(nn.Module):
 
 
 class GainMap(nn.Module):
-    """Gains from -0.9 to 0.9 for cells of 16 pixels, from the energies of DCT frequencies around them; 0 at the start.
+    """Gains, for cells of 16 pixels, of the whole photo's filter, the softest windows' filter and the convolutions.
 
-    Parts in and out of focus differ in how their energy is spread over frequencies. What the difference means depends on the
-    blur and the noise of the photo, which come in by FiLM (arXiv:1709.07871, section 2).
+    The filter of the softest windows is used where their spectrum explains the energies of DCT frequencies better than that
+    of the whole photo, as in ``blur.local.softness_map``. From the same energies small convolutions predict gains. What they
+    mean depends on the blur and the noise of the photo, which come in by FiLM (arXiv:1709.07871, section 2).
 
     Args:
         hidden: size of the embedding that ``film`` takes.
-        gains: number of gains for each cell.
-    Shapes: luma in space-to-depth blocks, (N, 16, H / 4, W / 4), and scales and shifts (N, 2 * width), what ``film``
-        returned -> (N, gains, H / 4, W / 4), interpolated.
+    Shapes: luma in space-to-depth blocks, (N, 16, H / 4, W / 4), scales and shifts (N, 2 * width), what ``film`` returned,
+        and the logarithms of the energies of the softest windows and of the whole photo, (N, 2, 16) -> (N, 3, H / 4, W / 4):
+        0 to 1.9, interpolated; at the start the first two add up to 1, and the third is 1.
     """
 
-    # Pixels, an upper bound: four cells (three convolutions and the interpolation), and from the far side of one
-    RADIUS = 16 * 4 + 15
+    # Pixels, an upper bound: five cells (smoothing, three convolutions and the interpolation), and from the far side of one
+    RADIUS = 16 * 5 + 15
 
-    def __init__(self, hidden: int, gains: int, width: int = 16):
+    def __init__(self, hidden: int, width: int = 16):
         super().__init__()
         self.register_buffer("dct", dct_basis(), persistent=False)
+        self.gate = nn.Parameter(torch.tensor([16.0, -2.0]))  # slope and offset, for the log-likelihood ratio
         options = dict(kernel_size=3, padding=1, padding_mode="replicate")
-        self.head = nn.Conv2d(17, width, **options)
+        self.head = nn.Conv2d(18, width, **options)
         self.body = nn.Conv2d(width, width, **options)
-        self.tail = zero_init(nn.Conv2d(width, gains, **options))
+        self.tail = zero_init(nn.Conv2d(width, 3, **options))
         self.film = zero_init(nn.Linear(hidden, 2 * width))
 
-    def forward(self, blocks: Tensor, film: Tensor) -> Tensor:
+    def forward(self, blocks: Tensor, film: Tensor, references: Tensor) -> Tensor:
         coefficients = F.conv2d(blocks[..., ::2, :], self.dct[..., None, None])  # half of the blocks show enough
-        gains = self.predict_gains(self.energies(coefficients), film)
+        gains = self.predict_gains(self.energies(coefficients), film, references)
         return upsample_gains(gains)[..., : blocks.shape[-2], : blocks.shape[-1]]
 
     @staticmethod
@@ -115,14 +120,31 @@ class GainMap(nn.Module):
         pool = functools.partial(F.avg_pool2d, kernel_size=(2, 4), ceil_mode=True, count_include_pad=False)
         means = coefficients[:, :1]
         steps = F.pad(means.diff(dim=-1), (0, 1))  # from block to block, for lower frequencies than those of a block
-        energies = pool(torch.cat([steps, coefficients[:, 1:]], 1).square())
-        return torch.cat([(energies + 1e-6).log() / 3 + 3, pool(means) / 4 - 0.5], 1)  # each about -1 to 1
+        return torch.cat([pool(torch.cat([steps, coefficients[:, 1:]], 1).square()), pool(means)], 1)
 
-    def predict_gains(self, energies: Tensor, film: Tensor) -> Tensor:
-        """(N, 17, H / 16, W / 16) -> (N, gains, H / 16, W / 16), from -0.9 to 0.9."""
-        x = F.relu(modulate(self.head(energies), film[..., None, None].chunk(2, 1)))
-        # A gain of exactly -1 would silence what it is for, and no gradient would bring it back
-        return 0.9 * self.tail(x + F.relu(self.body(x))).tanh()
+    def predict_gains(self, energies: Tensor, film: Tensor, references: Tensor) -> Tensor:
+        """(N, 17, H / 16, W / 16) -> (N, 3, H / 16, W / 16)."""
+        energies, means = energies[:, :16] + 1e-6, energies[:, 16:]
+        smooth = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        softest, whole = references[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
+        powers = smooth[:, LOW_FREQUENCIES].movedim(1, -1)
+        softness = (nll(powers, whole) - nll(powers, softest))[:, None]
+        slope, offset = self.gate
+        gate = (slope * softness + offset).sigmoid()
+        x = torch.cat([energies.log() / 3 + 3, means / 4 - 0.5, 2 * softness.tanh()], 1)  # each about -1 to 1
+        x = F.relu(modulate(self.head(x), film[..., None, None].chunk(2, 1)))
+        # A gain of exactly 0 would silence what it is for, and no gradient would bring it back
+        gains = 1 + 0.9 * self.tail(x + F.relu(self.body(x))).tanh()
+        return gains * torch.cat([1 - gate, gate, torch.ones_like(gate)], 1)
+
+
+def dct_response() -> Tensor:
+    """(16, 64, 33): weights of a power spectrum, whose sums are the expected values of ``GainMap.energies``."""
+    basis = F.pad(dct_basis().view(16, 4, 4), (0, 60, 0, 60))
+    response = torch.fft.fft2(basis).abs().square()[..., :33].roll(32, 1) / 64**2
+    response[..., 1:32] *= 2  # most columns also represent their mirror images
+    response[0] *= 4 * (math.pi * 4 / 64 * torch.arange(33)).sin().square()  # the difference of two blocks
+    return response
 
 
 def upsample_gains(cells: Tensor) -> Tensor:

@@ -53,16 +53,17 @@ class VideoSharpener:
     """Sharpens the frames of a video, in order, with a blur estimate that is smoothed over time.
 
     Estimates of single frames fluctuate with noise and compression, and the sharpening would pulsate. With a student, one
-    frame in ESTIMATE_EVERY is estimated, which also saves time, and the blur is a moving average of the estimates. A scene
-    cut resets it. Other networks sharpen each frame by itself.
+    frame in ESTIMATE_EVERY is estimated, which also saves time, and the blur is a moving average of the estimates. So are,
+    over fewer frames, the gains of each place. A scene cut resets both. Other networks sharpen each frame by itself.
     """
 
     ESTIMATE_EVERY = 8  # frames
     EMA_WEIGHT = 1 / 16  # of the latest estimate in the moving average, per frame
+    GAINS_WEIGHT = 1 / 4  # of a frame's gains in theirs: they follow what moves
     CUT_THRESHOLD = 0.5  # change of an 8x8 thumbnail from frame to frame, as a share of its contrast
 
     def __init__(self, sharpener: Sharpener):
-        self.sharpener, self.blur, self.estimate, self.frames_since_estimate = sharpener, None, None, 0
+        self.sharpener, self.frames_since_estimate = sharpener, 0
         self.last_thumbnail = torch.tensor(math.inf)  # the first frame is a cut
 
     @torch.inference_mode()
@@ -80,7 +81,10 @@ class VideoSharpener:
             self.estimate, self.frames_since_estimate = fused.estimate_blur(picture), 0
         self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.EMA_WEIGHT)
         self.last_thumbnail, self.frames_since_estimate = thumbnail, self.frames_since_estimate + 1
-        return fused(picture, strength, self.blur).cpu().numpy()
+        weights = fused.student.predict_weights(self.blur)
+        gains = fused.predict_gains(picture, weights)
+        self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
+        return fused.apply(picture, weights, self.gains, strength).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -212,17 +216,17 @@ class FusedStudent(nn.Module):
         torch.empty(31_000_000, dtype=torch.uint8)  # glibc then keeps freed blocks up to this size instead of unmapping them
 
     @torch.inference_mode()
-    def forward(self, picture: Tensor, strength: float = 1.0, blur: Tensor | None = None) -> Tensor:
-        """``picture`` plus ``strength`` times the student's change, for a known ``blur`` or its own estimate.
+    def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
+        """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
+        weights = self.student.predict_weights(self.estimate_blur(picture))
+        return self.apply(picture, weights, self.predict_gains(picture, weights), strength)
 
-        Raises ``UserError`` if that is not finite.
-        """
+    def apply(self, picture: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
+        """``forward`` for known weights and gains."""
         height, width, _ = picture.shape
-        weights = self.student.predict_weights(self.estimate_blur(picture) if blur is None else blur)
         layers, smoothing = self.fuse_weights(weights, strength)
         result = torch.empty_like(picture)
-        band = max(16, BAND_PIXELS // width), width
-        gains = self.student.gain_map.predict_gains(self.energies(picture, band[0]), weights.film)
+        band = rows_of_band(width), width
         for outer, inner, place in tiles(height, width, band, FILTER_RADIUS + self.student.conv_radius):
             first, last = outer[0].start // 16, math.ceil(min(outer[0].stop, height) / 16)  # cells of the band
             above = max(0, first - 1)  # interpolation needs one more on each side
@@ -233,16 +237,16 @@ class FusedStudent(nn.Module):
     def estimate_blur(self, picture: Tensor) -> Tensor:
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
 
-    def energies(self, picture: Tensor, band: int) -> Tensor:
-        """``GainMap.energies`` of the photo, computed in bands of about ``band`` rows."""
+    def predict_gains(self, picture: Tensor, weights: StudentWeights) -> Tensor:
+        """``GainMap.predict_gains`` of the photo, whose energies are computed in bands."""
         rows, columns = (padded_indices(length)[FILTER_RADIUS:-FILTER_RADIUS] for length in picture.shape[:2])
-        energies = []
-        for part in rows.view(-1, 4)[::2].split(2 * math.ceil(band / 16)):  # two rows of blocks for each row of cells
+        energies, cells = [], math.ceil(rows_of_band(len(columns)) / 16)
+        for part in rows.view(-1, 4)[::2].split(2 * cells):  # two rows of blocks for each row of cells
             half = picture[part.flatten()]
             half = half if len(columns) == half.shape[1] else half[:, columns]
             coefficients = F.conv2d(half.movedim(-1, 0)[None].float(), self.to_dct, stride=4)
             energies.append(self.student.gain_map.energies(coefficients))
-        return torch.cat(energies, 2)
+        return self.student.gain_map.predict_gains(torch.cat(energies, 2), weights.film, weights.references)
 
     def sharpen_band(self, picture: Tensor, layers: tuple, gains: Tensor, smoothing: float, strength: float) -> Tensor:
         first, second, *deep, last = layers
@@ -251,12 +255,12 @@ class FusedStudent(nn.Module):
         blocks = F.conv2d(padded, self.to_blocks, stride=4)
         gains = gains[..., : blocks.shape[2] - 2 * margin, : blocks.shape[3] - 2 * margin].split(1, 1)
         x = (blocks - 0.5).to(self.dtype)  # filters of sum 0 ignore what is subtracted, and numbers near 0 are rounded less
-        change = F.conv2d(x, *first).float().mul_(1 + gains[0]).addcmul_(F.conv2d(x, *second).float(), gains[1])
+        change = F.conv2d(x, *first).float().mul_(gains[0]).addcmul_(F.conv2d(x, *second).float(), gains[1])
         blocks = blocks[..., margin:-margin, margin:-margin]
         x = (blocks + change).to(self.dtype)
         for layer in deep:
             x = F.conv2d(x, *layer, padding=1).relu_()
-        change = change.addcmul_(F.conv2d(x, *last, padding=1).float(), 1 + gains[2]).mul_(strength)
+        change = change.addcmul_(F.conv2d(x, *last, padding=1).float(), gains[2]).mul_(strength)
         if not torch.isfinite(change.sum()):
             raise UserError(NOT_FINITE)
         unit = self.FIXED_POINT if smoothing else 1
@@ -310,6 +314,10 @@ class FusedStudent(nn.Module):
         if not torch.isfinite(weights.smoothing).all():
             raise UserError(NOT_FINITE)
         return layers, round(float(weights.smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT
+
+
+def rows_of_band(width: int) -> int:
+    return max(16, BAND_PIXELS // width)
 
 
 def run_starts(flags: Tensor, axis: int) -> Tensor:

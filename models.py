@@ -20,6 +20,7 @@ from blocks import (
     GainMap,
     ResidualBlock,
     conv2d_per_sample,
+    dct_response,
     keep_flat_runs,
     luma,
     modulate,
@@ -30,7 +31,7 @@ from blocks import (
     to_space_to_depth_kernel,
 )
 from blur.estimator import EMBEDDING, KERNEL_RADIUS, BlurEstimator
-from blur.local import BlurMap, local_spectra, upper_half
+from blur.local import CELL, BlurMap, local_spectra, softness_map, upper_half
 from blur.spectrum import log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
@@ -40,8 +41,8 @@ class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
 
     The blur estimator predicts filters that undo most of a photo's blur, each for a region, and one for its softest parts,
-    which may be smaller than a region (blur/local.py). The photo and what both make of it are the input of the first layer,
-    and what the convolutions find is added to the photo filtered by region: texture and edges, minus the noise.
+    which may be smaller than a region; where these are, a map tells (blur/local.py). What the convolutions find is added to
+    the photo filtered with the one or the other: texture and edges, minus the noise.
 
     Args:
         width: channels at half resolution.
@@ -60,7 +61,8 @@ class TeacherCNN(nn.Module):
         # strided layers between them; and the filter before all of them
         self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS
         self.estimator = BlurEstimator()
-        self.head = nn.Conv2d(4 * 9, width, 3, padding=1)
+        self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
+        self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
@@ -78,21 +80,30 @@ class TeacherCNN(nn.Module):
             rows.append([part.unflatten(0, spectra.shape[:2]) for part in (upper_half(kernels), embeddings)])
         kernels, embeddings = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
         soft_embedding = soft_embedding[:, None, None].expand_as(embeddings)
-        return BlurMap(kernels, torch.cat([embeddings, soft_embedding], -1), upper_half(soft_kernel))
+        softness = softness_map(photo, softest_and_whole, peak)
+        return BlurMap(kernels, torch.cat([embeddings, soft_embedding], -1), upper_half(soft_kernel), softness)
 
-    def one_region(self, spectra: Tensor) -> BlurMap:
-        """The same blur all over, from spectra (N, 6, 64, 33) of a region, the softest windows and the whole photo."""
+    def one_region(self, photo: Tensor, spectra: Tensor) -> BlurMap:
+        """One region for all of a patch, from spectra (N, 6, 64, 33) of a region, the softest windows and the whole photo.
+
+        At the borders of the patch the softness map is that of reflected pixels.
+        """
         kernels, embeddings = self.estimator(torch.cat([spectra[:, [0, 1, 4, 5]], spectra[:, 2:]]))
         kernel, soft_kernel = upper_half(kernels).chunk(2)
-        return BlurMap(kernel[:, None, None], torch.cat(embeddings.chunk(2), -1)[:, None, None], soft_kernel)
+        embeddings = torch.cat(embeddings.chunk(2), -1)[:, None, None]
+        return BlurMap(kernel[:, None, None], embeddings, soft_kernel, softness_map(photo, spectra[:, 2:]))
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if blur is None:
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
-            blur = self.one_region(blur)
-        filtered = blur.apply_filters(photo, exact=not self.training)
-        x = pad_to_multiple(torch.cat([photo.to(filtered.dtype), filtered], 1), 4)
+            blur = self.one_region(photo, blur)
+        regional, soft = blur.apply_filters(photo, exact=not self.training).chunk(2, 1)
+        size = photo.shape[-2:]
+        softness = blur.interpolate(blur.softness.to(regional), *size, 1, CELL).expand(-1, -1, *size)
+        slope, offset = self.gate
+        base = regional.lerp(soft, (slope * softness + offset).sigmoid())
+        x = pad_to_multiple(torch.cat([photo.to(base.dtype), regional, base, softness.tanh()], 1), 4)
         film_fine = self.film_fine(blur, x.shape, 2)
         half = F.relu(modulate(self.head(F.pixel_unshuffle(x, 2)), next(film_fine)), inplace=True)
         quarter = self.down(half)
@@ -101,7 +112,7 @@ class TeacherCNN(nn.Module):
         half = half + F.pixel_shuffle(self.up(quarter), 2)
         for block, film in zip(self.fine, film_fine, strict=True):
             half = block(half, film)
-        x = x[:, 3:6] + F.pixel_shuffle(self.tail(half), 2)
+        x = x[:, 6:9] + F.pixel_shuffle(self.tail(half), 2)
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
 
 
@@ -113,30 +124,33 @@ class StudentWeights(NamedTuple):
         routing: (N, experts), weights of the experts of each convolution.
         smoothing: (N, 1), the share of smooth chroma.
         film: (N, 32), scales and shifts in the ``GainMap``.
+        references: (N, 2, 16), log energies of DCT coefficients in the softest windows and in the whole photo.
     """
 
     kernels: Tensor
     routing: Tensor
     smoothing: Tensor
     film: Tensor
+    references: Tensor
 
 
 class StudentCNN(nn.Module):
     """Small real-time network: two predicted filters, mixed from place to place, then a few convolutions, on luma.
 
-    From two blur estimates, of the whole photo and of its softest windows, follow two 9x9 filters and the routing weights
-    that mix the experts of each convolution. They cost nothing per pixel, and kernels made for one blur do what many general
-    ones cannot. How much of each filter's and of the convolutions' change is added, a ``GainMap`` decides for cells of 16
-    pixels. Everything works on space-to-depth blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a
-    3x3 convolution covers 12x12 pixels. The change in luma is added to red, green and blue alike. Chroma, what is left of a
-    photo without its luma, is smoothed as far as the blur estimate, which also sees noise, makes it useful.
+    From each of two blur estimates, of the whole photo and of its softest windows, the same layers predict a 9x9 filter, and
+    from both follow the routing weights that mix the experts of each convolution. They cost nothing per pixel, and kernels
+    made for one blur do what many general ones cannot. Which filter is used, and how much of its and of the convolutions'
+    change is added, a ``GainMap`` decides for cells of 16 pixels. Everything works on space-to-depth blocks of 4x4 pixels,
+    whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers 12x12 pixels. The change in luma is added
+    to red, green and blue alike. Chroma, what is left of a photo without its luma, is smoothed as far as the blur estimate,
+    which also sees noise, makes it useful.
 
     Args:
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
         num_experts: experts per convolution.
         hidden: width of the layer that predicts the filters and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
-        whole photo: what ``estimate_blur`` returns, (N, 2 * 145), or spectra whose last four channels are its
+        whole photo: what ``estimate_blur`` returns, (N, 2 * 161), or spectra whose last four channels are its
         ``log_power_spectrum`` with the softest windows, (N, 4 or 6, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
@@ -149,16 +163,17 @@ class StudentCNN(nn.Module):
         self.receptive_radius = self.conv_radius + GainMap.RADIUS
         self.estimator = BlurEstimator()
         size = 2 * FILTER_RADIUS + 1
-        self.embed = nn.Sequential(nn.Linear(2 * (EMBEDDING + size**2), hidden), nn.ReLU())
-        self.router = nn.Linear(hidden, num_experts)
+        self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
+        self.router = nn.Linear(2 * hidden, num_experts)
         # For each filter: trust in the estimator's, then a correction
-        self.kernel_head = zero_init(nn.Linear(hidden, 2 * (1 + size**2)))
-        self.chroma_head = zero_init(nn.Linear(hidden, 1))
-        self.gain_map = GainMap(hidden, gains=3)
+        self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))
+        self.chroma_head = zero_init(nn.Linear(2 * hidden, 1))
+        self.gain_map = GainMap(2 * hidden)
+        self.register_buffer("dct_response", dct_response(), persistent=False)
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
         hann = torch.hann_window(size + 2)[1:-1]
         # Learned, from a start that fades out: a filter that ends abruptly would ring
-        self.tapers = nn.Parameter((0.5 * hann[:, None] * hann).repeat(2, 1, 1))
+        self.tapers = nn.Parameter(0.5 * hann[:, None] * hann)
         bases = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(convs)]
         zero_init(bases[-1])
         self.convs = nn.ModuleList(CondConv2d(base, num_experts) for base in bases)
@@ -175,12 +190,12 @@ class StudentCNN(nn.Module):
             changes = conv2d_per_sample(blocks, kernels.unflatten(0, (-1, 2)).flatten(1, 2)).chunk(2, 1)
             margin = FILTER_RADIUS // 4
             blocks = blocks[..., margin:-margin, margin:-margin]
-            gains = self.gain_map(blocks, weights.film).split(1, 1)
-            change = changes[0] * (1 + gains[0]) + changes[1] * gains[1]
+            gains = self.gain_map(blocks, weights.film, weights.references).split(1, 1)
+            change = changes[0] * gains[0] + changes[1] * gains[1]
         x = blocks + change
         for conv in self.convs[:-1]:
             x = F.relu(x + conv(x, weights.routing))
-        change = change + self.convs[-1](x, weights.routing) * (1 + gains[2])
+        change = change + self.convs[-1](x, weights.routing) * gains[2]
         change = F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
         return keep_flat_runs(photo, photo + change + smooth_chroma(photo, weights.smoothing))
 
@@ -189,22 +204,26 @@ class StudentCNN(nn.Module):
         return self.embed_blur(log_power_spectrum(photo, peak, with_softest=True))
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
-        """Blur embedding and the centre of the estimator's filter, for the whole photo and then for its softest windows,
-        (N, 2 * (64 + 9 * 9)), from spectra of whole photos, (N, 4 or 6, 64, 33)."""
+        """Blur embedding, the centre of the estimator's filter and log energies of DCT coefficients, for the whole photo and
+        then for its softest windows, (N, 2 * (64 + 9 * 9 + 16)), from spectra of whole photos, (N, 4 or 6, 64, 33)."""
         softest, whole = spectra[:, -4:].chunk(2, 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, softest)]))
         centre = slice(KERNEL_RADIUS - FILTER_RADIUS, KERNEL_RADIUS + FILTER_RADIUS + 1)
-        embedded = torch.cat([embeddings, kernels[:, 0, centre, centre].flatten(1)], 1)
+        powers = torch.cat([whole, softest])[:, 0].exp()
+        with torch.autocast(spectra.device.type, enabled=False):  # the gate amplifies rounding
+            energies = (torch.einsum("nyx,kyx->nk", powers, self.dct_response) + 1e-6).log()
+        embedded = torch.cat([embeddings, kernels[:, 0, centre, centre].flatten(1), energies], 1)
         return torch.cat(embedded.chunk(2), 1)
 
     def predict_weights(self, embedded: Tensor) -> StudentWeights:
         """From ``embed_blur``: all that is computed once per photo."""
         size = 2 * FILTER_RADIUS + 1
         with torch.autocast(embedded.device.type, enabled=False):
-            embeddings, estimated = embedded.view(-1, 2, EMBEDDING + size**2).split([EMBEDDING, size**2], 2)
+            embeddings, estimated, energies = embedded.unflatten(1, (2, -1)).split([EMBEDDING, size**2, 16], 2)
             # Strong filters have large values
-            hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2).flatten(1))
-            trust, correction = self.kernel_head(hidden).view(-1, 2, 1 + size**2).split([1, size**2], 2)
+            hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2))
+            trust, correction = self.kernel_head(hidden).split([1, size**2], 2)
+            hidden = hidden.flatten(1)
             change = estimated.reshape(-1, 2, size, size).clone()
             change[..., FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
             kernels = correction.reshape(change.shape) + self.tapers * (1 + trust[..., None]) * change
@@ -212,7 +231,9 @@ class StudentCNN(nn.Module):
             kernels = kernels - kernels.mean((2, 3), keepdim=True)
             # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
             smoothing = F.leaky_relu(self.chroma_head(hidden), 0.1 if self.training else 0.0)
-            return StudentWeights(kernels, self.router(hidden).tanh(), smoothing, self.gain_map.film(hidden))
+            return StudentWeights(
+                kernels, self.router(hidden).tanh(), smoothing, self.gain_map.film(hidden), energies.flip(1)
+            )
 
 
 def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:

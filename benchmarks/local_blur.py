@@ -1,10 +1,11 @@
-"""Does a blur estimate for each region pay? Two small teachers, trained equally with local spectra and with the photo's.
+"""Are blur estimates by region, and a map of the soft parts, worth it? Three small teachers, trained equally.
 
     python benchmarks/local_blur.py PHOTOS VAL_PHOTOS
 
-Both are folders of sharp photos. The two networks differ in nothing but the spectra that their estimator, a copy of the
-shipped teacher's, is given. A seam is a step between neighbouring pixels beyond that of a smooth ramp, in gray levels,
-where the network is given the ramp with the blur of a half-blurred photo.
+Both are folders of sharp photos. The first network is as shipped, but smaller; the second is not told where the soft parts
+are; the third has one blur for the whole photo. Their estimators are copies of the shipped teacher's. A seam is a step
+between neighbouring pixels beyond that of a smooth ramp, in gray levels, where the network is given the ramp with the blur
+of a half-blurred photo.
 """
 
 import math
@@ -35,14 +36,30 @@ WEIGHTS = Path(pretrain.__file__).parent / "weights" / "teacher.pth"
 MAX_PSNR = 60.0  # dB, of a photo that comes back unchanged
 
 
+class WithoutMap(TeacherCNN):
+    """Is given both filters' results mixed evenly, and has to find out where to use which."""
+
+    def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
+        if not isinstance(blur, BlurMap):
+            blur = self.estimate_blur(photo) if blur is None else self.one_region(photo, blur)
+        return super().forward(photo, blur._replace(softness=torch.full_like(blur.softness, 0.6)))
+
+
 class WholePhotoTeacher(TeacherCNN):
     """Takes one blur for the whole photo, from its spectrum."""
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
-        return self.one_region(log_power_spectrum(photo, peak).repeat(1, 3, 1, 1))
+        return self.one_region(photo / peak, log_power_spectrum(photo, peak).repeat(1, 3, 1, 1))
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         return super().forward(photo, blur[:, 4:].repeat(1, 3, 1, 1) if torch.is_tensor(blur) else blur)
+
+
+DESIGNS = {
+    "regions, soft parts, map": TeacherCNN,
+    "regions, soft parts": WithoutMap,
+    "whole photo": WholePhotoTeacher,
+}
 
 
 def main() -> None:
@@ -54,10 +71,10 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device()
     val = [to_tensor(read_photo(path)) for path in find_photos(options.val_photos)[: options.shown]]
-    print("| spectra | blurred alike | half blurred | nothing to do | largest seam |\n| --- | --- | --- | --- | --- |")
+    print("| blur | blurred alike | half blurred | nothing to do | largest seam |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         train_set = SyntheticBlurDataset(find_photos(options.photos), Path(folder) / "cache", 96)
-        for name, kind in ("of regions", TeacherCNN), ("of the photo", WholePhotoTeacher):
+        for name, kind in DESIGNS.items():
             torch.manual_seed(0)
             network = kind(width=16, deep_width=48, blocks=4)
             network.estimator.load_state_dict(load_model(WEIGHTS).estimator.state_dict())

@@ -49,15 +49,16 @@ class OwnFilter(StudentCNN):
         super().__init__()
         self.tapers.data.zero_()
         self.tapers.requires_grad_(False)
-        self.gain_map.tail.bias.data[1] = 0.1  # the second filter is zero, and without a gain would stay so
 
 
-class WithoutGains(StudentCNN):
+class OneFilter(StudentCNN):
     """The same all over the photo: the whole photo's filter and the convolutions."""
 
     def __init__(self):
         super().__init__()
         self.gain_map.tail.requires_grad_(False)
+        self.gain_map.gate.data = torch.tensor([0.0, -20.0])
+        self.gain_map.gate.requires_grad_(False)
 
 
 DESIGNS = {
@@ -69,7 +70,7 @@ DESIGNS = {
     "shipped, 24 experts": lambda: StudentCNN(num_experts=24),
     "shipped, without the filters": WithoutFilter,
     "shipped, without the estimator's filters": OwnFilter,
-    "shipped, the same all over": WithoutGains,
+    "shipped, the same all over": OneFilter,
 }
 
 

@@ -3,7 +3,7 @@
 A photo is divided into regions of 64 pixels. The blur at a region's centre is estimated from the spectrum of the 160
 pixels around it and, beside it, that of the whole photo, so that a sky or a small region is not guessed. Between centres
 filters and embeddings are interpolated linearly, which leaves no seams. Parts out of focus that are smaller than that, or
-of any shape, share one estimate, from the softest windows of the photo.
+of any shape, share one estimate, from the softest windows of the photo, and a map tells where they are.
 """
 
 import math
@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from blur.filters import convolve_valid, reflect_pad
-from blur.spectrum import log_power_spectrum
+from blur.filters import convolve_valid, reflect_indices, reflect_pad
+from blur.spectrum import log_power_spectrum, nll, power, windowed_fft
 
+CELL = 16  # pixels, of the softness map
 REGION = 64  # pixels between the centres of regions
 SURROUNDINGS = 160  # rows and columns, in pixels, whose spectrum tells the blur of a region
 
@@ -42,6 +44,40 @@ def local_spectra(photo: Tensor, whole: Tensor, peak: float = 1.0) -> Iterator[T
         yield torch.stack([torch.cat([log_power_spectrum(region, peak), whole], 1) for region in regions], 1)
 
 
+@torch.no_grad()
+def softness_map(photo: Tensor, spectra: Tensor, peak: float = 1.0) -> Tensor:
+    """Where in photos (N, C, H, W) the blur of the softest windows is, for cells of 16 pixels: (N, H / 16, W / 16, 1).
+
+    A log-likelihood ratio per frequency, for the 32x32 pixels around the middle of a cell: above 0 the spectrum of the
+    softest windows explains them better than that of the whole photo. Mostly -1 to 2, and about 0 where the blur is the same
+    all over.
+
+    Args:
+        spectra: the photo's ``log_power_spectrum`` with the softest windows, (N, 4, 64, 33).
+    """
+    size, margin = 2 * CELL, CELL // 2
+    with torch.autocast(photo.device.type, enabled=False):
+        # As windows of 32 pixels show them, (N, softest and whole, 32, 17)
+        models = F.avg_pool2d(spectra[:, ::2].float().exp(), 3, 2, padding=1, count_include_pad=False)
+        radius = torch.arange(-16.0, 16)[:, None].hypot(torch.arange(17.0))  # periods in 32 pixels
+        # Neither slow gradients nor what is mostly noise
+        y, x = (part.to(photo.device) for part in ((radius >= 1.5) & (radius < 13)).nonzero(as_tuple=True))
+        softest, whole = models[:, :, None, y, x].unbind(1)  # (N, 1, frequencies)
+        rows, columns = (
+            reflect_indices(length, size)[size - margin : 2 * size - margin + (length - 1) // CELL * CELL]
+            for length in photo.shape[-2:]
+        )
+        dtype = torch.promote_types(photo.dtype, torch.float32)
+        lines = []
+        for row in rows.unfold(0, size, CELL):  # one row of cells after another: all together would fill the memory
+            first, last = int(row.min()), int(row.max())
+            band = photo[..., first : last + 1, :].to(dtype).mean(1) / peak
+            windows = band[:, row - first][..., columns].unfold(-1, size, CELL).movedim(-2, 1)
+            powers = power(windowed_fft(windows)).roll(CELL, -2)[..., y, x] + 1e-7
+            lines.append(nll(powers, whole) - nll(powers, softest))
+        return torch.stack(lines, 1)[..., None]
+
+
 class BlurMap(NamedTuple):
     """The estimated blur of photos, or of a part of them, by region.
 
@@ -49,17 +85,19 @@ class BlurMap(NamedTuple):
         kernels: (N, gh, gw, 32, 63), the ``upper_half`` of each region's inverse filter.
         embeddings: (N, gh, gw, 2 E): of the region and of the softest windows.
         soft_kernel: (N, 32, 63), for the softest windows.
+        softness: (N, H / 16, W / 16, 1), where their blur is (``softness_map``).
         top, left: of the part, in pixels of the whole photo.
     """
 
     kernels: Tensor
     embeddings: Tensor
     soft_kernel: Tensor
+    softness: Tensor
     top: int = 0
     left: int = 0
 
     def crop(self, rows: slice, columns: slice) -> "BlurMap":
-        """The map of a part of the photo; regions are those of the whole."""
+        """The map of a part of the photo; regions and softness are those of the whole photo."""
         return self._replace(top=self.top + rows.start, left=self.left + columns.start)
 
     def apply_filters(self, photo: Tensor, exact: bool) -> Tensor:
@@ -84,13 +122,19 @@ class BlurMap(NamedTuple):
             soft = convolve_valid(padded, _whole_kernel(self.soft_kernel, dtype)).to(result)
         return torch.cat([result, soft], 1)
 
-    def interpolate(self, values: Tensor, height: int, width: int, step: int) -> Tensor:
-        """Values of regions, (N, gh, gw, C), for each of (height, width) squares of ``step`` pixels: (N, C, H, W)."""
+    def interpolate(self, values: Tensor, height: int, width: int, step: int, cell: int = REGION) -> Tensor:
+        """Values of regions, (N, gh, gw, C), for each of (height, width) squares of ``step`` pixels: (N, C, H, W).
+
+        Args:
+            cell: pixels between the centres of regions.
+        Returns:
+            1 in place of an H or W along which there is only one region.
+        """
         for axis, (count, start) in enumerate(((height, self.top), (width, self.left)), start=1):
             regions = values.shape[axis]
             if regions == 1:
                 continue
-            place = (start + (torch.arange(count, device=values.device) + 0.5) * step - REGION / 2) / REGION
+            place = (start + (torch.arange(count, device=values.device) + 0.5) * step - cell / 2) / cell
             place = place.clamp(0, regions - 1)
             low = place.floor().long().clamp(max=regions - 2)
             share = (place - low).to(values.dtype).view(-1, *[1] * (3 - axis))

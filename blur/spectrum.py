@@ -68,6 +68,14 @@ def select_softest_windows(power: Tensor) -> Tensor:
     return power.gather(1, chosen[..., None, None].expand(-1, -1, *power.shape[2:]))
 
 
+def nll(powers: Tensor, model: Tensor) -> Tensor:
+    """Negative log-likelihood per frequency of ``powers`` where ``model`` is expected, at the best scale of the model.
+
+    Frequencies are the last axis. Source: the likelihood of a power spectrum, Whittle 1953, doi:10.1007/BF02590998.
+    """
+    return (powers / model).mean(-1).log() + model.log().mean(-1)
+
+
 def typical_spectrum(like: Tensor) -> Tensor:
     """Roughly the ``log_power_spectrum`` of a sharp photo: power falls with frequency cubed. Fitted to 30 photos."""
     rows, columns = (torch.arange(count, device=like.device, dtype=like.dtype) for count in like.shape[-2:])
@@ -115,8 +123,8 @@ def extract_windows(photo: Tensor, peak: float = 1.0) -> Tensor:
 
 
 def windowed_fft(windows: Tensor) -> Tensor:
-    """(..., 64, 64) -> complex (..., 64, 33) after a Hann window, without the mean; its power sums to 64 x 64 x variance."""
-    hann = torch.hann_window(WINDOW, device=windows.device, dtype=windows.dtype)
+    """(..., n, n) -> complex (..., n, n / 2 + 1) after a Hann window, without the mean; its power sums to n^2 x variance."""
+    hann = torch.hann_window(windows.shape[-1], device=windows.device, dtype=windows.dtype)
     hann = hann[:, None] * hann
     windows = windows - windows.mean((-2, -1), keepdim=True)
     return torch.fft.rfft2(windows * (hann / hann.square().mean().sqrt()), norm="ortho")

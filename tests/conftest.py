@@ -58,6 +58,14 @@ def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:
     return photo
 
 
+def texture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """(1, 3, H, W): gray noise with the spectrum of a photo, all over it; values around 0.5."""
+    frequency = torch.fft.fftfreq(height)[:, None].hypot(torch.fft.rfftfreq(width)).clamp(min=1e-3)
+    noise = torch.randn(1, 1, height, width, generator=torch.Generator().manual_seed(seed))
+    noise = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency)
+    return (0.5 + 0.1 * noise / noise.std()).expand(1, 3, -1, -1).clone()
+
+
 def write_pair(folder: Path, height: int = 40, width: int = 48, seed: int = 0) -> None:
     folder.mkdir(parents=True)
     sharp = dummy_photo(height, width, seed)

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import changing_network, channels_last, dummy_photo
+from conftest import changing_network, channels_last, dummy_photo, texture
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from video import mean_gradient, pan
 
 import sharpen
+from blur.camera import add_noise
+from blur.filters import convolve, gaussian_kernel
 from inference import Sharpener, VideoSharpener, sharpen_pixels
 from models import TeacherCNN, load_model, save_model
+from utils import to_pixels
 
 CPU = torch.device("cpu")
 
@@ -58,6 +61,20 @@ def test_a_video_is_sharpened_evenly():
     jumps, jumps_alone = (np.abs(np.diff(np.log(ratios))).max() for ratios in (steady, single))
     assert jumps < 0.01 < jumps_alone
     assert np.mean(steady) == pytest.approx(np.mean(single), rel=0.02)
+
+
+def test_no_place_of_a_video_flickers_where_only_a_part_is_sharp():
+    sharpener, generator = Sharpener(load_model(sharpen.SHIPPED), CPU), torch.Generator().manual_seed(0)
+    scene = texture(192, 256)[0]
+    scene[..., 128:] = convolve(scene, gaussian_kernel(2.0))[..., 128:]
+    frames = [to_pixels(add_noise(scene, 1.0, generator)) for _ in range(16)]
+    flicker = []
+    for each in (VideoSharpener(sharpener), sharpener):
+        changes = np.stack([np.abs(each(frame).astype(float) - frame) for frame in frames])
+        by_cell = changes.reshape(16, 12, 16, 16, 48).mean((2, 4))
+        assert by_cell[:, :, 9:].mean() > 5 * by_cell[:, :, :7].mean()
+        flicker.append(np.abs(np.diff(by_cell, axis=0)).max())
+    assert flicker[0] < 0.5 and flicker[0] < 0.7 * flicker[1]  # gray levels
 
 
 def test_a_cut_in_a_video_starts_anew_and_the_same_frames_give_the_same_results():

@@ -2,11 +2,12 @@ import pickle
 
 import pytest
 import torch
-from conftest import dummy_photo
+from conftest import dummy_photo, texture
 
 import inference
-from blocks import luma, smooth_chroma
-from blur.spectrum import log_power_spectrum
+from blocks import GainMap, dct_response, luma, smooth_chroma
+from blur.filters import convolve, gaussian_kernel, line_kernel
+from blur.spectrum import log_power_spectrum, power, windowed_fft
 from inference import FusedStudent, run_tiled
 from models import StudentCNN, TeacherCNN, load_model, save_model, share_estimator
 from utils import UserError, gmac_per_megapixel, quantize_8bit, to_pixels, to_tensor
@@ -88,6 +89,33 @@ def test_a_network_looks_no_further_than_its_receptive_radius(network_class):
     assert 0.6 * network.receptive_radius < furthest <= network.receptive_radius
 
 
+@pytest.mark.parametrize("kernel", [gaussian_kernel(1.5), line_kernel(9, 0.4)])
+def test_the_filter_of_the_softest_windows_is_used_where_a_photo_is_blurry(kernel):
+    """By both networks, before they are trained."""
+    photo = texture(320, 448)
+    photo[..., :240, 288:] = convolve(photo, kernel[None, None])[..., :240, 288:]
+    teacher, student = TeacherCNN(), StudentCNN()
+    blur = teacher.estimate_blur(photo)
+    gates = [(teacher.gate[0] * blur.softness[0, ..., 0] + teacher.gate[1]).sigmoid()]
+    seen = []
+    student.gain_map.register_forward_hook(lambda module, inputs, gains: seen.append(gains[0, 1, 2::4, 2::4]))
+    student(photo)
+    for gate in gates + seen:
+        assert gate.shape == (20, 28)
+        assert gate[:14, 19:].mean() > 0.9 and gate[:, :17].mean() < 0.1
+
+
+def test_the_energies_of_a_gain_map_follow_from_the_spectrum():
+    noise = texture(1024, 1024).mean(1, keepdim=True) + 0.02 * torch.randn(1, 1, 1024, 1024)
+    gain_map = GainMap(4)
+    coefficients = torch.nn.functional.conv2d(torch.nn.functional.pixel_unshuffle(noise, 4), gain_map.dct[..., None, None])
+    measured = gain_map.energies(coefficients)[:, :16].mean((0, 2, 3))
+    windows = noise.unfold(2, 64, 64).unfold(3, 64, 64).reshape(-1, 64, 64)
+    spectrum = power(windowed_fft(windows)).mean(0).roll(32, 0)
+    expected = torch.einsum("yx,kyx->k", spectrum, dct_response())
+    torch.testing.assert_close(measured, expected, rtol=0.1, atol=0)
+
+
 def a_student_with_experts():
     """What a trained student may look like: it changes a photo by about .05, and by its description."""
     torch.manual_seed(2)
@@ -95,6 +123,7 @@ def a_student_with_experts():
     for name, parameter in student.named_parameters():
         if not name.startswith("estimator"):
             torch.nn.init.normal_(parameter, std=0.04)
+    torch.nn.init.constant_(student.chroma_head.bias, -1.0)  # no smooth chroma, whose share is rounded when it is fused
     return student.eval()
 
 

@@ -134,7 +134,8 @@ def test_a_filter_keeps_brightness_and_is_symmetric():
 
 @pytest.mark.parametrize("regions", [(1, 1), (2, 3)])
 def test_film_starts_by_changing_nothing(regions):
-    blur = BlurMap(torch.zeros(2, *regions, 3, 3), torch.randn(2, *regions, 2 * 64), torch.zeros(2, 3, 3))
+    shapes = (2, *regions, 3, 3), (2, *regions, 2 * 64), (2, 3, 3), (2, 1, 1, 1)
+    blur = BlurMap(*map(torch.randn, shapes))
     films = list(FiLM(blocks=3, channels=8, hidden=4)(blur, (2, 3, 128, 256), 4))
     assert len(films) == 3
     for scale, shift in films:

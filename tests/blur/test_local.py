@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from conftest import dummy_photo
+from conftest import dummy_photo, texture
 
-from blur.filters import convolve, gaussian_kernel
-from blur.local import REGION, SURROUNDINGS, BlurMap, local_spectra, region_centres, surroundings, upper_half
+from blur.filters import convolve, gaussian_kernel, line_kernel
+from blur.local import (
+    CELL,
+    REGION,
+    SURROUNDINGS,
+    BlurMap,
+    local_spectra,
+    region_centres,
+    softness_map,
+    surroundings,
+    upper_half,
+)
 from blur.spectrum import log_power_spectrum
 from inference import run_tiled
 from models import TeacherCNN
@@ -31,9 +41,28 @@ def test_spectra_are_those_of_the_surroundings_and_of_the_whole_photo():
     torch.testing.assert_close(spectra[:, 0, 0, :2], log_power_spectrum(photo[..., :SURROUNDINGS, :SURROUNDINGS]))
 
 
+@pytest.mark.parametrize("kernel", [gaussian_kernel(1.5), line_kernel(9, 0.4)])
+def test_the_softness_map_shows_where_a_photo_is_blurry(kernel):
+    photo = texture(320, 448)
+    photo[..., :240, 288:] = convolve(photo, kernel[None, None])[..., :240, 288:]
+    softness = softness_map(photo, log_power_spectrum(photo, with_softest=True))[0, ..., 0]
+    blurry, sharp = softness[:14, 19:], softness[:, :17]
+    assert softness.shape == (20, 28) and blurry.min() > 0.2 and sharp.max() < 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 333), (129, 64), (300, 16)])
+def test_a_softness_map_does_not_depend_on_scale_or_contrast(size):
+    photo = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    spectra = log_power_spectrum(photo, with_softest=True)
+    softness = softness_map(photo, spectra)
+    assert softness.shape == (2, -(-size[0] // CELL), -(-size[1] // CELL), 1) and torch.isfinite(softness).all()
+    torch.testing.assert_close(softness_map(255 * photo, spectra, 255), softness, atol=1e-4, rtol=0)
+    torch.testing.assert_close(softness_map(photo / 2 + 0.1, spectra), softness, atol=1e-3, rtol=0)
+
+
 def random_map(regions, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = (1, *regions, 5, 9), (1, *regions, 5), (1, 5, 9)
+    shapes = (1, *regions, 5, 9), (1, *regions, 5), (1, 5, 9), (1, *regions, 1)
     return BlurMap(*(torch.randn(shape, generator=generator) for shape in shapes))
 
 
@@ -41,7 +70,7 @@ def test_equal_filters_everywhere_are_one_filter():
     photo, kernel, soft = torch.rand(1, 3, 300, 420), gaussian_kernel(1.5), gaussian_kernel(1.4)
     assert kernel.shape == soft.shape
     halves = [upper_half(each[None, None]) for each in (kernel, soft)]
-    blur = BlurMap(halves[0].expand(1, 2, 3, -1, -1), torch.zeros(1, 2, 3, 5), halves[1])
+    blur = BlurMap(halves[0].expand(1, 2, 3, -1, -1), torch.zeros(1, 2, 3, 5), halves[1], torch.zeros(1, 1, 1, 1))
     expected = torch.cat([convolve(photo, each[None, None]) for each in (kernel, soft)], 1)
     torch.testing.assert_close(blur.apply_filters(photo, exact=False), expected, atol=1e-5, rtol=0)
 
@@ -55,7 +84,7 @@ def test_a_smooth_gradient_has_no_seams():
     sharpening[:, 6, 6] += 2
     kernels = torch.stack([kernels[0], sharpening[0], kernels[1]] * 2)[:, None]
     halves = upper_half(kernels)
-    blur = BlurMap(halves.view(1, 2, 3, 7, 13), torch.zeros(1, 2, 3, 5), halves[:1])
+    blur = BlurMap(halves.view(1, 2, 3, 7, 13), torch.zeros(1, 2, 3, 5), halves[:1], torch.zeros(1, 1, 1, 1))
     result = blur.apply_filters(ramp, exact=True)[:, :3, :, 8:-8]  # borders are reflected
     step = 0.6 / 419
     assert (result.diff(dim=-1) - step).abs().max() < 0.05 * step and result.diff(dim=-2).abs().max() < 1e-6

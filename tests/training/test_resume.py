@@ -84,7 +84,7 @@ def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
 def test_another_network_under_the_same_name_is_one_sentence(interrupted, monkeypatch):
     def other():
         student = StudentCNN()
-        student.router = torch.nn.Linear(128, 16, bias=False)
+        student.router = torch.nn.Linear(256, 16, bias=False)
         return student
 
     monkeypatch.setattr(train, "StudentCNN", other)
