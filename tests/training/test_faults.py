@@ -17,6 +17,7 @@ from cli import run_cli
 from dataset import PairedImageDataset
 from images.files import read_torch_file
 from models import save_model
+from training import loop
 from training.loop import load_batches
 from training.run import lock_output_dir, lock_weights
 from utils import UserError
@@ -85,9 +86,11 @@ class Full(torch.utils.data.Dataset):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
 
-def test_full_shared_memory_is_one_sentence_and_no_wait_for_ever():
+def test_full_shared_memory_is_one_sentence_and_no_wait_for_ever(monkeypatch):
+    # As in a worker, but in this process: torch waits for 5 seconds when a worker has raised an error
+    monkeypatch.setattr(loop, "get_worker_info", lambda: "worker 0")
     with pytest.raises(SystemExit) as caught:
-        run_cli(lambda: list(load_batches(Full(), torch.device("cpu"), range(2), 1, workers=1)))
+        run_cli(lambda: list(load_batches(Full(), torch.device("cpu"), range(1), 1, workers=0)))
     assert "is out of shared memory (unable to allocate" in str(caught.value) and "\n" not in str(caught.value)
     assert "NUM_WORKERS = 0" in str(caught.value)
 
