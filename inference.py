@@ -84,7 +84,7 @@ class VideoSharpener:
         weights = fused.student.predict_weights(self.blur)
         gains = fused.predict_gains(picture, weights)
         self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
-        return fused.apply(picture, weights, self.gains, strength).cpu().numpy()
+        return fused.sharpen(picture, weights, self.gains, strength).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -219,15 +219,14 @@ class FusedStudent(nn.Module):
     def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
         """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
         weights = self.student.predict_weights(self.estimate_blur(picture))
-        return self.apply(picture, weights, self.predict_gains(picture, weights), strength)
+        return self.sharpen(picture, weights, self.predict_gains(picture, weights), strength)
 
-    def apply(self, picture: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
-        """``forward`` for known weights and gains."""
+    def sharpen(self, picture: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
+        """``forward`` for what is known already: weights, and gains as ``predict_gains`` returns them."""
         height, width, _ = picture.shape
         layers, smoothing = self.fuse_weights(weights, strength)
         result = torch.empty_like(picture)
-        band = rows_of_band(width), width
-        for outer, inner, place in tiles(height, width, band, FILTER_RADIUS + self.student.conv_radius):
+        for outer, inner, place in tiles(height, width, (band_rows(width), width), FILTER_RADIUS + self.student.conv_radius):
             first, last = outer[0].start // 16, math.ceil(min(outer[0].stop, height) / 16)  # cells of the band
             above = max(0, first - 1)  # interpolation needs one more on each side
             part = upsample_gains(gains[:, :, above : last + 1])[:, :, 4 * (first - above) :]
@@ -238,9 +237,9 @@ class FusedStudent(nn.Module):
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
 
     def predict_gains(self, picture: Tensor, weights: StudentWeights) -> Tensor:
-        """``GainMap.predict_gains`` of the photo, whose energies are computed in bands."""
+        """``GainMap.predict_gains`` of the photo, whose energies are computed in bands: (1, 3, H / 16, W / 16)."""
         rows, columns = (padded_indices(length)[FILTER_RADIUS:-FILTER_RADIUS] for length in picture.shape[:2])
-        energies, cells = [], math.ceil(rows_of_band(len(columns)) / 16)
+        energies, cells = [], math.ceil(band_rows(len(columns)) / 16)
         for part in rows.view(-1, 4)[::2].split(2 * cells):  # two rows of blocks for each row of cells
             half = picture[part.flatten()]
             half = half if len(columns) == half.shape[1] else half[:, columns]
@@ -316,7 +315,7 @@ class FusedStudent(nn.Module):
         return layers, round(float(weights.smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT
 
 
-def rows_of_band(width: int) -> int:
+def band_rows(width: int) -> int:
     return max(16, BAND_PIXELS // width)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/local_blur.py PHOTOS VAL_PHOTOS
 
-Both are folders of sharp photos. The first network is as shipped, but smaller; the second is not told where the soft parts
-are; the third has one blur for the whole photo. Their estimators are copies of the shipped teacher's. A seam is a step
+Both are folders of sharp photos. The first network is the shipped one with fewer channels and blocks; the second has no
+softness map; the third has one blur estimate for the whole photo. Their estimators are copies of the shipped teacher's. A seam is a step
 between neighbouring pixels beyond that of a smooth ramp, in gray levels, where the network is given the ramp with the blur
 of a half-blurred photo.
 """
