@@ -3,9 +3,9 @@
     python benchmarks/local_blur.py PHOTOS VAL_PHOTOS
 
 Both are folders of sharp photos. The first network is the shipped one with fewer channels and blocks; the second has no
-softness map; the third has one blur estimate for the whole photo. Their estimators are copies of the shipped teacher's. A seam is a step
-between neighbouring pixels beyond that of a smooth ramp, in gray levels, where the network is given the ramp with the blur
-of a half-blurred photo.
+softness map; the third has one blur estimate for the whole photo. Their estimators are copies of the shipped teacher's. A
+seam is a step between neighbouring pixels beyond that of a smooth ramp, in gray levels, where the network is given the ramp
+with the blur of a half-blurred photo.
 """
 
 import math
