@@ -31,7 +31,7 @@ def identity_of(network: nn.Module, loss_fn: nn.Module | Callable) -> dict[str, 
     return {
         "the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}, {size}",
         "the code of the network": code_fingerprint(*map(type, network.modules())),
-        "the loss": f"{code.__qualname__} {settings[0]}",
+        "the loss": f"{code.__qualname__} {settings[0][:200]}",  # for the message; all of it counts in the next
         "the code and parts of the loss": hashlib.sha256(content.encode()).hexdigest()[:20],
     }
 
