@@ -8,11 +8,10 @@
   that any k >= 0 can be read in any order, from any process, and a resumed training sees exactly the patches it would
   have seen. ``input_mse`` is the mean squared error of the whole blurry photo.
 - ``dataset.batch(items)``: those patches at once, [blurry, target, spectra, input_mse], as the training loop takes them.
+- ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
 """
 
-import difflib
-import os
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
@@ -37,18 +36,35 @@ LARGEST_FACTOR = 3.0  # by up to this factor, but not below SURROUNDINGS
 ALIASED = 0.15  # share of these that take every n-th pixel: crisper still
 VERSION_SIZE = 480  # pixels; of a larger photo, a random part of this size is blurred
 ORDER, PATCH, VALIDATION, VERSION = range(4)  # independent random streams of one seed
+MIXTURE = Mixture()
 PATCHES_PER_VERSION = 8  # patches cut from a photo before it is blurred again: blurring takes as long as ten patches
 
 
-class PairedImageDataset(Dataset):
+class PatchDataset(Dataset):
+    """What both data sets share; they define ``whole(index)`` and ``patch(k)``, and have a ``patch_size``."""
+
+    def __getitem__(self, k: int) -> tuple[Tensor, ...]:
+        if self.patch_size:
+            return tuple(part[0] for part in self.batch([k]))
+        return self.whole(range(len(self))[k])  # raises IndexError past the end, which ends a for loop
+
+    def batch(self, items: Iterable[int]) -> list[Tensor]:
+        """The patches ``items``: blurry and target, (N, 3, S, S), spectra (N, 6, 64, 33) or embeddings (N, E), and the mean
+        squared error of each whole blurry photo, (N,)."""
+        *images, spectra, errors = zip(*map(self.patch, items), strict=True)
+        blurry, targets = (to_tensor(torch.from_numpy(np.stack(each))) for each in images)
+        return [blurry, targets, torch.stack(spectra), torch.tensor(errors)]
+
+
+class PairedImageDataset(PatchDataset):
     """Pairs ``root/NNN/{blurry,sharp}.png``, in the order of their folders' names; NNN is any name.
 
     Args:
         need_sharp: if False, sharp.png may be missing, and blurry.png stands in its place until ``targets`` is replaced.
     Attributes:
         paired: for each photo, whether there is a sharp.png.
-        targets: what the patches of ``batch`` are paired with, (H, W, 3) uint8 each: the sharp photos, until the training
-            replaces them by the teacher's outputs.
+        targets: what the patches are paired with, (H, W, 3) uint8 each: the sharp photos, until the training replaces them
+            by the teacher's outputs.
         embeddings: (n, 8, E) blur embeddings (``embed_blur``) of each photo in its eight orientations, which then replace
             the spectra.
     Raises:
@@ -62,36 +78,25 @@ class PairedImageDataset(Dataset):
         self.paired = [(folder / "sharp.png").is_file() for folder in self.folders]
         second = ["sharp.png" if paired else "blurry.png" for paired in self.paired]
         paths = [path for f, name in zip(self.folders, second, strict=True) for path in (f / "blurry.png", f / name)]
-        photos = DecodedPhotos(paths, self.root / ".cache")  # 2 i is blurry, 2 i + 1 is sharp
-        self.key, self.cache, self.shapes = photos.key, photos.cache, photos.shapes[::2]
-        self._check_sizes(photos.shapes[1::2])
-        self.blurry, self.sharp = photos.subset(0), photos.subset(1)
+        photos = DecodedPhotos(paths, self.root / ".cache")
+        self.key, self.cache = photos.key, photos.cache
+        self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # every second from there on
+        self.shapes = self.blurry.shapes
+        problems = [
+            f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}: "
+            "both must show the same pixels, crop or scale one"
+            for folder, (height, width), sharp in zip(self.folders, self.shapes, self.sharp.shapes, strict=True)
+            if (height, width) != sharp
+        ]
+        raise_problems(problems + small_photos(self.folders, self.shapes, patch_size))
         self.targets: Sequence[np.ndarray] = self.sharp
         self.embeddings: Tensor | None = None
         self.errors: dict[int, float] = {}  # photo -> input_mse
 
-    def _check_sizes(self, sharp_shapes: list[tuple[int, int]]) -> None:
-        problems = []
-        for folder, (height, width), sharp in zip(self.folders, self.shapes, sharp_shapes, strict=True):
-            if (height, width) != sharp:
-                problems.append(
-                    f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}: "
-                    "both must show the same pixels, crop or scale one"
-                )
-            elif self.patch_size and min(height, width) < self.patch_size:
-                problems.append(too_small_message(folder, (height, width), self.patch_size))
-        if problems:
-            raise UserError(list_problems(problems))
-
     def __len__(self) -> int:
         return len(self.folders)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, ...]:
-        if self.patch_size:
-            return tuple(part[0] for part in self.batch([k]))
-        return self.whole(range(len(self))[k])  # raises IndexError past the end, which ends a for loop
-
-    def whole(self, index: int, blur_version: int = 0) -> tuple[Tensor, Tensor]:
+    def whole(self, index: int, blur_version: int | None = None) -> tuple[Tensor, Tensor]:
         """Photo ``index``, blurry and sharp, (3, H, W) each; ``blur_version`` is ignored, there is only one."""
         return to_tensor(self.blurry[index]), to_tensor(self.sharp[index])
 
@@ -107,24 +112,21 @@ class PairedImageDataset(Dataset):
         """``log_power_spectrum`` with the softest windows of each blurry photo, (n, 4, 64, 33)."""
         return torch.cat([log_power_spectrum(to_tensor(photo)[None], with_softest=True) for photo in self.blurry])
 
-    def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and target, (N, 3, S, S), spectra (N, 6, 64, 33) or embeddings (N, E), and the mean
-        squared error of each whole blurry photo, (N,)."""
-        return to_batch(map(self._patch, items))
-
-    def _patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
+    def patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
+        """Blurry and target, (S, S, 3) uint8 each, spectra or embedding, and ``input_mse``."""
         index, generator = sample_index(k, len(self), self.seed)
         window = random_window(self.shapes[index], self.patch_size, generator)
         dihedral = int(torch.randint(8, (), generator=generator))
-        blurry, target = (augment(photos.crop(index, *window), dihedral) for photos in (self.blurry, self.targets))
         if self.embeddings is not None:
-            return blurry, target, self.embeddings[index, dihedral], self.input_mse(index)
-        region = self.blurry.crop(index, *patch_surroundings(window, self.shapes[index]))
-        spectra = transform_spectrum(patch_spectra(region, self.spectra[index]), dihedral)
-        return blurry, target, spectra, self.input_mse(index)
+            blur = self.embeddings[index, dihedral]
+        else:
+            region = self.blurry.crop(index, *patch_surroundings(window, self.shapes[index]))
+            blur = patch_spectra(region, self.spectra[index], dihedral)
+        blurry, target = (augment(photos.crop(index, *window), dihedral) for photos in (self.blurry, self.targets))
+        return blurry, target, blur, self.input_mse(index)
 
 
-class SyntheticBlurDataset(Dataset):
+class SyntheticBlurDataset(PatchDataset):
     """Sharp photos, blurred on the fly by ``degradations.random_degradation``.
 
     A photo is blurred as a whole, or a part of VERSION_SIZE of it, and PATCHES_PER_VERSION patches are cut from it before
@@ -139,38 +141,26 @@ class SyntheticBlurDataset(Dataset):
     """
 
     def __init__(
-        self,
-        paths: list[Path],
-        cache: Path | str,
-        patch_size: int | None = None,
-        seed: int = 0,
-        mixture: Mixture | None = None,
+        self, paths: list[Path], cache: Path | str, patch_size: int | None = None, seed: int = 0, mixture: Mixture = MIXTURE
     ):
-        self.patch_size, self.seed, self.mixture = patch_size, seed, mixture or Mixture()
+        self.patch_size, self.seed, self.mixture = patch_size, seed, mixture
         self.photos = DecodedPhotos(list(paths), Path(cache))
+        raise_problems(small_photos(paths, self.photos.shapes, patch_size))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
         self.version_size = max(VERSION_SIZE, patch_size or 0)
         self.versions: dict[int, tuple] = {}  # photo -> the version that patches are being cut from
-        if patch_size:
-            shapes = zip(paths, self.photos.shapes, strict=True)
-            small = [too_small_message(path, shape, patch_size) for path, shape in shapes if min(shape) < patch_size]
-            if small:
-                raise UserError(list_problems(small))
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, ...]:
-        if self.patch_size:
-            return tuple(part[0] for part in self.batch([k]))
-        index = range(len(self))[k]
+    def whole(self, index: int, blur_version: int | None = None) -> tuple[Tensor, Tensor]:
+        """Photo ``index``, blurry and sharp, (3, H, W) each, always alike; a ``blur_version`` of it is one to train on: also
+        shrunk, varied, and cut to ``version_size``."""
         sharp = to_tensor(self.photos[index])
-        return random_degradation(sharp, make_generator(self.seed, VALIDATION, index), self.mixture)
-
-    def whole(self, index: int, blur_version: int = 0) -> tuple[Tensor, Tensor]:
-        """A version of photo ``index``, blurry and sharp, (3, H, W) each, H and W at most ``version_size``."""
+        if blur_version is None:
+            return random_degradation(sharp, make_generator(self.seed, VALIDATION, index), self.mixture)
         generator = make_generator(self.seed, VERSION, blur_version * len(self) + index)
-        sharp, smallest = to_tensor(self.photos[index]), max(self.patch_size or 1, SURROUNDINGS)
+        smallest = max(self.patch_size or 1, SURROUNDINGS)
         largest = max(1.0, min(LARGEST_FACTOR, min(sharp.shape[1:]) / smallest))
         factor = log_uniform((1.0, largest), generator) if chance(generator) < SHRUNK else 1.0
         if factor > 1:
@@ -180,27 +170,22 @@ class SyntheticBlurDataset(Dataset):
         sharp = vary_photo(sharp[(slice(None), *window)], generator)
         return random_degradation(sharp, generator, self.mixture)
 
-    def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and sharp, (N, 3, S, S), spectra (N, 6, 64, 33), and the mean squared error of each
-        whole blurry photo, (N,)."""
-        return to_batch(map(self._patch, items))
-
-    def _patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
+    def patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
+        """Blurry and sharp, (S, S, 3) uint8 each, spectra, and ``input_mse``."""
         index, generator = sample_index(k, len(self), self.seed)
-        (blurry, sharp), spectrum, input_mse = self._version(index, k // len(self) // PATCHES_PER_VERSION)
+        blurry, sharp, spectrum, input_mse = self._version(index, k // len(self) // PATCHES_PER_VERSION)
         window = random_window(blurry.shape[:2], self.patch_size, generator)
         dihedral = int(torch.randint(8, (), generator=generator))
-        region = blurry[patch_surroundings(window, blurry.shape[:2])]
-        spectra = transform_spectrum(patch_spectra(region, spectrum), dihedral)
+        spectra = patch_spectra(blurry[patch_surroundings(window, blurry.shape[:2])], spectrum, dihedral)
         return augment(blurry[window], dihedral), augment(sharp[window], dihedral), spectra, input_mse
 
-    def _version(self, index: int, blur_version: int) -> tuple[tuple[np.ndarray, np.ndarray], Tensor, float]:
+    def _version(self, index: int, blur_version: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
         """Blurry and sharp, (H, W, 3) uint8, spectrum and input_mse of a version; kept until the next one is needed."""
         if self.versions.get(index, (None,))[0] != blur_version:
-            blurry, sharp = self.whole(index, blur_version)
-            spectrum = log_power_spectrum(blurry[None], with_softest=True)[0]
-            pixels = tuple(np.ascontiguousarray(to_pixels(photo)) for photo in (blurry, sharp))
-            self.versions[index] = blur_version, pixels, spectrum, mean_squared_error(*pixels)
+            photos = self.whole(index, blur_version)
+            spectrum = log_power_spectrum(photos[0][None], with_softest=True)[0]
+            pixels = [np.ascontiguousarray(to_pixels(photo)) for photo in photos]
+            self.versions[index] = blur_version, *pixels, spectrum, mean_squared_error(*pixels)
         return self.versions[index][1:]
 
 
@@ -208,35 +193,30 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     """The folders of ``root`` that contain blurry.png and, if needed, sharp.png, sorted; hidden ones are skipped."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: put pairs there as {root}/001/blurry.png and {root}/001/sharp.png")
-    twin = root.with_name({"train": "val", "val": "train"}.get(root.name, root.name))
-    if twin != root and twin.exists() and os.path.samefile(root, twin):
-        raise UserError(f"{root} and {twin} are the same folder: validate on other pairs than those to train on")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise UserError(f"{root} contains no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
-    names = ("blurry.png", "sharp.png") if need_sharp else ("blurry.png",)
-    hint = " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)" if root.name == "train" else ""
-    missing = [
-        f"{folder / name} is missing{near_name(folder, name)}: each folder needs {' and '.join(names)}"
-        f"{hint if name == 'sharp.png' else ''}"
-        for folder in folders
-        for name in names
-        if not (folder / name).is_file()
-    ]
-    if missing:
-        raise UserError(list_problems(missing))
+    names = ["blurry.png", "sharp.png"] if need_sharp else ["blurry.png"]
+    advice = f"each folder needs {' and '.join(names)}, whatever format they have"
+    if need_sharp and root.name == "train":
+        advice += " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)"
+    files = [folder / name for folder in folders for name in names]
+    raise_problems([f"{file} is missing: {advice}" for file in files if not file.is_file()])
     return folders
 
 
-def near_name(folder: Path, name: str) -> str:
-    """What to rename to ``name``, such as blurry.jpg or BLUR.PNG: files are read by their content, whatever their suffix."""
-    there = {path.name.lower(): path.name for path in folder.iterdir() if path.is_file()}
-    near = difflib.get_close_matches(name, there, n=1, cutoff=0.65)
-    return f", rename {there[near[0]]} to {name}" if near else ""
+def small_photos(paths: list[Path], shapes: list[tuple[int, int]], patch_size: int | None) -> list[str]:
+    """A sentence for each photo that is smaller than the patch."""
+    return [
+        f"{path}: {width}x{height} is smaller than the patch of {patch_size}: lower PATCH_SIZE or remove it"
+        for path, (height, width) in zip(paths, shapes, strict=True)
+        if min(height, width) < (patch_size or 0)
+    ]
 
 
-def too_small_message(path: Path, shape: tuple[int, int], patch_size: int) -> str:
-    return f"{path}: {shape[1]}x{shape[0]} is smaller than the patch of {patch_size}: lower PATCH_SIZE or remove it"
+def raise_problems(problems: list[str]) -> None:
+    if problems:
+        raise UserError(list_problems(problems))
 
 
 # Patches
@@ -264,9 +244,10 @@ def patch_surroundings(window: tuple[slice, slice], shape: tuple[int, int]) -> t
     return surroundings(tuple((part.start + part.stop) // 2 for part in window), shape)
 
 
-def patch_spectra(region: np.ndarray, whole: Tensor) -> Tensor:
-    """(6, 64, 33): ``log_power_spectrum`` of a patch's surroundings, (H, W, 3) uint8, and ``whole``, of its photo."""
-    return torch.cat([log_power_spectrum(to_tensor(region)[None])[0], whole])
+def patch_spectra(region: np.ndarray, whole: Tensor, dihedral: int) -> Tensor:
+    """(6, 64, 33): ``log_power_spectrum`` of a patch's surroundings, (H, W, 3) uint8, and ``whole``, of its photo, as they
+    are after ``augment``."""
+    return transform_spectrum(torch.cat([log_power_spectrum(to_tensor(region)[None])[0], whole]), dihedral)
 
 
 def augment(patch: np.ndarray, dihedral: int) -> np.ndarray:
@@ -278,10 +259,3 @@ def augment(patch: np.ndarray, dihedral: int) -> np.ndarray:
 def mean_squared_error(blurry: np.ndarray, sharp: np.ndarray) -> float:
     """Of two (H, W, 3) uint8 images, in units of the range [0, 1]."""
     return float(np.square(np.subtract(blurry, sharp, dtype=np.float32)).mean()) / 255**2
-
-
-def to_batch(patches: Iterable[tuple[np.ndarray, np.ndarray, Tensor, float]]) -> list[Tensor]:
-    """Two (S, S, 3) uint8 images, spectra or embeddings and ``input_mse`` of each of N patches -> a batch of them."""
-    *images, spectra, errors = zip(*patches, strict=True)
-    blurry, targets = (to_tensor(torch.from_numpy(np.stack(each))) for each in images)
-    return [blurry, targets, torch.stack(spectra), torch.tensor(errors)]
