@@ -4,11 +4,12 @@
     python evaluate.py PAIRS other.pth --picture best.png   PAIRS/NNN/{blurry,sharp}.png or PAIRS/DEGRADATION/NNN/...
 
 The unsharp mask is listed at Pillow's default setting and as an oracle: the best of a grid of settings, tuned for each
-degradation on the ground truth. Scores are of 8-bit images; a mean over degradations counts each of them once.
+degradation on the ground truth. Scores are of 8-bit images, and a photo counts for at most 50 dB, as in train.py; a mean
+over degradations counts each of them once.
 """
 
-import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from inference import Sharpener
 from models import load_model
 from training.report import score, share_of, side_by_side, write_table
 from utils import (
+    MAX_PSNR,
     Scores,
     UserError,
     count_parameters,
@@ -61,16 +63,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file for a photo per degradation, that with the median gain")
     options = parser.parse_args()
     degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
-    pairs = [folder for folders in degradations.values() for folder in folders]
-    inputs = {os.path.realpath(folder / name) for folder in pairs for name in ("blurry.png", "sharp.png")}
     for name, suffixes in {"markdown": [".md"], "csv": [".csv"], "picture": [".png", ".jpg"]}.items():
         file = getattr(options, name)
         if file is None:
             continue
-        if file.suffix.lower() not in suffixes:
-            raise UserError(f"--{name} {file} does not end in {' or '.join(suffixes)}")
-        if os.path.realpath(file) in inputs or file.is_dir():
-            raise UserError(f"--{name} {file} is {'a folder' if file.is_dir() else 'an input'}: choose another name")
+        if file.suffix.lower() not in suffixes or file.is_dir() or file.name in ("blurry.png", "sharp.png"):
+            raise UserError(f"--{name} {file}: name a file that ends in {' or '.join(suffixes)}, no folder and no input")
         check_writable(file.parent, f"--{name}")
     device = pick_device(DEVICE)
     files = {name: next(filter(os.path.isfile, choices), choices[-1]) for name, choices in NETWORKS.items()}
@@ -122,11 +120,12 @@ def score_degradation(
         outputs |= {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
         for name, output in outputs.items():
             scores[name][folder.name] = score(output, sharp)
-        for radius in RADII if math.isfinite(scores["input"][folder.name].psnr) else ():  # else any change is a loss
+        for radius in RADII:
             detail = blurry - convolve(blurry, gaussian_kernel(radius))
             for amount in AMOUNTS:
-                grid[radius, amount].append(float(psnr(quantize_8bit(blurry + amount * detail)[None], sharp[None])))
-    best = max(grid, key=lambda setting: np.mean(grid[setting] or [0]))
+                masked = quantize_8bit(blurry + amount * detail)
+                grid[radius, amount].append(float(psnr(masked[None], sharp[None]).clamp(max=MAX_PSNR)))
+    best = max(grid, key=lambda setting: np.mean(grid[setting]))
     for folder in folders:
         blurry, sharp = read_pair(folder)
         scores["best unsharp"][folder.name] = score(unsharp(blurry, *best), sharp)
@@ -151,8 +150,7 @@ def draw(title: str, folder: Path, mask: tuple[float, float], sharpeners: dict[s
     blurry, sharp = read_pair(folder)
     masked, name = unsharp(blurry, *mask), f"unsharp mask {mask[0]:g}, {mask[1]:g}"
     outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
-    zoom_on = masked, next(iter(outputs.values()))
-    return side_by_side({title: blurry, name: masked, **outputs, "sharp": sharp}, zoom_on)
+    return side_by_side({title: blurry, name: masked, **outputs, "sharp": sharp})
 
 
 def costs_of(sharpener: Sharpener) -> list[str]:
@@ -164,52 +162,40 @@ def costs_of(sharpener: Sharpener) -> list[str]:
 # Tables
 
 
-def mean_scores(scores: dict[str, dict[str, Scores]], name: str) -> Scores:
-    """Over the photos that are not perfect already (infinite PSNR); over all if all are perfect."""
-    counted = [value for photo, value in scores[name].items() if math.isfinite(scores["input"][photo].psnr)]
-    return Scores(*np.mean(counted or list(scores[name].values()), axis=0).tolist())
-
-
-def means(results: Results, name: str) -> Scores:
-    """Of a sharpener over the photos of each degradation, then over the degradations with something to sharpen, if any."""
-    blurry = [scores for scores in results.values() if math.isfinite(mean_scores(scores, "input").psnr)]
-    return Scores(*np.mean([mean_scores(scores, name) for scores in blurry or results.values()], axis=0).tolist())
+def mean(scores: Iterable[Scores]) -> Scores:
+    return Scores(*np.mean(list(scores), axis=0).tolist())
 
 
 def degradation_table(results: Results) -> str:
     """PSNR / SSIM of each sharpener for each degradation."""
     rows = [["degradation", *next(iter(results.values()))]]
     for degradation, scores in results.items():
-        rows.append([degradation, *(f"{p:.2f} / {s:.4f}" for p, s in (mean_scores(scores, name) for name in scores))])
+        means = [mean(each.values()) for each in scores.values()]
+        rows.append([degradation, *(f"{value.psnr:.2f} / {value.ssim:.4f}" for value in means)])
     return as_markdown(rows)
 
 
 def summary_table(results: Results, costs: dict[str, list[str]]) -> str:
     """The mean of each sharpener, its gain over the input, the share of the teacher's gain, and its cost."""
-    blurry = means(results, "input")
     rows = [["", "PSNR dB", "SSIM", "gain", "of the teacher's", "photos made worse", "worst photo"]]
     rows[0] += ["parameters", "GMAC/megapixel", "ms/megapixel"]
-    for name in next(iter(results.values())):
-        mean, row = means(results, name), [""] * 4
-        if name != "input" and math.isfinite(blurry.psnr):  # else there was nothing to gain
-            gain, each = np.subtract(mean, blurry), gains(results, name)
-            teacher = np.subtract(means(results, "teacher"), blurry) if "teacher" in costs else None
-            share = "" if teacher is None else " / ".join(map(share_of, gain, teacher))
+    names = list(next(iter(results.values())))
+    means = {name: mean(mean(scores[name].values()) for scores in results.values()) for name in names}
+    gains = {name: np.subtract(value, means["input"]) for name, value in means.items()}
+    for name in names:
+        row = [""] * 4
+        if name != "input":
+            share = " / ".join(map(share_of, gains[name], gains["teacher"])) if "teacher" in gains else ""
+            each = {  # gain of each photo in dB
+                f"{degradation}/{photo}" if len(results) > 1 else photo: scores[name][photo].psnr - blurry.psnr
+                for degradation, scores in results.items()
+                for photo, blurry in scores["input"].items()
+            }
             worst = min(each, key=each.get)
             worse = f"{sum(value < 0 for value in each.values())} of {len(each)}"
-            row = [f"{gain[0]:+.2f} dB / {gain[1]:+.4f}", share, worse, f"{worst} {each[worst]:+.2f} dB"]
-        rows.append([name, f"{mean.psnr:.2f}", f"{mean.ssim:.4f}", *row, *costs.get(name, [""] * 3)])
+            row = [f"{gains[name][0]:+.2f} dB / {gains[name][1]:+.4f}", share, worse, f"{worst} {each[worst]:+.2f} dB"]
+        rows.append([name, f"{means[name].psnr:.2f}", f"{means[name].ssim:.4f}", *row, *costs.get(name, [""] * 3)])
     return as_markdown(rows)
-
-
-def gains(results: Results, name: str) -> dict[str, float]:
-    """Photo -> gain in dB of a sharpener, without photos that are perfect already."""
-    return {
-        f"{degradation}/{photo}" if len(results) > 1 else photo: scores[name][photo].psnr - blurry.psnr
-        for degradation, scores in results.items()
-        for photo, blurry in scores["input"].items()
-        if math.isfinite(blurry.psnr)
-    }
 
 
 def as_markdown(rows: list[list[str]]) -> str:

@@ -14,7 +14,7 @@ from images.files import atomic_write
 from inference import Sharpener
 from models import load_model
 from training.distributed import rank
-from utils import Scores, count_parameters, ms_per_megapixel, psnr, ssim, to_pixels, to_tensor
+from utils import MAX_PSNR, Scores, count_parameters, ms_per_megapixel, psnr, ssim, to_pixels, to_tensor
 
 COLORS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
 PICTURES = 3  # comparison_1.png to comparison_3.png
@@ -139,21 +139,20 @@ def draw_comparison(folder: Path, val_set: Dataset, networks: dict[str, nn.Modul
     for k, index in enumerate(shown, start=1):
         blurry, sharp = val_set[index]
         outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
-        picture = side_by_side({"blurry": blurry, **outputs, "sharp": sharp}, zoom_on=(blurry, sharp))
+        picture = side_by_side({"blurry": blurry, **outputs, "sharp": sharp})
         atomic_write(folder / f"comparison_{k}.png", picture.save)
 
 
-def side_by_side(columns: dict[str, Tensor], zoom_on: tuple[Tensor, Tensor]) -> Image.Image:
+def side_by_side(columns: dict[str, Tensor]) -> Image.Image:
     """A picture with one column per image: name, PSNR and SSIM, the whole photo, a crop magnified four times.
 
     Args:
-        columns: name -> (3, H, W) in [0, 1]; the last is the sharp photo.
-        zoom_on: the crop is where these two images, (3, H, W) each, differ most.
+        columns: name -> (3, H, W) in [0, 1]; the first is blurry and the last sharp, and the crop is where they differ most.
     """
-    *_, sharp = columns.values()
+    blurry, *_, sharp = columns.values()
     height, width = sharp.shape[-2:]
     crop = min(COLUMN // ZOOM, height, width)
-    left, top = _worst_window(*zoom_on, crop)
+    left, top = _worst_window(blurry, sharp, crop)
     box = left, top, left + crop, top + crop
     shown = COLUMN, max(1, round(COLUMN * height / width))
     head, gap, font = 44, 6, ImageFont.load_default(15)
@@ -175,8 +174,8 @@ def side_by_side(columns: dict[str, Tensor], zoom_on: tuple[Tensor, Tensor]) -> 
 
 
 def score(image: Tensor, sharp: Tensor) -> Scores:
-    """PSNR in dB and SSIM of one photo, (3, H, W)."""
-    return Scores(float(psnr(image[None], sharp[None])), float(ssim(image[None], sharp[None])))
+    """PSNR in dB, at most 50, and SSIM of one photo, (3, H, W)."""
+    return Scores(min(float(psnr(image[None], sharp[None])), MAX_PSNR), float(ssim(image[None], sharp[None])))
 
 
 def _worst_window(first: Tensor, second: Tensor, size: int) -> tuple[int, int]:
