@@ -23,7 +23,7 @@ from training.distributed import init_distributed, main_process_first
 from training.estimator import train_estimator
 from training.fingerprint import fingerprint
 from training.loop import validate
-from training.run import TrainingRun, lock_output_dir, lock_weights
+from training.run import TrainingRun, lock_path
 from utils import RelativeMSEAndSSIMLoss, UserError, autocast, print0
 
 # Files
@@ -81,7 +81,7 @@ def main() -> None:
         teacher = TeacherCNN() if START_FROM is None else load_model(START_FROM)
         check_network(teacher)
         check_loss(loss_fn, device, PATCH_SIZE, with_input_mse=True)
-        locks = lock_output_dir(outputs), lock_weights(TEACHER)  # noqa: F841  held until the end
+        locks = lock_path(outputs), lock_path(TEACHER)  # noqa: F841  held until the end
         train_set, val_set = open_photos() if PHOTOS else open_pairs()
     print0(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 

@@ -20,7 +20,7 @@ from training.distributed import init_distributed, main_process_first
 from training.fingerprint import fingerprint
 from training.loop import check_teacher, validate
 from training.report import summarize
-from training.run import TrainingRun, lock_output_dir, lock_weights
+from training.run import TrainingRun, lock_path
 from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
 from utils import autocast, print0, relative_weight
 
@@ -75,7 +75,7 @@ def main() -> None:
         check_loss(loss_fn, device, PATCH_SIZE)
         teacher = load_model(TEACHER_WEIGHTS).requires_grad_(False)
         data = find_or_make_data(DATA)
-        locks = lock_output_dir(OUTPUTS), lock_weights(BEST_STUDENT)  # noqa: F841  held until the end
+        locks = lock_path(OUTPUTS), lock_path(BEST_STUDENT)  # noqa: F841  held until the end
         need_sharp = DISTILL_WEIGHT < 1 or not CACHE_TEACHER  # if False, sharp.png may be missing in train/
         train_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED, need_sharp)
         val_set = PairedImageDataset(data / "val")

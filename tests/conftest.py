@@ -29,7 +29,7 @@ from inference import run_patches
 from models import StudentCNN, TeacherCNN, load_model, save_model
 from training.config import TrainConfig
 from training.loop import validate
-from training.run import TrainingRun, lock_output_dir, lock_weights
+from training.run import TrainingRun, lock_path
 from utils import to_pixels, to_tensor
 
 # For tests of what runs on a GPU too
@@ -267,7 +267,7 @@ def run_sharpen(tmp_path, monkeypatch, capsys):
 
 
 def hold_locks(folder: Path) -> None:
-    locks = lock_output_dir(folder), lock_weights(folder / "best.pth")  # noqa: F841  held until it is killed
+    locks = lock_path(folder), lock_path(folder / "best.pth")  # noqa: F841  held until it is killed
     print("held", flush=True)
     time.sleep(60)
 

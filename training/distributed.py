@@ -41,6 +41,23 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def gather(value) -> list:
+    """``value`` of every rank, in their order. Every rank must call this.
+
+    Raises:
+        UserError: on every rank if it is the ``value`` of any.
+    """
+    values = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    for each in values:
+        if isinstance(each, UserError):
+            each.shared = world_size() > 1
+            raise each from None
+    return values
+
+
 @contextlib.contextmanager
 def all_ranks_together() -> Iterator[None]:
     """Run the block on all ranks; each waits for the others at its end.
@@ -52,32 +69,21 @@ def all_ranks_together() -> Iterator[None]:
     try:
         yield
     except UserError as caught:
-        error = str(caught)
-    raise_on_all_ranks(error)
+        if caught.shared:  # by a ``gather`` in the block
+            raise
+        error = caught
+    gather(error)
 
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
     """Run the block on rank 0, then on the others, which find what rank 0 left on the disk. Errors are raised on all."""
     if rank() != 0:
-        raise_on_all_ranks(None)  # waits for rank 0
+        gather(None)  # waits for rank 0
     with all_ranks_together():
         yield
     if rank() == 0:
-        raise_on_all_ranks(None)  # waits for the others
-
-
-def raise_on_all_ranks(error: str | None) -> None:
-    """Raise ``UserError`` on every rank if ``error`` is not None on any. Every rank must call this."""
-    errors = [error]
-    if world_size() > 1:
-        errors = [None] * world_size()
-        dist.all_gather_object(errors, error)
-    for each in errors:
-        if each is not None:
-            failure = UserError(each)
-            failure.shared = world_size() > 1
-            raise failure from None
+        gather(None)  # waits for the others
 
 
 def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
@@ -90,12 +96,6 @@ def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
 
 def all_reduce_mean(value: Tensor) -> float:
     return all_reduce_sum(value.clone(), value.device).item() / world_size()
-
-
-def per_rank_batch_size(batch_size: int) -> int:
-    if batch_size % world_size():
-        raise UserError(f"BATCH_SIZE = {batch_size} cannot be split over {world_size()} processes: use a multiple of that")
-    return batch_size // world_size()
 
 
 def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:

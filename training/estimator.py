@@ -19,6 +19,7 @@ from blur.spectrum import WINDOW, extract_windows, log_means, log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from training.config import TrainConfig
 from training.distributed import main_process_first
+from training.fingerprint import fingerprint
 from training.loop import in_shared_memory
 from utils import UserError, make_generator, print0
 
@@ -42,7 +43,7 @@ def train_estimator(
         return
     versions, passes, rate = config.estimator_versions, config.estimator_passes, config.estimator_learning_rate
     settings = dict(versions=versions, passes=passes, learning_rate=rate, seed=config.seed, photos=train_set.key)
-    settings["start"] = sum(float(value.double().abs().sum()) for value in estimator.state_dict().values())
+    settings["start"] = fingerprint(estimator)
     with main_process_first():
         stored = {}
         with contextlib.suppress(UserError):  # missing or damaged: it is trained again
@@ -63,7 +64,7 @@ def train_estimator(
 
 
 class CrossSpectra(Dataset):
-    """Item k: spectra of a region of one blurry version of a photo, (7, 64, 33): see ``compute_spectra``."""
+    """Item k: a list of the spectra of a region of one blurry version of a photo, (7, 64, 33): see ``compute_spectra``."""
 
     def __init__(self, photos: Dataset, versions: int):
         self.photos, self.versions = photos, versions
@@ -71,7 +72,7 @@ class CrossSpectra(Dataset):
     def __len__(self) -> int:
         return len(self.photos) * self.versions
 
-    def __getitem__(self, k: int) -> Tensor:
+    def __getitem__(self, k: int) -> list[Tensor]:
         version, index = divmod(k, len(self.photos))
         pair = self.photos.whole(index, version)
         whole = log_power_spectrum(pair[0][None])[0]
@@ -81,7 +82,7 @@ class CrossSpectra(Dataset):
         blurry, sharp = (windowed_fft(extract_windows(photo[(None, ..., *region)]))[0] for photo in pair)
         blurry_power, cross = power(blurry), (sharp * blurry.conj()).real
         powers = torch.stack([blurry_power, power(sharp), cross]).mean(1)
-        return in_shared_memory(torch.cat([log_means(blurry_power[None])[0], whole, powers.roll(WINDOW // 2, 1)]))
+        return [torch.cat([log_means(blurry_power[None])[0], whole, powers.roll(WINDOW // 2, 1)])]
 
 
 def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
@@ -92,9 +93,9 @@ def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
     """
     dataset = CrossSpectra(photos, versions)
     spectra = torch.empty(len(dataset), 7, WINDOW, WINDOW // 2 + 1)
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    loader = DataLoader(dataset, batch_size=None, collate_fn=in_shared_memory, num_workers=workers)
     bar = tqdm(loader, "spectra of photos", total=len(dataset), unit="photo", leave=False, disable=None)
-    for k, each in enumerate(bar):
+    for k, (each,) in enumerate(bar):
         spectra[k] = each  # copied: a tensor from a worker process keeps a file open
     return spectra
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from inference import run_tiled
-from training.distributed import all_reduce_sum, per_rank_batch_size, rank, world_size
+from training.distributed import all_reduce_sum, rank, world_size
 from utils import MAX_PSNR, Scores, UserError, autocast, one_line, print0, psnr, quantize_8bit, ssim
 
 
@@ -45,25 +45,26 @@ class Batches(Dataset):
     """Item s is this process's share of training step s: patches s * ``batch_size`` and on, in the order of the ranks."""
 
     def __init__(self, train_set: Dataset, batch_size: int):
-        self.train_set, self.batch_size = train_set, batch_size
-        self.share = per_rank_batch_size(batch_size)
+        if batch_size % world_size():
+            raise UserError(
+                f"BATCH_SIZE = {batch_size} cannot be split over {world_size()} processes: use a multiple of that"
+            )
+        self.train_set, self.batch_size, self.share = train_set, batch_size, batch_size // world_size()
         self.offset = rank() * self.share
 
     def __getitem__(self, step: int) -> list[Tensor]:
         start = step * self.batch_size + self.offset
-        return [in_shared_memory(part) for part in self.train_set.batch(range(start, start + self.share))]
+        return self.train_set.batch(range(start, start + self.share))
 
 
-def in_shared_memory(part: Tensor) -> Tensor:
-    """``part``, in a worker process moved to where the training reads it from, as torch would do when the item is complete.
+def in_shared_memory(batch: list[Tensor]) -> list[Tensor]:
+    """``batch``, from a worker process, where the training reads it from.
 
     Raises:
-        UserError: if there is none left, where torch would hang.
+        UserError: if there is no shared memory left, where torch, which would do the same a little later, would hang.
     """
-    if get_worker_info() is None:
-        return part
     try:
-        return part.share_memory_()
+        return batch if get_worker_info() is None else [part.share_memory_() for part in batch]
     except RuntimeError as error:
         raise UserError(
             f"a worker process is out of shared memory ({one_line(str(error))[:120]}): set NUM_WORKERS = 0, lower "
@@ -79,6 +80,7 @@ def load_batches(
         Batches(train_set, batch_size),
         batch_size=None,  # an item is a batch already
         sampler=steps,
+        collate_fn=in_shared_memory,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else it draws from torch's own, which a resumed training must not repeat

@@ -1,5 +1,6 @@
 """One training from its first step to its last: optimizer, checkpoints, history, best weights."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from images.files import lock_file, read_torch_file, write_torch_file
 from models import save_model
 from training.config import TrainConfig
-from training.distributed import all_reduce_mean, raise_on_all_ranks, rank, wrap_ddp
+from training.distributed import all_ranks_together, all_reduce_mean, rank, wrap_ddp
 from training.fingerprint import identity_of
 from training.loop import load_batches
 from training.report import draw_curves, epoch_row, print_epoch, write_table
@@ -72,7 +73,7 @@ class TrainingRun:
             config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"} | (extra or {})
         )
         self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
-        self.progress = dict(step=0, loss_sum=0.0, history=[], best_ssim=-math.inf)
+        self.progress = dict(step=0, loss_sum=0.0, history=[])
         self.loss_sum = torch.zeros((), device=device)
         self.last_save = time.monotonic()
         if config.resume and self.checkpoint.is_file():
@@ -90,11 +91,8 @@ class TrainingRun:
         if kind is None and rank() == 0:
             self.checkpoint.unlink(missing_ok=True)
         if kind is KeyboardInterrupt:
-            done, best = len(self.progress["history"]), self.progress["best_ssim"]
-            kept = f"the best weights so far, SSIM {best:.4f}, are in {self.best_file}" if done else "nothing to keep yet"
-            raise KeyboardInterrupt(
-                f"\nStopped after {done} of {self.config.num_epochs} epochs: {kept}. Run again to resume."
-            ) from None
+            epochs = f"{len(self.progress['history'])} of {self.config.num_epochs} epochs"
+            raise KeyboardInterrupt(f"\nStopped after {epochs}: {self._kept()}. Run again to resume.") from None
 
     def epochs(self) -> Iterator[int]:
         """Numbers of the epochs that are left, from 1."""
@@ -104,7 +102,11 @@ class TrainingRun:
 
     @property
     def best_ssim(self) -> float:
-        return self.progress["best_ssim"]
+        return max((row[f"{self.name}_ssim"] for row in self.progress["history"]), default=-math.inf)
+
+    def _kept(self) -> str:
+        best = f"the best weights so far, SSIM {self.best_ssim:.4f}, are in {self.best_file}"
+        return best if self.progress["history"] else "there are no weights yet"
 
     def batches(self) -> Iterator[list[Tensor]]:
         """The batches left in this epoch, on the device; shows a progress bar and saves checkpoints between them."""
@@ -118,7 +120,10 @@ class TrainingRun:
                 yield [part.to(self.device, non_blocking=True) for part in batch]
                 bar.update()
                 if done % CHECK_EVERY == 0 and done < self.steps:
-                    self._check(done)
+                    loss_sum = all_reduce_mean(self.loss_sum)
+                    self._check_finite(loss_sum)
+                    if time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes:
+                        self._save(step=len(self.progress["history"]) * self.steps + done, loss_sum=loss_sum)
 
     def step(self, loss: Tensor) -> None:
         """One step of the optimizer."""
@@ -134,12 +139,10 @@ class TrainingRun:
         title = self._title()
         loss = all_reduce_mean(self.loss_sum) / self.steps
         self._check_finite(loss + scores.psnr + scores.ssim)
-        history = self.progress["history"]
-        better = scores.ssim > self.progress["best_ssim"]
-        seconds = time.perf_counter() - self.started
+        better = scores.ssim > self.best_ssim
+        history, seconds = self.progress["history"], time.perf_counter() - self.started
         history = [*history, epoch_row(len(history) + 1, loss, seconds, self.baselines | {self.name: scores})]
-        best_ssim = max(scores.ssim, self.progress["best_ssim"])
-        self.progress = dict(step=len(history) * self.steps, loss_sum=0.0, history=history, best_ssim=best_ssim)
+        self.progress = dict(step=len(history) * self.steps, loss_sum=0.0, history=history)
         if rank() == 0:
             metadata = dict(epoch=len(history), val=scores._asdict(), training=self.identity)
             save_model(self.outputs / f"{self.name}_last.pth", self.network, **metadata)
@@ -153,20 +156,13 @@ class TrainingRun:
     def _title(self) -> str:
         return f"{self.name} {self.progress['step'] // self.steps + 1}/{self.config.num_epochs}"
 
-    def _check(self, done: int) -> None:
-        """Stop if the loss is no longer finite; write a checkpoint if it is time."""
-        loss_sum = all_reduce_mean(self.loss_sum)
-        self._check_finite(loss_sum)
-        if time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes:
-            self._save(step=len(self.progress["history"]) * self.steps + done, loss_sum=loss_sum)
-
     def _check_finite(self, value: float) -> None:
-        if math.isfinite(value):
-            return
-        if rank() == 0:
-            self.checkpoint.unlink(missing_ok=True)  # resuming from it would only lead here again
-        kept = f"{self.best_file} holds the best weights so far" if self.progress["history"] else "nothing was saved"
-        raise_on_all_ranks(f"the loss of {self._title()} is no longer a finite number: lower LEARNING_RATE; {kept}")
+        if not math.isfinite(value):
+            if rank() == 0:
+                self.checkpoint.unlink(missing_ok=True)  # resuming from it would only lead here again
+            sentence = f"the loss of {self._title()} is no longer a finite number: lower LEARNING_RATE; {self._kept()}"
+            with all_ranks_together():
+                raise UserError(sentence)
 
     def _parts(self) -> dict:
         return {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
@@ -186,37 +182,28 @@ class TrainingRun:
     def _resume(self) -> None:
         try:
             content = read_torch_file(self.checkpoint)
-        except UserError:
+            old, new = content["identity"], self.identity
+            changed = [
+                f"{name} was {old.get(name)}, is {new.get(name)}"
+                for name in dict.fromkeys([*new, *old])
+                if old.get(name) != new.get(name)
+            ]
+            if not changed:
+                for name, part in self._parts().items():
+                    part.load_state_dict(content["states"][name])
+                self.progress, generators = content["progress"], content["generators"]
+                torch.set_rng_state(generators["cpu"])
+                if "cuda" in generators and torch.cuda.is_initialized():
+                    torch.cuda.set_rng_state(generators["cuda"])
+        except (UserError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
             raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
-        try:
-            compare_identity(self.checkpoint, content["identity"], self.identity)
-            for name, part in self._parts().items():
-                part.load_state_dict(content["states"][name])
-            self.progress, generators = content["progress"], content["generators"]
-            torch.set_rng_state(generators["cpu"])
-            if "cuda" in generators and torch.cuda.is_initialized():
-                torch.cuda.set_rng_state(generators["cuda"])
-        except (TypeError, KeyError, IndexError, RuntimeError, ValueError):  # it holds something else
-            raise UserError(f"{self.checkpoint} is no checkpoint: remove it or set RESUME = False to start over") from None
         if self.progress["history"] and not self.best_file.is_file():
+            changed = [f"{self.best_file} is missing"]
+        if changed:
             raise UserError(
-                f"{self.best_file}, the best weights of the interrupted training, is missing: "
-                "put it back or set RESUME = False"
+                f"{self.checkpoint} belongs to an interrupted training with other settings ({'; '.join(changed)}): "
+                "set RESUME = False to discard it and start over, or restore the old values to resume it"
             )
-
-
-def compare_identity(path: Path, old: dict, new: dict) -> None:
-    """Raise ``UserError`` if the interrupted training in ``path`` was another one; names only one has count too."""
-    changed = [
-        f"{name} was {old.get(name)}, is {new.get(name)}"
-        for name in dict.fromkeys([*new, *old])
-        if old.get(name) != new.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"{path} belongs to an interrupted training with other settings ({'; '.join(changed)}): "
-            "set RESUME = False to discard it and start over, or restore the old values to resume it"
-        )
 
 
 def warmup_cosine(step: int, steps: int) -> float:
@@ -227,29 +214,19 @@ def warmup_cosine(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
-def lock_output_dir(outputs: Path | str) -> IO | None:
-    """Keep other trainings out of ``outputs`` as long as the returned file is open.
+def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
+    """Keep other trainings from writing to ``path``, a folder or a .pth file, as long as the returned file is open.
 
     Raises:
-        UserError: if another one is running there.
+        UserError: if another one does.
     """
-    return _lock(Path(outputs) / ".lock", f"in {outputs}: wait for it, or set OUTPUTS and weights to others")
-
-
-def lock_weights(file: Path | str) -> IO | None:
-    """The same for a file that the best weights are written to, which may be in a folder with others."""
-    file = Path(file)
-    return _lock(
-        file.with_name(f".{file.name}.lock"), f"that writes {file}: wait for it, or choose another file for weights"
-    )
-
-
-def _lock(path: Path, where: str) -> IO | None:
+    path = Path(path)
     if rank() != 0:
-        return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115
+        return contextlib.nullcontext()
+    lock = path.with_name(f".{path.name}.lock") if path.suffix == ".pth" else path / ".lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = open(lock, "w")  # noqa: SIM115
     if not lock_file(file):
         file.close()
-        raise UserError(f"another training is running {where}")
+        raise UserError(f"another training is writing to {path}: wait for it, or choose another place for this one")
     return file

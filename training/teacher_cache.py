@@ -1,10 +1,10 @@
 """What does not change during a training, computed once and stored: the teacher's outputs and the blur embeddings."""
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from blur.spectrum import transform_spectrum
 from dataset import PairedImageDataset
-from images.files import atomic_write, read_torch_file, resumable_file, write_torch_file
+from images.files import read_torch_file, resumable_file, write_torch_file
 from images.photos import PixelFile, remove_files
 from inference import run_ensemble
-from training.distributed import all_ranks_together, main_process_first, rank, world_size
+from training.distributed import all_ranks_together, gather, main_process_first, rank, world_size
 from training.fingerprint import code_fingerprint, fingerprint
-from training.run import lock_output_dir
+from training.run import lock_path
 from utils import autocast, autocast_dtype, to_pixels, to_tensor
 
 
@@ -44,17 +44,11 @@ def cache_teacher_outputs(
     with all_ranks_together():  # every rank has looked before any writes
         complete = PixelFile(file, data.shapes).is_complete()
     if not complete:
-        with all_ranks_together():
-            lock = lock_output_dir(data.cache)
+        with all_ranks_together(), lock_path(data.cache):
             if rank() == 0:
                 # Of another teacher or other photos, or truncated
                 remove_files(p for p in data.cache.glob("*.outputs") if p == file or not p.name.startswith(name))
             _run_teacher(teacher, data, weight, device, orientations, file)
-        with main_process_first():
-            if world_size() > 1 and rank() == 0:
-                _concatenate([_share(file, each) for each in range(world_size())], file)
-        if lock:
-            lock.close()
     return PixelFile(file, data.shapes)
 
 
@@ -62,38 +56,22 @@ def cache_teacher_outputs(
 def _run_teacher(
     teacher: nn.Module, data: PairedImageDataset, weight: float, device: torch.device, orientations: int, file: Path
 ) -> None:
-    """Write this process's share of the outputs."""
-    share = range(rank() * len(data) // world_size(), (rank() + 1) * len(data) // world_size())
-    sizes = (3 * height * width for height, width in data.shapes[share.start : share.stop])
-    ends = [0, *itertools.accumulate(sizes)]  # bytes
-    if _share(file, rank()).is_file():
-        return  # complete, from an interrupted run
-    with resumable_file(_share(file, rank())) as out:
-        done = bisect.bisect_right(ends, out.seek(0, os.SEEK_END)) - 1
-        out.truncate(ends[done])
-        hidden = None if rank() == 0 else True
-        bar = tqdm(share[done:], "running the teacher", len(share), initial=done, unit="photo", leave=False, disable=hidden)
-        for index in bar:
+    """Compute the outputs that are missing, one on each rank at a time; rank 0 writes them."""
+    ends = [0, *itertools.accumulate(3 * height * width for height, width in data.shapes)]  # bytes
+    with resumable_file(file) if rank() == 0 else contextlib.nullcontext() as out:
+        done = gather(bisect.bisect_right(ends, out.seek(0, os.SEEK_END)) - 1 if out else None)[0]
+        if out:
+            out.truncate(ends[done])
+        steps, hidden = range(done, len(data), world_size()), None if out else True
+        for start in tqdm(steps, "running the teacher", unit="photo", unit_scale=world_size(), leave=False, disable=hidden):
+            index = min(start + rank(), len(data) - 1)  # in the last step some ranks may repeat what another one does
             blurry = to_tensor(data.blurry[index])[None].to(device, memory_format=torch.channels_last)
             with autocast(device):
                 output = run_ensemble(teacher, blurry, orientations)
             target = to_tensor(data.sharp[index]).to(device).lerp(output[0].float().clamp(0, 1), weight)
-            out.write(np.ascontiguousarray(to_pixels(target)).data)
-
-
-def _share(file: Path, of_rank: int) -> Path:
-    return file if world_size() == 1 else file.with_name(f"{file.name}.{of_rank}of{world_size()}")
-
-
-def _concatenate(shares: list[Path], file: Path) -> None:
-    def write(partial: Path) -> None:
-        with open(partial, "wb") as out:
-            for share in shares:
-                with open(share, "rb") as source:
-                    shutil.copyfileobj(source, out, 2**24)
-
-    atomic_write(file, write)
-    remove_files(shares)
+            for pixels in gather(np.ascontiguousarray(to_pixels(target)))[: len(data) - start]:
+                if out:
+                    out.write(pixels.data)
 
 
 @torch.no_grad()

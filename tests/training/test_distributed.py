@@ -12,8 +12,7 @@ import utils
 from cli import run_cli
 from dataset import PairedImageDataset
 from models import StudentCNN, load_model
-from training import config, distributed
-from training.distributed import per_rank_batch_size
+from training import config, loop
 from training.teacher_cache import cache_teacher_outputs
 from utils import UserError
 
@@ -84,10 +83,10 @@ def test_weights_that_no_photo_reaches_are_said_before_two_processes_wait_for_th
 
 
 def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    assert per_rank_batch_size(9) == 3
+    monkeypatch.setattr(loop, "world_size", lambda: 3)
+    assert loop.Batches([], 9).share == 3
     with pytest.raises(UserError, match="BATCH_SIZE = 8 cannot be split over 3 processes"):
-        per_rank_batch_size(8)
+        loop.Batches([], 8)
 
 
 def test_an_error_before_the_processes_are_connected_is_printed_by_rank_0_alone(monkeypatch):

@@ -19,24 +19,22 @@ from images.files import read_torch_file
 from models import save_model
 from training import loop
 from training.loop import load_batches
-from training.run import lock_output_dir, lock_weights
+from training.run import lock_path
 from utils import UserError
 
 
 def test_two_trainings_share_neither_a_folder_nor_a_file_for_weights(tmp_path, start):
     other = start(hold_locks, tmp_path, log=tmp_path / "log")
     wait_for("held", other, tmp_path / "log")
-    with pytest.raises(UserError, match="another training is running in"):
-        lock_output_dir(tmp_path)
-    with pytest.raises(
-        UserError, match="another training is running that writes .*best.pth: wait for it, or choose another"
-    ):
-        lock_weights(tmp_path / "best.pth")
-    lock_weights(tmp_path / "other.pth").close()
+    with pytest.raises(UserError, match=f"another training is writing to {tmp_path}: wait for it, or choose another place"):
+        lock_path(tmp_path)
+    with pytest.raises(UserError, match="another training is writing to .*best.pth: wait for it"):
+        lock_path(tmp_path / "best.pth")
+    lock_path(tmp_path / "other.pth").close()
     other.kill()
     other.join()
-    lock_output_dir(tmp_path).close()
-    lock_weights(tmp_path / "best.pth").close()
+    lock_path(tmp_path).close()
+    lock_path(tmp_path / "best.pth").close()
 
 
 def endless_training(folder):
@@ -114,7 +112,7 @@ def test_a_folder_without_locks_is_used_all_the_same(tmp_path, monkeypatch, caps
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    lock_output_dir(tmp_path).close()
+    lock_path(tmp_path).close()
     assert ".lock cannot be locked (No locks available): start nothing else that writes there" in capsys.readouterr().out
 
 

@@ -114,7 +114,7 @@ def test_two_trainings_do_not_compute_the_same_outputs_at_once(pairs, start, tmp
     train_set = PairedImageDataset(pairs / "train", 32)
     other = start(hold_locks, train_set.cache, log=tmp_path / "log")
     wait_for("held", other, tmp_path / "log")
-    with pytest.raises(UserError, match="another training is running in"):
+    with pytest.raises(UserError, match="another training is writing to .*cache: wait for it"):
         cache_teacher_outputs(teacher_of(1), train_set, 1.0, CPU)
 
 
