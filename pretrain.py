@@ -56,19 +56,11 @@ RESUME = True  # resume an interrupted training; False: discard it and start ove
 
 def main() -> None:
     config = TrainConfig(
-        num_epochs=NUM_EPOCHS,
-        patches_per_photo=PATCHES_PER_PHOTO,
-        batch_size=BATCH_SIZE,
-        patch_size=PATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        seed=SEED,
-        estimator_versions=ESTIMATOR_VERSIONS if PHOTOS else 1,  # pairs have one
-        estimator_passes=ESTIMATOR_PASSES,
-        estimator_learning_rate=ESTIMATOR_LEARNING_RATE,
-        num_workers=NUM_WORKERS,
-        checkpoint_minutes=CHECKPOINT_MINUTES,
-        resume=RESUME,
-    )
+        num_epochs=NUM_EPOCHS, patches_per_photo=PATCHES_PER_PHOTO, batch_size=BATCH_SIZE, patch_size=PATCH_SIZE,
+        learning_rate=LEARNING_RATE, seed=SEED, estimator_versions=ESTIMATOR_VERSIONS if PHOTOS else 1,  # pairs have one
+        estimator_passes=ESTIMATOR_PASSES, estimator_learning_rate=ESTIMATOR_LEARNING_RATE,
+        num_workers=NUM_WORKERS, checkpoint_minutes=CHECKPOINT_MINUTES, resume=RESUME,
+    )  # fmt: skip
     optional = {"START_FROM": START_FROM, "PHOTOS": PHOTOS, "VAL_PHOTOS": VAL_PHOTOS}
     read = {"DATA": DATA} | {name: value for name, value in optional.items() if value is not None}
     check_paths(OUTPUTS, {"TEACHER": TEACHER}, read)

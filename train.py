@@ -53,19 +53,11 @@ RESUME = True  # resume an interrupted training; False: discard it and start ove
 
 def main() -> None:
     config = TrainConfig(
-        num_epochs=NUM_EPOCHS,
-        patches_per_photo=PATCHES_PER_PHOTO,
-        batch_size=BATCH_SIZE,
-        patch_size=PATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        seed=SEED,
-        distill_weight=DISTILL_WEIGHT,
-        cache_teacher=CACHE_TEACHER,
+        num_epochs=NUM_EPOCHS, patches_per_photo=PATCHES_PER_PHOTO, batch_size=BATCH_SIZE, patch_size=PATCH_SIZE,
+        learning_rate=LEARNING_RATE, seed=SEED, distill_weight=DISTILL_WEIGHT, cache_teacher=CACHE_TEACHER,
         teacher_orientations=TEACHER_ORIENTATIONS,
-        num_workers=NUM_WORKERS,
-        checkpoint_minutes=CHECKPOINT_MINUTES,
-        resume=RESUME,
-    )
+        num_workers=NUM_WORKERS, checkpoint_minutes=CHECKPOINT_MINUTES, resume=RESUME,
+    )  # fmt: skip
     check_paths(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": TEACHER_WEIGHTS, "DATA": DATA})
     device = init_distributed(DEVICE)
     torch.manual_seed(SEED)
@@ -95,10 +87,9 @@ def main() -> None:
         train_set.embeddings = cache_blur_embeddings(student, train_set, device)
 
     torch.manual_seed(SEED)  # again: what follows must not depend on whether the outputs were cached before
-    extra = {"the teacher": fingerprint(teacher)}
     run = TrainingRun(
         "student", student, loss_fn, train_set, val_set.key, config, device,
-        baselines=scores, best_file=BEST_STUDENT, outputs=OUTPUTS, extra=extra,
+        baselines=scores, best_file=BEST_STUDENT, outputs=OUTPUTS, extra={"the teacher": fingerprint(teacher)},
     )  # fmt: skip
     with run:
         for _ in run.epochs():
@@ -112,8 +103,7 @@ def main() -> None:
                 prediction.register_hook(relative_weight(input_mse).mul)  # photos that need little count as much
                 run.step(loss_fn(prediction, target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
-        where = dict(best_file=BEST_STUDENT, outputs=OUTPUTS, pairs=data / "val")
-        summarize(student, teacher, scores, val_set, device, **where)
+        summarize(student, teacher, scores, val_set, device, BEST_STUDENT, OUTPUTS)
 
 
 if __name__ == "__main__":

@@ -95,19 +95,19 @@ def small_teacher(strength=0.02):
     return teacher.eval().requires_grad_(False)
 
 
-class FailsAtStep5(nn.MSELoss):
-    """Stands for anything that goes wrong in the second epoch: calls ``fail`` on the loss."""
+class FailsInEpoch2(nn.MSELoss):
+    """Stands for anything that goes wrong in the second epoch: calls ``fail`` on the loss of the sixth call."""
 
     steps = 0
 
     def __init__(self, fail):
         super().__init__()
-        self.fail = fail
+        type(self).fail = staticmethod(fail)  # not of the object, where another function would count as another loss
 
     def forward(self, prediction, target, *_):  # pretrain.py's loss takes one argument more
         self.steps += 1
         loss = super().forward(prediction, target)
-        return self.fail(loss) if self.steps == 5 else loss
+        return self.fail(loss) if self.steps == 6 else loss
 
 
 def interrupt(loss):

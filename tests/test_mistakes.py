@@ -70,7 +70,7 @@ class Elsewhere(torch.nn.Conv2d):
 class Unpadded(torch.nn.Module):
     def __init__(self, width=4, fails=False):
         super().__init__()
-        self.conv, self.fails, self.arguments = torch.nn.Conv2d(3, 3, 3), fails, dict(width=width)
+        self.conv, self.fails, self.arguments = torch.nn.Conv2d(3, 3, 3), fails, dict(width=width, fails=fails)
 
     def forward(self, photo):
         return self.conv(photo[:, :2] if self.fails else photo)
@@ -95,9 +95,12 @@ class Forgetful(Unpadded):
             lambda: Unpadded(),
             "Unpadded turns a photo of shape (1, 3, 61, 67) into (1, 3, 59, 65): return one of the same shape",
         ),
-        (lambda: Unpadded(fails=True), "Unpadded fails on a photo of shape (1, 3, 61, 67) (Given groups=1"),
+        (
+            lambda: Unpadded(fails=True),
+            "built again with self.arguments, fails on a photo of shape (1, 3, 61, 67) (Given groups=1",
+        ),
         (lambda: Pair(), "Pair turns a photo of shape (1, 3, 61, 67) into tuple: return one of the same shape"),
-        (lambda: Forgetful(4), "Forgetful cannot be built again"),
+        (lambda: Forgetful(4), "missing 1 required positional argument: 'width'): fix"),
     ],
 )
 def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(constants, monkeypatch, make, sentence):

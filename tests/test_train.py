@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FailsAtStep5, interrupt, small_teacher
+from conftest import FailsInEpoch2, interrupt, small_teacher
 from PIL import Image
 from torch import nn
 
@@ -170,14 +170,14 @@ def test_the_best_epoch_is_kept_and_not_the_last(run, tmp_path):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_best(run, tmp_path, value):
     with pytest.raises(UserError, match="no longer a finite number: lower LEARNING_RATE"):
-        run(StudentCNN(), loss_fn=FailsAtStep5(lambda loss: loss * value))
+        run(StudentCNN(), loss_fn=FailsInEpoch2(lambda loss: loss * value))
     assert load_model(tmp_path / "best.pth").metadata["epoch"] == 1
     assert not (tmp_path / "outputs" / "student_checkpoint.pth").exists(), "resuming from it would only fail again"
 
 
 def test_ctrl_c_ends_with_the_best_so_far(run, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="Stopped after 1 of 2 epochs: the best weights so far"):
-        run(StudentCNN(), loss_fn=FailsAtStep5(interrupt))
+        run(StudentCNN(), loss_fn=FailsInEpoch2(interrupt))
     assert load_model(tmp_path / "best.pth").metadata["epoch"] == 1
 
 

@@ -1,7 +1,5 @@
 """The constants of a training, checked in one place, and checks of networks and files before the work starts."""
 
-import contextlib
-import copy
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -76,13 +74,12 @@ def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[
             raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes")
     check_writable(Path(outputs), "OUTPUTS")
     for name, file in written.items():
-        path = Path(file)
-        if path.suffix != ".pth" or path.is_dir():
+        if Path(file).suffix != ".pth" or Path(file).is_dir():
             raise UserError(f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth")
-        for other, source in read.items():
-            if os.path.realpath(source) == os.path.realpath(path):
-                raise UserError(f"{name} and {other} are both {file}, which would be overwritten: choose another file")
-        check_writable(path.parent, name)
+        same = [other for other, source in read.items() if os.path.realpath(source) == os.path.realpath(file)]
+        if same:
+            raise UserError(f"{name} and {same[0]} are both {file}, which would be overwritten: choose another file")
+        check_writable(Path(file).parent, name)
 
 
 def check_network(network: nn.Module) -> None:
@@ -91,43 +88,44 @@ def check_network(network: nn.Module) -> None:
     if getattr(models, name, None) is not type(network):
         raise UserError(f"{name} is not a class in models.py, where load_model looks for it: move it there")
     try:
-        type(network)(**getattr(network, "arguments", {}))
-    except TypeError as error:
-        raise UserError(f"{name} cannot be built again ({error}): store its arguments in self.arguments") from None
-    try:
-        result = network.eval()(photo)
+        again = type(network)(**getattr(network, "arguments", {})).eval()  # as load_model does
+        result = again(photo)
     except Exception as error:  # anything may be wrong with a user's own network
-        reason = one_line(str(error))[:300]
-        raise UserError(f"{name} fails on a photo of shape {tuple(photo.shape)} ({reason}): fix its forward()") from None
-    shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-    if shape != tuple(photo.shape):
-        raise UserError(f"{name} turns a photo of shape {tuple(photo.shape)} into {shape}: return one of the same shape")
+        raise UserError(
+            f"{name}, built again with self.arguments, fails on a photo of shape {tuple(photo.shape)} "
+            f"({one_line(str(error))[:300]}): fix the arguments or forward()"
+        ) from None
+    if shape_of(result) != tuple(photo.shape):
+        raise UserError(
+            f"{name} turns a photo of shape {tuple(photo.shape)} into {shape_of(result)}: return one of the same shape"
+        )
     if world_size() > 1:
         result.sum().backward()
-        unused = [part for part, value in network.named_parameters() if value.requires_grad and value.grad is None]
+        unused = [part for part, value in again.named_parameters() if value.requires_grad and value.grad is None]
         if unused:
             raise UserError(f"{name} does not use {', '.join(unused[:5])}, which torchrun does not allow: remove it")
-        network.zero_grad()
 
 
 def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: int, with_input_mse: bool = False) -> None:
     """Move ``loss_fn``, a module or a function, to ``device``; raise ``UserError`` if it cannot be minimized there."""
-    name, generator = getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__), make_generator(0)
+    name = getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__)
     size = min(patch_size, 256)  # some losses need a few windows of 11 pixels, none needs more
-    patches = torch.rand(4, 3, size, size, generator=generator).to(device, memory_format=torch.channels_last).chunk(2)
+    patches = torch.rand(4, 3, size, size, generator=make_generator(0))
+    patches = patches.to(device, memory_format=torch.channels_last).chunk(2)  # in training, too
     arguments = [patches[0].requires_grad_(), patches[1]] + [torch.full((2,), 1e-3, device=device)] * with_input_mse
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(device)
-    trial = loss_fn
-    with contextlib.suppress(Exception):  # not every loss can be copied
-        trial = copy.deepcopy(loss_fn)  # a loss may count its calls
     try:
-        result = trial(*arguments)
-        shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-        if shape == ():
+        result = loss_fn(*arguments)
+        if shape_of(result) == ():
             result.backward()
     except Exception as error:  # anything may be wrong with a user's own loss
         reason = one_line(str(error))[:300]
         raise UserError(f"{name} fails on patches of shape {tuple(patches[0].shape)} ({reason}): fix the loss") from None
-    if shape != ():
-        raise UserError(f"{name} returns {shape} for a batch of patches: return one number as a tensor, such as the mean")
+    if shape_of(result) != ():
+        raise UserError(f"{name} returns {shape_of(result)} for a batch of patches: return one number as a tensor")
+
+
+def shape_of(result) -> tuple[int, ...] | str:
+    """For messages; the type of what is no tensor."""
+    return tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__

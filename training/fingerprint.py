@@ -6,13 +6,13 @@ import functools
 import hashlib
 import inspect
 import operator
+import re
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from utils import count_parameters
@@ -37,23 +37,19 @@ def identity_of(network: nn.Module, loss_fn: nn.Module | Callable) -> dict[str, 
 
 
 def settings_of(part: nn.Module | Callable) -> str:
-    """The plain attributes of a loss or of a module in it; of a ``functools.partial`` its arguments."""
-    values = dict(getattr(part, "__dict__", {}))
-    if isinstance(part, functools.partial):
-        values = part.keywords | {f"argument {position}": value for position, value in enumerate(part.args)}
-    texts = {name: text_of(value) for name, value in values.items() if name not in vars(nn.Module())}
-    return ", ".join(f"{name} {text}" for name, text in texts.items() if text is not None)
+    """The attributes of a loss or of a module in it; of a ``functools.partial`` its arguments."""
+    own = {name: value for name, value in getattr(part, "__dict__", {}).items() if name not in vars(nn.Module())}
+    texts = [] if isinstance(part, nn.Module) else [text_of(part)]
+    return ", ".join([*texts, *(f"{name} {text_of(value)}" for name, value in own.items())])
 
 
-def text_of(value) -> str | None:
-    """All of a plain value; None for others, whose ``repr`` may hold an address."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return str(value.tolist())
-    if isinstance(value, (set, frozenset)):
-        return str(sorted(map(repr, value)))  # their order differs between processes
-    plain = value is None or isinstance(value, (str, int, float, tuple, list, dict, torch.dtype))
-    text = repr(value) if plain else ""
-    return text if text and " at 0x" not in text else None
+def text_of(value) -> str:
+    """All of a plain value; of any other its ``repr``, without what differs between processes."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    elif isinstance(value, (set, frozenset)):
+        value = sorted(value, key=repr)
+    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))  # an address
 
 
 def code_fingerprint(*objects) -> str:
@@ -84,8 +80,8 @@ def code_fingerprint(*objects) -> str:
                     todo.append(value)
                 elif isinstance(value, nn.Module):
                     dumps.add(f"{name} = {fingerprint(value)}")
-                elif (text := text_of(value)) is not None:
-                    dumps.add(f"{name} = {text}")
+                elif not inspect.ismodule(value):  # its text holds the path to its file
+                    dumps.add(f"{name} = {text_of(value)}")
     return hashlib.sha256("\n".join(sorted(dumps)).encode()).hexdigest()[:20]
 
 

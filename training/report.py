@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dataset import PairedImageDataset
 from images.files import atomic_write
 from inference import Sharpener
 from models import load_model
@@ -43,12 +44,10 @@ def summarize(
     student: nn.Module,
     teacher: nn.Module,
     scores: dict[str, Scores],
-    val_set: Dataset,
+    val_set: PairedImageDataset,
     device: torch.device,
-    *,
     best_file: str | Path,
     outputs: str | Path,
-    pairs: Path,
 ) -> None:
     """Load the best weights into ``student``; print the final table, draw pictures, and say what to do next."""
     if rank() != 0:
@@ -58,7 +57,7 @@ def summarize(
     print_summary(networks, scores | {"student": Scores(**student.metadata["val"])}, device)
     draw_comparison(Path(outputs), val_set, networks, device)
     print(f"The best student is in {best_file}; pictures, curves and the table of epochs are in {outputs}/")
-    print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {pairs}")
+    print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {val_set.root}")
 
 
 def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import FailsAtStep5, interrupt
+from conftest import FailsInEpoch2, interrupt
 from kill_and_resume import kill_and_resume
 from PIL import Image
 from torch.nn import functional as F
@@ -56,8 +56,8 @@ def test_an_interrupted_training_goes_on_and_says_so(run, tmp_path, capsys):
     run(alone, outputs=tmp_path / "alone")
     outputs = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, loss_fn=FailsAtStep5(interrupt), outputs=outputs)
-    run(again, loss_fn=FailsAtStep5(lambda loss: loss), outputs=outputs)
+        run(stopped, loss_fn=FailsInEpoch2(interrupt), outputs=outputs)
+    run(again, loss_fn=FailsInEpoch2(lambda loss: loss), outputs=outputs)
     assert "resuming the interrupted training after step 3 of 6" in capsys.readouterr().out
     assert same_weights(alone, again)
 
@@ -103,12 +103,12 @@ def interrupted(constants, monkeypatch, kept):
     """train.main() was interrupted in its second epoch."""
     if not kept.exists():
         with monkeypatch.context() as patch:
-            patch.setattr(train.nn, "MSELoss", lambda: FailsAtStep5(interrupt))
+            patch.setattr(train.nn, "MSELoss", lambda: FailsInEpoch2(interrupt))
             with pytest.raises(KeyboardInterrupt):
                 train.main()
         shutil.copytree(constants, kept)
     shutil.copytree(kept, constants, dirs_exist_ok=True)  # the times of files are kept, too
-    monkeypatch.setattr(train.nn, "MSELoss", lambda: FailsAtStep5(lambda loss: loss))
+    monkeypatch.setattr(train.nn, "MSELoss", lambda: FailsInEpoch2(lambda loss: loss))
     return constants
 
 
@@ -159,7 +159,7 @@ def test_a_teacher_or_photos_changed_in_between_are_noticed(interrupted):
 
 def test_an_estimator_that_was_trained_otherwise_is_named(constants, monkeypatch):
     monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
-    monkeypatch.setattr(pretrain, "RelativeMSEAndSSIMLoss", lambda: FailsAtStep5(interrupt))
+    monkeypatch.setattr(pretrain, "RelativeMSEAndSSIMLoss", lambda: FailsInEpoch2(interrupt))
     with pytest.raises(KeyboardInterrupt):
         pretrain.main()
     monkeypatch.setattr(pretrain, "ESTIMATOR_PASSES", 2)
