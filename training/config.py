@@ -95,10 +95,9 @@ def check_network(network: nn.Module) -> None:
             f"{name}, built again with self.arguments, fails on a photo of shape {tuple(photo.shape)} "
             f"({one_line(str(error))[:300]}): fix the arguments or forward()"
         ) from None
-    if shape_of(result) != tuple(photo.shape):
-        raise UserError(
-            f"{name} turns a photo of shape {tuple(photo.shape)} into {shape_of(result)}: return one of the same shape"
-        )
+    shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+    if shape != tuple(photo.shape):
+        raise UserError(f"{name} turns a photo of shape {tuple(photo.shape)} into {shape}: return one of the same shape")
     if world_size() > 1:
         result.sum().backward()
         unused = [part for part, value in again.named_parameters() if value.requires_grad and value.grad is None]
@@ -116,16 +115,9 @@ def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: 
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(device)
     try:
-        result = loss_fn(*arguments)
-        if shape_of(result) == ():
-            result.backward()
+        loss_fn(*arguments).backward()
     except Exception as error:  # anything may be wrong with a user's own loss
-        reason = one_line(str(error))[:300]
-        raise UserError(f"{name} fails on patches of shape {tuple(patches[0].shape)} ({reason}): fix the loss") from None
-    if shape_of(result) != ():
-        raise UserError(f"{name} returns {shape_of(result)} for a batch of patches: return one number as a tensor")
-
-
-def shape_of(result) -> tuple[int, ...] | str:
-    """For messages; the type of what is no tensor."""
-    return tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        raise UserError(
+            f"{name} cannot be minimized on patches of shape {tuple(patches[0].shape)} ({one_line(str(error))[:300]}): "
+            "return one number that depends on the prediction, as a tensor"
+        ) from None

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from utils import UserError, pick_device
 
@@ -84,18 +84,6 @@ def main_process_first() -> Iterator[None]:
         yield
     if rank() == 0:
         gather(None)  # waits for the others
-
-
-def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
-    """The sum of ``values`` over all processes, the same on each."""
-    if world_size() > 1:
-        values = values.to(device)  # nccl works on the GPU only
-        dist.all_reduce(values)
-    return values
-
-
-def all_reduce_mean(value: Tensor) -> float:
-    return all_reduce_sum(value.clone(), value.device).item() / world_size()
 
 
 def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:

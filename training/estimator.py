@@ -41,17 +41,16 @@ def train_estimator(
     estimator = getattr(network, "estimator", None)
     if not isinstance(estimator, BlurEstimator):
         return
-    versions, passes, rate = config.estimator_versions, config.estimator_passes, config.estimator_learning_rate
-    settings = dict(versions=versions, passes=passes, learning_rate=rate, seed=config.seed, photos=train_set.key)
-    settings["start"] = fingerprint(estimator)
+    names = "estimator_versions", "estimator_passes", "estimator_learning_rate", "seed"
+    settings = {name: getattr(config, name) for name in names} | dict(photos=train_set.key, start=fingerprint(estimator))
     with main_process_first():
         stored = {}
         with contextlib.suppress(UserError):  # missing or damaged: it is trained again
             stored = read_torch_file(file)
         if stored.get("settings") != settings:
-            spectra = compute_spectra(train_set, versions, config.num_workers)
+            spectra = compute_spectra(train_set, config.estimator_versions, config.num_workers)
             val_spectra = compute_spectra(val_set, 1, config.num_workers)
-            fit_filters(estimator, spectra, passes, rate, config.seed, device)
+            fit_filters(estimator, spectra, config, device)
             with torch.no_grad():
                 gain = filter_gain(response_of(estimator.cpu()(val_spectra[:, :4])[0]), val_spectra).mean()
             if not math.isfinite(gain):
@@ -120,15 +119,14 @@ def response_of(kernel: Tensor) -> Tensor:
     return torch.fft.rfft2(circular).real.roll(WINDOW // 2, 1)
 
 
-def fit_filters(
-    estimator: BlurEstimator, spectra: Tensor, passes: int, learning_rate: float, seed: int, device: torch.device
-) -> None:
-    """Maximize ``filter_gain`` over ``passes`` passes through ``spectra``."""
+def fit_filters(estimator: BlurEstimator, spectra: Tensor, config: TrainConfig, device: torch.device) -> None:
+    """Maximize ``filter_gain``."""
+    passes, learning_rate = config.estimator_passes, config.estimator_learning_rate
     steps = max(1, len(spectra) * passes // BATCH_SIZE)
     estimator.to(device).train()
     optimizer = torch.optim.AdamW(estimator.parameters(), learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps + 1)
-    generator = make_generator(seed, 4)
+    generator = make_generator(config.seed, 4)
     order = torch.cat([torch.randperm(len(spectra), generator=generator) for _ in range(passes)])
     for step in tqdm(range(steps), "blur estimator", unit="step", leave=False, disable=None):
         batch = spectra[order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]].to(device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from inference import run_tiled
-from training.distributed import all_reduce_sum, rank, world_size
+from training.distributed import gather, rank, world_size
 from utils import MAX_PSNR, Scores, UserError, autocast, one_line, print0, psnr, quantize_8bit, ssim
 
 
@@ -27,7 +27,7 @@ def validate(network: nn.Module, val_set: Dataset, device: torch.device) -> Scor
             prediction = quantize_8bit(run_tiled(network, blurry))
         scores = torch.cat([psnr(prediction, sharp).clamp(max=MAX_PSNR), ssim(prediction, sharp)])
         total += scores.cpu().double()
-    return Scores(*(all_reduce_sum(total, device) / len(val_set)).tolist())
+    return Scores(*(sum(gather(total)) / len(val_set)).tolist())
 
 
 def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path, required: bool) -> None:

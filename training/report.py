@@ -91,39 +91,32 @@ def write_table(path: Path, rows: list[dict]) -> None:
 
 def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
     """SSIM and PSNR by epoch, a line for each network in ``history``, a list of ``epoch_row``."""
-    picture = Image.new("RGB", (1040, 420), "white")
+    picture, font = Image.new("RGB", (1040, 420), "white"), ImageFont.load_default(14)
+    draw, bottom, top, last = ImageDraw.Draw(picture), 350, 50, len(history) - 1
     for left, unit, title, digits in (70, "_ssim", "validation SSIM", 3), (590, "_psnr", "validation PSNR, dB", 1):
+        right = left + 430
         keys = [key for key in history[0] if key.endswith(unit)]
         lines = {key.removesuffix(unit): [row[key] for row in history] for key in keys}
-        _draw_panel(ImageDraw.Draw(picture), left, title, lines, digits)
+        low, high = min(map(min, lines.values())), max(map(max, lines.values()))
+        margin = max(0.08 * (high - low), 10**-digits)
+        scale = [low - margin, high + margin], [bottom, top]
+        xs = np.linspace(left, right, last + 1)
+        draw.text((left, 20), title, "black", font)
+        for value in np.linspace(low, high, 5):
+            y = np.interp(value, *scale)
+            draw.line([left, y, right, y], "#e0e0e0")
+            draw.text((left - 8, y), f"{value:.{digits}f}", "black", font, anchor="rm")
+        for epoch in {0, last // 2, last}:
+            draw.text((xs[epoch], bottom + 6), f"{epoch + 1}", "black", font, anchor="mt")
+        draw.text(((left + right) / 2, bottom + 26), "epoch", "black", font, anchor="mt")
+        draw.rectangle([left, top, right, bottom], outline="black")
+        for x, (name, values) in zip(range(left, right, 130), lines.items(), strict=False):
+            points, color = list(zip(xs, np.interp(values, *scale), strict=True)), COLORS.get(name, "black")
+            draw.line(points, color, 2)
+            for px, py in points:  # a single epoch has no line
+                draw.ellipse([px - 2, py - 2, px + 2, py + 2], color)
+            draw.text((x, 400), name, color, font, anchor="lm")
     atomic_write(path, picture.save)
-
-
-def _draw_panel(draw: ImageDraw.ImageDraw, x0: int, title: str, lines: dict[str, list[float]], digits: int) -> None:
-    """Axes of 430x300 pixels with the left edge at ``x0``, and a line through the values of each epoch."""
-    font, x1, y0, y1 = ImageFont.load_default(14), x0 + 430, 350, 50
-    low, high = min(map(min, lines.values())), max(map(max, lines.values()))
-    margin = max(0.08 * (high - low), 10**-digits)
-    last = len(next(iter(lines.values()))) - 1
-
-    def point(epoch: int, value: float) -> tuple[float, float]:
-        return x0 + epoch / max(1, last) * (x1 - x0), y0 + (value - low + margin) / (high - low + 2 * margin) * (y1 - y0)
-
-    draw.text((x0, 20), title, "black", font)
-    for value in np.linspace(low, high, 5):
-        y = point(0, value)[1]
-        draw.line([x0, y, x1, y], "#e0e0e0")
-        draw.text((x0 - 8, y), f"{value:.{digits}f}", "black", font, anchor="rm")
-    for epoch in {0, last // 2, last}:
-        draw.text((point(epoch, low)[0], y0 + 6), f"{epoch + 1}", "black", font, anchor="mt")
-    draw.text(((x0 + x1) / 2, y0 + 26), "epoch", "black", font, anchor="mt")
-    draw.rectangle([x0, y1, x1, y0], outline="black")
-    for x, (name, values) in zip(range(x0, x1, 130), lines.items(), strict=False):
-        points, color = [point(*item) for item in enumerate(values)], COLORS.get(name, "black")
-        draw.line(points, color, 2)
-        for px, py in points:  # a single epoch has no line
-            draw.ellipse([px - 2, py - 2, px + 2, py + 2], color)
-        draw.text((x, 400), name, color, font, anchor="lm")
 
 
 def draw_comparison(folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device) -> None:

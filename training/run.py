@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from images.files import lock_file, read_torch_file, write_torch_file
 from models import save_model
 from training.config import TrainConfig
-from training.distributed import all_ranks_together, all_reduce_mean, rank, wrap_ddp
+from training.distributed import all_ranks_together, gather, rank, world_size, wrap_ddp
 from training.fingerprint import identity_of
 from training.loop import load_batches
 from training.report import draw_curves, epoch_row, print_epoch, write_table
@@ -66,23 +66,20 @@ class TrainingRun:
         self.name, self.network, self.train_set, self.config, self.device = name, network, train_set, config, device
         self.baselines, self.best_file, self.outputs = baselines, Path(best_file), Path(outputs)
         self.steps = max(1, len(train_set) * config.patches_per_photo // config.batch_size)  # per epoch
-        self.optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
         total = config.num_epochs * self.steps
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_cosine(step, total))
-        self.identity = (
-            config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"} | (extra or {})
-        )
+        optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
+        self.parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"}
+        self.identity |= extra or {}
         self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
-        self.progress = dict(step=0, loss_sum=0.0, history=[])
-        self.loss_sum = torch.zeros((), device=device)
-        self.last_save = time.monotonic()
+        self.done, self.history, self.loss_sum = 0, [], torch.zeros((), device=device)  # steps, rows, sum over this epoch
         if config.resume and self.checkpoint.is_file():
             self._resume()
-            print0(f"resuming the interrupted training after step {self.progress['step']} of {total}")
-        steps = range(self.progress["step"], total)
-        self.loader = load_batches(train_set, device, steps, config.batch_size, config.num_workers)
+            print0(f"resuming the interrupted training after step {self.done} of {total}")
+        self.loader = load_batches(train_set, device, range(self.done, total), config.batch_size, config.num_workers)
         self.model = wrap_ddp(network, device)
-        self._save()  # now, so that a folder that cannot be written to is reported before the work
+        self._save(self.loss_sum.item())  # now, so that a folder that cannot be written to is reported before the work
 
     def __enter__(self) -> "TrainingRun":
         return self
@@ -91,92 +88,87 @@ class TrainingRun:
         if kind is None and rank() == 0:
             self.checkpoint.unlink(missing_ok=True)
         if kind is KeyboardInterrupt:
-            epochs = f"{len(self.progress['history'])} of {self.config.num_epochs} epochs"
+            epochs = f"{len(self.history)} of {self.config.num_epochs} epochs"
             raise KeyboardInterrupt(f"\nStopped after {epochs}: {self._kept()}. Run again to resume.") from None
 
     def epochs(self) -> Iterator[int]:
         """Numbers of the epochs that are left, from 1."""
-        while (epoch := self.progress["step"] // self.steps + 1) <= self.config.num_epochs:
+        while len(self.history) < self.config.num_epochs:
             self.started = time.perf_counter()
-            yield epoch
+            yield len(self.history) + 1
 
     @property
     def best_ssim(self) -> float:
-        return max((row[f"{self.name}_ssim"] for row in self.progress["history"]), default=-math.inf)
+        return max((row[f"{self.name}_ssim"] for row in self.history), default=-math.inf)
 
     def _kept(self) -> str:
         best = f"the best weights so far, SSIM {self.best_ssim:.4f}, are in {self.best_file}"
-        return best if self.progress["history"] else "there are no weights yet"
+        return best if self.history else "there are no weights yet"
 
     def batches(self) -> Iterator[list[Tensor]]:
         """The batches left in this epoch, on the device; shows a progress bar and saves checkpoints between them."""
         self.model.train()
-        first = self.progress["step"] % self.steps
-        self.loss_sum.fill_(self.progress["loss_sum"])
-        hidden = None if rank() == 0 else True  # None: shown on a terminal, not in a log file
+        first, hidden = self.done % self.steps, None if rank() == 0 else True  # None: on a terminal, not in a log file
         bar = tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden)
         with bar:
-            for done, batch in enumerate(islice(self.loader, self.steps - first), start=first + 1):
+            for step, batch in enumerate(islice(self.loader, self.steps - first), start=first + 1):
                 yield [part.to(self.device, non_blocking=True) for part in batch]
                 bar.update()
-                if done % CHECK_EVERY == 0 and done < self.steps:
-                    loss_sum = all_reduce_mean(self.loss_sum)
-                    self._check_finite(loss_sum)
+                self.done += 1
+                if step % CHECK_EVERY == 0 and step < self.steps:
+                    loss_sum = self._mean_loss_sum()
                     if time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes:
-                        self._save(step=len(self.progress["history"]) * self.steps + done, loss_sum=loss_sum)
+                        self._save(loss_sum)
 
     def step(self, loss: Tensor) -> None:
         """One step of the optimizer."""
-        self.optimizer.zero_grad()
+        self.parts["optimizer"].zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
+        self.parts["optimizer"].step()
+        self.parts["schedule"].step()
         self.loss_sum += loss.detach()
 
     def finish_epoch(self, scores: Scores) -> None:
         """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
-        title = self._title()
-        loss = all_reduce_mean(self.loss_sum) / self.steps
-        self._check_finite(loss + scores.psnr + scores.ssim)
-        better = scores.ssim > self.best_ssim
-        history, seconds = self.progress["history"], time.perf_counter() - self.started
-        history = [*history, epoch_row(len(history) + 1, loss, seconds, self.baselines | {self.name: scores})]
-        self.progress = dict(step=len(history) * self.steps, loss_sum=0.0, history=history)
+        loss, seconds = self._mean_loss_sum(scores) / self.steps, time.perf_counter() - self.started
+        title, better = self._title(), scores.ssim > self.best_ssim
+        self.history.append(epoch_row(len(self.history) + 1, loss, seconds, self.baselines | {self.name: scores}))
+        self.loss_sum.zero_()
         if rank() == 0:
-            metadata = dict(epoch=len(history), val=scores._asdict(), training=self.identity)
+            metadata = dict(epoch=len(self.history), val=scores._asdict(), training=self.identity)
             save_model(self.outputs / f"{self.name}_last.pth", self.network, **metadata)
             if better:
                 save_model(self.best_file, self.network, **metadata)
-            write_table(self.outputs / f"{self.name}_epochs.csv", history)
-            draw_curves(self.outputs / f"{self.name}_curves.png", history)
+            write_table(self.outputs / f"{self.name}_epochs.csv", self.history)
+            draw_curves(self.outputs / f"{self.name}_curves.png", self.history)
             self._save()
-            print_epoch(title, history[-1], scores, self.baselines, better)
+            print_epoch(title, self.history[-1], scores, self.baselines, better)
 
     def _title(self) -> str:
-        return f"{self.name} {self.progress['step'] // self.steps + 1}/{self.config.num_epochs}"
+        return f"{self.name} {len(self.history) + 1}/{self.config.num_epochs}"
 
-    def _check_finite(self, value: float) -> None:
-        if not math.isfinite(value):
+    def _mean_loss_sum(self, scores: Sequence[float] = ()) -> float:
+        """Over the ranks. Raises ``UserError`` if it, or one of the ``scores``, is no longer finite."""
+        loss_sum = sum(gather(self.loss_sum.item())) / world_size()
+        if not math.isfinite(loss_sum + sum(scores)):
             if rank() == 0:
                 self.checkpoint.unlink(missing_ok=True)  # resuming from it would only lead here again
             sentence = f"the loss of {self._title()} is no longer a finite number: lower LEARNING_RATE; {self._kept()}"
             with all_ranks_together():
                 raise UserError(sentence)
+        return loss_sum
 
-    def _parts(self) -> dict:
-        return {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
-
-    def _save(self, **progress) -> None:
+    def _save(self, loss_sum: float = 0.0) -> None:
         """Write everything that the rest of the training depends on: the old file or the new, never half."""
         if rank() != 0:
             return
         generators = {"cpu": torch.get_rng_state()}  # networks with dropout draw from these
         if torch.cuda.is_initialized():
             generators["cuda"] = torch.cuda.get_rng_state()
-        states = {name: part.state_dict() for name, part in self._parts().items()}
-        content = dict(states=states, generators=generators, identity=self.identity, progress=self.progress | progress)
-        write_torch_file(self.checkpoint, content)
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        progress = dict(done=self.done, history=self.history, loss_sum=loss_sum)
+        write_torch_file(self.checkpoint, dict(identity=self.identity, states=states, generators=generators, **progress))
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
@@ -189,15 +181,16 @@ class TrainingRun:
                 if old.get(name) != new.get(name)
             ]
             if not changed:
-                for name, part in self._parts().items():
+                for name, part in self.parts.items():
                     part.load_state_dict(content["states"][name])
-                self.progress, generators = content["progress"], content["generators"]
-                torch.set_rng_state(generators["cpu"])
-                if "cuda" in generators and torch.cuda.is_initialized():
-                    torch.cuda.set_rng_state(generators["cuda"])
+                self.done, self.history = content["done"], content["history"]
+                self.loss_sum.fill_(content["loss_sum"])
+                torch.set_rng_state(content["generators"]["cpu"])
+                if "cuda" in content["generators"] and torch.cuda.is_initialized():
+                    torch.cuda.set_rng_state(content["generators"]["cuda"])
         except (UserError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
             raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
-        if self.progress["history"] and not self.best_file.is_file():
+        if self.history and not self.best_file.is_file():
             changed = [f"{self.best_file} is missing"]
         if changed:
             raise UserError(

@@ -2,7 +2,6 @@
 
 import bisect
 import contextlib
-import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -82,8 +81,7 @@ def cache_blur_embeddings(network: nn.Module, data: PairedImageDataset, device: 
     """
     if not hasattr(network, "embed_blur"):
         return None
-    key = hashlib.sha256((fingerprint(network.estimator) + code_fingerprint(type(network))).encode()).hexdigest()[:20]
-    file = data.cache / f"{data.key}-{key}.embeddings"
+    file = data.cache / f"{data.key}-{fingerprint(network.estimator)}-{code_fingerprint(type(network))}.embeddings"
     with main_process_first():
         if not file.is_file():
             remove_files(file.parent.glob("*.embeddings"))
