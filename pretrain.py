@@ -74,7 +74,11 @@ def main() -> None:
         check_network(teacher)
         check_loss(loss_fn, device, PATCH_SIZE, with_input_mse=True)
         locks = lock_path(outputs), lock_path(TEACHER)  # noqa: F841  held until the end
-        train_set, val_set = open_photos() if PHOTOS else open_pairs()
+        if PHOTOS:
+            train_set, val_set = open_photos()
+        else:
+            data = find_or_make_data(DATA)
+            train_set, val_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED), PairedImageDataset(data / "val")
     print0(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     extra = {"START_FROM": START_FROM and fingerprint(teacher)}
@@ -99,11 +103,6 @@ def main() -> None:
     if START_FROM and run.best_ssim <= scores["start"].ssim:
         print0(f"It does not beat {START_FROM} on the validation photos: keep that one, or train longer or on more photos")
     print0(f"Next: set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
-
-
-def open_pairs() -> tuple[PairedImageDataset, PairedImageDataset]:
-    data = find_or_make_data(DATA)
-    return PairedImageDataset(data / "train", PATCH_SIZE, SEED), PairedImageDataset(data / "val")
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:

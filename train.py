@@ -103,7 +103,7 @@ def main() -> None:
                 prediction.register_hook(relative_weight(input_mse).mul)  # photos that need little count as much
                 run.step(loss_fn(prediction, target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
-        summarize(student, teacher, scores, val_set, device, BEST_STUDENT, OUTPUTS)
+        summarize(run, teacher, val_set)
 
 
 if __name__ == "__main__":

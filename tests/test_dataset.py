@@ -106,7 +106,7 @@ def damage(pairs, kind):
         ("an unreadable file", r"002.blurry\.png cannot be read as an image"),
         ("a photo smaller than the patch", r"002: 40x15 is smaller than the patch of 16: lower PATCH_SIZE"),
         ("an empty folder", r"train contains no pairs: put them there as"),
-        ("no folder", r"train is not a folder: put pairs there as"),
+        ("no folder", r"train contains no pairs: put them there as"),
     ],
 )
 def test_bad_data_is_one_sentence(pairs, kind, sentence):

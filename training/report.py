@@ -40,22 +40,15 @@ def print_epoch(title: str, row: dict[str, float], scores: Scores, baselines: di
     )
 
 
-def summarize(
-    student: nn.Module,
-    teacher: nn.Module,
-    scores: dict[str, Scores],
-    val_set: PairedImageDataset,
-    device: torch.device,
-    best_file: str | Path,
-    outputs: str | Path,
-) -> None:
-    """Load the best weights into ``student``; print the final table, draw pictures, and say what to do next."""
+def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
+    """The end of a student's ``TrainingRun``: load its best weights, print the final table, draw pictures, say what to do next."""
     if rank() != 0:
         return
+    student, best_file, outputs = run.network, run.best_file, run.outputs
     load_model(best_file, student)
     networks = {"student": student, "teacher": teacher}
-    print_summary(networks, scores | {"student": Scores(**student.metadata["val"])}, device)
-    draw_comparison(Path(outputs), val_set, networks, device)
+    print_summary(networks, run.baselines | {"student": Scores(**student.metadata["val"])}, run.device)
+    draw_comparison(outputs, val_set, networks, run.device)
     print(f"The best student is in {best_file}; pictures, curves and the table of epochs are in {outputs}/")
     print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {val_set.root}")
 

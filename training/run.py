@@ -16,7 +16,7 @@ from tqdm import tqdm
 from images.files import lock_file, read_torch_file, write_torch_file
 from models import save_model
 from training.config import TrainConfig
-from training.distributed import all_ranks_together, gather, rank, world_size, wrap_ddp
+from training.distributed import gather, rank, world_size, wrap_ddp
 from training.fingerprint import identity_of
 from training.loop import load_batches
 from training.report import draw_curves, epoch_row, print_epoch, write_table
@@ -37,7 +37,6 @@ class TrainingRun:
         best_ssim: on the validation set, so far.
     Args:
         name: "student" or "teacher", for what is printed and for the names of files in ``outputs``.
-        train_set: see dataset.py.
         val_key: ``key`` of the validation set.
         baselines: scores of others on the validation set, shown beside this network's.
         best_file: where ``save_model`` writes the best weights.
@@ -127,7 +126,7 @@ class TrainingRun:
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.parts["optimizer"].step()
         self.parts["schedule"].step()
-        self.loss_sum += loss.detach()
+        self.loss_sum += loss.detach().squeeze()
 
     def finish_epoch(self, scores: Scores) -> None:
         """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
@@ -154,9 +153,8 @@ class TrainingRun:
         if not math.isfinite(loss_sum + sum(scores)):
             if rank() == 0:
                 self.checkpoint.unlink(missing_ok=True)  # resuming from it would only lead here again
-            sentence = f"the loss of {self._title()} is no longer a finite number: lower LEARNING_RATE; {self._kept()}"
-            with all_ranks_together():
-                raise UserError(sentence)
+            loss = f"the loss of {self._title()} is no longer a finite number"
+            gather(UserError(f"{loss}: lower LEARNING_RATE; {self._kept()}"))  # raises it
         return loss_sum
 
     def _save(self, loss_sum: float = 0.0) -> None:

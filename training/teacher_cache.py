@@ -40,9 +40,7 @@ def cache_teacher_outputs(
     dtype = str(autocast_dtype(device)).removeprefix("torch.")
     name = f"{data.key}-{fingerprint(teacher)}"
     file = data.cache / f"{name}-{weight:g}-{orientations}-{dtype}.outputs"
-    with all_ranks_together():  # every rank has looked before any writes
-        complete = PixelFile(file, data.shapes).is_complete()
-    if not complete:
+    if not all(gather(PixelFile(file, data.shapes).is_complete())):  # every rank has looked before rank 0 writes
         with all_ranks_together(), lock_path(data.cache):
             if rank() == 0:
                 # Of another teacher or other photos, or truncated
