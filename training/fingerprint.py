@@ -63,16 +63,11 @@ def code_fingerprint(*objects) -> str:
             continue
         seen.add(thing)
         dumps.add(thing.__qualname__)
-        with contextlib.suppress(OSError, TypeError):  # typed at a prompt, or not written in Python
-            file = Path(inspect.getsourcefile(thing)).resolve()
-            if not in_project(file):
+        # Typed at a prompt, not written in Python, or a lambda in lines that are no code alone
+        with contextlib.suppress(OSError, TypeError, SyntaxError):
+            if not in_project(inspect.getsourcefile(thing)):
                 continue
-            if thing.__name__ == "<lambda>":  # the lines around it need not be valid code alone
-                whole, line = ast.parse(file.read_text(encoding="utf-8")), thing.__code__.co_firstlineno
-                found = [node for node in ast.walk(whole) if isinstance(node, ast.Lambda) and node.lineno == line]
-                tree = ast.Module(found, [])
-            else:
-                tree = without_docstrings(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+            tree = without_docstrings(ast.parse(textwrap.dedent(inspect.getsource(thing))))
             dumps.add(ast.dump(tree))
             for name, value in values_used(tree, thing).items():
                 if inspect.isclass(value) or inspect.isroutine(value):
@@ -89,13 +84,14 @@ def values_used(tree: ast.AST, thing) -> dict[str, object]:
     values = {node.id: namespace[node.id] for node in nodes if isinstance(node, ast.Name) and node.id in namespace}
     for node in nodes:  # module.name
         module = values.get(node.value.id) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
-        if inspect.ismodule(module) and in_project(Path(getattr(module, "__file__", None) or "/")):
+        if inspect.ismodule(module) and in_project(getattr(module, "__file__", None) or "/"):
             values[f"{node.value.id}.{node.attr}"] = getattr(module, node.attr, None)
     return values
 
 
-def in_project(file: Path) -> bool:
-    return file.is_relative_to(PROJECT) and "site-packages" not in file.parts
+def in_project(file: str) -> bool:
+    path = Path(file).resolve()
+    return path.is_relative_to(PROJECT) and "site-packages" not in path.parts
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:

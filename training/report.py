@@ -41,7 +41,7 @@ def print_epoch(title: str, row: dict[str, float], scores: Scores, baselines: di
 
 
 def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
-    """The end of a student's ``TrainingRun``: load its best weights, print the final table, draw pictures, say what to do next."""
+    """End a student's ``TrainingRun``: load its best weights, print the final table, draw pictures, say what to do next."""
     if rank() != 0:
         return
     student, best_file, outputs = run.network, run.best_file, run.outputs
@@ -84,8 +84,9 @@ def write_table(path: Path, rows: list[dict]) -> None:
 
 def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
     """SSIM and PSNR by epoch, a line for each network in ``history``, a list of ``epoch_row``."""
-    picture, font = Image.new("RGB", (1040, 420), "white"), ImageFont.load_default(14)
-    draw, bottom, top, last = ImageDraw.Draw(picture), 350, 50, len(history) - 1
+    picture = Image.new("RGB", (1040, 420), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    top, bottom, last = 50, 350, len(history) - 1
     for left, unit, title, digits in (70, "_ssim", "validation SSIM", 3), (590, "_psnr", "validation PSNR, dB", 1):
         right = left + 430
         keys = [key for key in history[0] if key.endswith(unit)]

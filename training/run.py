@@ -72,7 +72,9 @@ class TrainingRun:
         self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"}
         self.identity |= extra or {}
         self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
-        self.done, self.history, self.loss_sum = 0, [], torch.zeros((), device=device)  # steps, rows, sum over this epoch
+        self.done = 0  # steps, over all epochs
+        self.history: list[dict[str, float]] = []  # a row for each epoch
+        self.loss_sum = torch.zeros((), device=device)  # over this epoch
         if config.resume and self.checkpoint.is_file():
             self._resume()
             print0(f"resuming the interrupted training after step {self.done} of {total}")
@@ -107,7 +109,8 @@ class TrainingRun:
     def batches(self) -> Iterator[list[Tensor]]:
         """The batches left in this epoch, on the device; shows a progress bar and saves checkpoints between them."""
         self.model.train()
-        first, hidden = self.done % self.steps, None if rank() == 0 else True  # None: on a terminal, not in a log file
+        first = self.done % self.steps
+        hidden = None if rank() == 0 else True  # None: shown on a terminal, not in a log file
         bar = tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden)
         with bar:
             for step, batch in enumerate(islice(self.loader, self.steps - first), start=first + 1):
@@ -130,7 +133,8 @@ class TrainingRun:
 
     def finish_epoch(self, scores: Scores) -> None:
         """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
-        loss, seconds = self._mean_loss_sum(scores) / self.steps, time.perf_counter() - self.started
+        loss = self._mean_loss_sum(scores) / self.steps
+        seconds = time.perf_counter() - self.started
         title, better = self._title(), scores.ssim > self.best_ssim
         self.history.append(epoch_row(len(self.history) + 1, loss, seconds, self.baselines | {self.name: scores}))
         self.loss_sum.zero_()
