@@ -175,6 +175,11 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_best(run,
     assert not (tmp_path / "outputs" / "student_checkpoint.pth").exists(), "resuming from it would only fail again"
 
 
+def test_a_loss_may_be_a_tensor_of_one_element(run, tmp_path):
+    run(StudentCNN(), loss_fn=lambda prediction, target: nn.functional.l1_loss(prediction, target).view(1))
+    assert load_model(tmp_path / "outputs" / "student_last.pth").metadata["epoch"] == 2
+
+
 def test_ctrl_c_ends_with_the_best_so_far(run, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="Stopped after 1 of 2 epochs: the best weights so far"):
         run(StudentCNN(), loss_fn=FailsInEpoch2(interrupt))

@@ -12,7 +12,8 @@ import utils
 from cli import run_cli
 from dataset import PairedImageDataset
 from models import StudentCNN, load_model
-from training import config, loop
+from training import config, distributed, loop
+from training.distributed import all_ranks_together, gather
 from training.teacher_cache import cache_teacher_outputs
 from utils import UserError
 
@@ -80,6 +81,20 @@ def test_weights_that_no_photo_reaches_are_said_before_two_processes_wait_for_th
     monkeypatch.setattr(config, "world_size", lambda: 2)
     with pytest.raises(UserError, match="HalfUsed does not use spare.weight, spare.bias, which torchrun does not allow"):
         config.check_network(HalfUsed(**two_processes.STUDENT))
+
+
+def test_an_error_of_another_process_is_raised_where_this_one_waits_for_it(monkeypatch):
+    sent = []
+
+    def from_two(values, value):
+        sent.append(value)
+        values[:] = [value, UserError("the other says so")]
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", from_two)
+    with pytest.raises(UserError, match="the other says so") as caught, all_ranks_together():
+        gather("an output")
+    assert caught.value.shared and sent == ["an output"], "it is not sent once more"
 
 
 def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
