@@ -7,7 +7,7 @@
   photo, randomly flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so
   that any k >= 0 can be read in any order, from any process, and a resumed training sees exactly the patches it would
   have seen. ``input_mse`` is the mean squared error of the whole blurry photo.
-- ``dataset.batch(items)``: those patches at once, [blurry, target, spectra, input_mse], as the training loop takes them.
+- ``dataset[range]``: those patches at once, [blurry, target, spectra, input_mse], as the training loop takes them.
 - ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
 """
@@ -43,7 +43,9 @@ PATCHES_PER_VERSION = 8  # patches cut from a photo before it is blurred again: 
 class PatchDataset(Dataset):
     """What both data sets share; they define ``whole(index)`` and ``patch(k)``, and have a ``patch_size``."""
 
-    def __getitem__(self, k: int) -> tuple[Tensor, ...]:
+    def __getitem__(self, k: int | range) -> Sequence[Tensor]:
+        if isinstance(k, range):
+            return self.batch(k)
         if self.patch_size:
             return tuple(part[0] for part in self.batch([k]))
         return self.whole(range(len(self))[k])  # raises IndexError past the end, which ends a for loop

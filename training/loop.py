@@ -41,22 +41,6 @@ def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path
         )
 
 
-class Batches(Dataset):
-    """Item s is this process's share of training step s: patches s * ``batch_size`` and on, in the order of the ranks."""
-
-    def __init__(self, train_set: Dataset, batch_size: int):
-        if batch_size % world_size():
-            raise UserError(
-                f"BATCH_SIZE = {batch_size} cannot be split over {world_size()} processes: use a multiple of that"
-            )
-        self.train_set, self.batch_size, self.share = train_set, batch_size, batch_size // world_size()
-        self.offset = rank() * self.share
-
-    def __getitem__(self, step: int) -> list[Tensor]:
-        start = step * self.batch_size + self.offset
-        return self.train_set.batch(range(start, start + self.share))
-
-
 def in_shared_memory(batch: list[Tensor]) -> list[Tensor]:
     """``batch``, from a worker process, where the training reads it from.
 
@@ -75,11 +59,19 @@ def in_shared_memory(batch: list[Tensor]) -> list[Tensor]:
 def load_batches(
     train_set: Dataset, device: torch.device, steps: range, batch_size: int, workers: int
 ) -> Iterator[list[Tensor]]:
-    """``train_set.batch`` for each of ``steps``, from ``workers`` processes."""
+    """A batch for each of ``steps``, from ``workers`` processes: this rank's share of patches step * ``batch_size`` and on.
+
+    Raises:
+        UserError: if a batch cannot be split over the ranks.
+    """
+    if batch_size % world_size():
+        raise UserError(f"BATCH_SIZE = {batch_size} cannot be split over {world_size()} processes: use a multiple")
+    share = batch_size // world_size()
+    starts = (step * batch_size + rank() * share for step in steps)
     loader = DataLoader(
-        Batches(train_set, batch_size),
+        train_set,
         batch_size=None,  # an item is a batch already
-        sampler=steps,
+        sampler=(range(start, start + share) for start in starts),
         collate_fn=in_shared_memory,
         num_workers=workers,
         pin_memory=device.type == "cuda",

@@ -99,9 +99,8 @@ def test_an_error_of_another_process_is_raised_where_this_one_waits_for_it(monke
 
 def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
     monkeypatch.setattr(loop, "world_size", lambda: 3)
-    assert loop.Batches([], 9).share == 3
     with pytest.raises(UserError, match="BATCH_SIZE = 8 cannot be split over 3 processes"):
-        loop.Batches([], 8)
+        loop.load_batches([], torch.device("cpu"), range(2), 8, workers=0)
 
 
 def test_an_error_before_the_processes_are_connected_is_printed_by_rank_0_alone(monkeypatch):
