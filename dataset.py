@@ -197,7 +197,7 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     if not folders:
         raise UserError(f"{root} contains no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
     names = ["blurry.png", "sharp.png"] if need_sharp else ["blurry.png"]
-    advice = f"each folder needs {' and '.join(names)}, whatever format they have"
+    advice = f"each folder needs {' and '.join(names)}, by these names in any image format"
     if need_sharp and root.name == "train":
         advice += " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)"
     files = [folder / name for folder in folders for name in names]
