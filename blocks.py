@@ -174,7 +174,12 @@ def conv2d_per_sample(
 
 
 def keep_flat_runs(photo: Tensor, output: Tensor) -> Tensor:
-    """``photo`` in the middle of nine exactly equal pixels of a row or column, else ``output``; both (N, C, H, W).
+    """``photo`` where ``flat_runs`` are, else ``output``; both (N, C, H, W)."""
+    return torch.where(flat_runs(photo), photo.to(output.dtype), output)
+
+
+def flat_runs(photo: Tensor) -> Tensor:
+    """Which pixels of (N, C, H, W) are in the middle of nine exactly equal ones of a row or column: (N, 1, H, W).
 
     At the borders of a photo five suffice. No lens and sensor made such runs: they are bars, frames or saturated, and a
     filter would draw ghost lines into them. Any type of pixels, also uint8.
@@ -190,7 +195,7 @@ def keep_flat_runs(photo: Tensor, output: Tensor) -> Tensor:
             count = equal.shape[axis] - step
             equal = equal.narrow(axis, 0, count) & equal.narrow(axis, step, count)
         flat |= equal
-    return torch.where(flat, photo.to(output.dtype), output)
+    return flat
 
 
 def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:

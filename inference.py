@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks import FILTER_RADIUS, LUMA, keep_flat_runs, padded_indices, to_space_to_depth_kernel, upsample_gains
+from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, to_space_to_depth_kernel, upsample_gains
 from blur.estimator import BlurEstimator
 from blur.local import BlurMap
 from models import StudentCNN, StudentWeights
@@ -52,14 +52,15 @@ class Sharpener:
 class VideoSharpener:
     """Sharpens the frames of a video, in order, with a blur estimate that is smoothed over time.
 
-    Estimates of single frames fluctuate with noise and compression, and the sharpening would pulsate. With a student, one
-    frame in ESTIMATE_EVERY is estimated, which also saves time, and the blur is a moving average of the estimates. So are,
-    over fewer frames, the gains of each place. A scene cut resets both. Other networks sharpen each frame by itself.
+    Estimates of single frames fluctuate with noise and compression, and the sharpening would pulsate. With a student, the
+    blur is a moving average of estimates, and so are, over fewer frames, the gains of each place. Only some frames are
+    estimated, which saves time. A scene cut starts both anew. Other networks sharpen each frame by itself.
     """
 
     ESTIMATE_EVERY = 8  # frames
     EMA_WEIGHT = 1 / 16  # of the latest estimate in the moving average, per frame
-    GAINS_WEIGHT = 1 / 4  # of a frame's gains in theirs: they follow what moves
+    GAINS_EVERY = 2  # frames
+    GAINS_WEIGHT = 3 / 8  # of a frame's gains in their moving average: they follow what moves
     CUT_THRESHOLD = 0.5  # change of an 8x8 thumbnail from frame to frame, as a share of its contrast
 
     def __init__(self, sharpener: Sharpener):
@@ -82,8 +83,9 @@ class VideoSharpener:
         self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.EMA_WEIGHT)
         self.last_thumbnail, self.frames_since_estimate = thumbnail, self.frames_since_estimate + 1
         weights = fused.student.predict_weights(self.blur)
-        gains = fused.predict_gains(picture, weights)
-        self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
+        if self.frames_since_estimate % self.GAINS_EVERY == 1:
+            gains = fused.predict_gains(picture, weights)
+            self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
         return fused.sharpen(picture, weights, self.gains, strength).cpu().numpy()
 
 
@@ -265,24 +267,25 @@ class FusedStudent(nn.Module):
         unit = self.FIXED_POINT if smoothing else 1
         if smoothing:  # photo + change + smoothing * (smooth chroma - photo + luma)
             change = change.add_(blocks, alpha=smoothing)
-        change = shuffle_pixels(change.mul_(self.SCALE * unit), 1)[:height, :width]
+        change = shuffle_pixels(change.mul_(self.SCALE * unit), 1)[:height, :width, 0]
+        flat = self.find_bars(picture, blocks)
+        if not smoothing:
+            change.masked_fill_(flat, 0)
         rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
         for channel in rgb.unbind(-1):  # torch.stack uses one core here
-            channel.copy_(change[..., 0])
+            channel.copy_(change)
         # All of one type: mixed types take several times longer
+        photo = picture.to(torch.int16)
         if not smoothing:
-            rgb.add_(picture.to(torch.int16)).clamp_(0, 255)
-            return self.keep_bars(picture, blocks, rgb)
+            return rgb.add_(photo).clamp_(0, 255)
         smooth = F.conv2d(F.conv2d(padded, self.to_chroma, stride=4), self.to_pixels).mul_(smoothing * unit)
-        rgb.add_(shuffle_pixels(smooth, 3)[:height, :width]).add_(
-            picture.to(torch.int16).mul_(round(unit * (1 - smoothing)))
-        )
+        rgb.add_(shuffle_pixels(smooth, 3)[:height, :width]).add_(photo * round(unit * (1 - smoothing)))
         rgb.add_(unit // 2).bitwise_right_shift_(unit.bit_length() - 1).clamp_(0, 255)
-        return self.keep_bars(picture, blocks, rgb)
+        return torch.where(flat[..., None], photo, rgb) if flat.any() else rgb
 
     @staticmethod
-    def keep_bars(picture: Tensor, blocks: Tensor, rgb: Tensor) -> Tensor:
-        """``blocks.keep_flat_runs``; of a large picture in the rows of bars and frames alone, since it is slow.
+    def find_bars(picture: Tensor, blocks: Tensor) -> Tensor:
+        """``blocks.flat_runs``, (H, W); of a large picture in the rows of bars and frames alone, since it is slow.
 
         There 16 blocks in line are flat on their diagonals.
         """
@@ -291,13 +294,13 @@ class FusedStudent(nn.Module):
         rows = 4 * torch.cat([across, down, down + 15])  # pixels
         if picture.numel() < 2**20:
             rows = torch.tensor([0, len(picture)])
+        flat = torch.zeros_like(picture[..., 0], dtype=torch.bool)
         if len(rows):
             top, bottom = max(0, int(rows.min()) - 8), int(rows.max()) + 12
-            photo, output = (image[top:bottom].movedim(-1, 0)[None] for image in (picture, rgb))
-            kept = keep_flat_runs(photo, output)[0].movedim(0, -1)
-            first, last = 4 * (top > 0), len(kept) - 4 * (bottom < len(picture))  # cut edges are no borders
-            rgb[top + first : top + last] = kept[first:last]
-        return rgb
+            found = flat_runs(picture[top:bottom].movedim(-1, 0)[None])[0, 0]
+            kept = slice(4 * (top > 0), len(found) - 4 * (bottom < len(picture)))  # cut edges are no borders
+            flat[top:bottom][kept] = found[kept]
+        return flat
 
     def fuse_weights(self, weights: StudentWeights, strength: float) -> tuple[tuple, float]:
         """For one photo: (weight, bias) of each layer, and the share of smooth chroma."""
