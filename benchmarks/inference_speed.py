@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cli import CliParser, parse_size, run_cli, whole_number
-from inference import FusedStudent, Sharpener, VideoSharpener
+from fused_student import FusedStudent
+from inference import Sharpener, VideoSharpener
 from models import StudentCNN, TeacherCNN
 from sharpen import use_idle_cores
 from utils import count_parameters, gmac_per_megapixel, pick_device

@@ -23,7 +23,8 @@ import train
 from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset
 from evaluate import find_degradations
-from inference import FusedStudent, run_patches
+from fused_student import FusedStudent
+from inference import run_patches
 from models import StudentCNN, StudentWeights, load_model, share_estimator
 from training.config import TrainConfig
 from training.loop import validate

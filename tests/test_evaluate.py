@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 import evaluate
+from fused_student import FusedStudent
 from images.photos import read_photo
-from inference import FusedStudent
 from models import StudentCNN, TeacherCNN, load_model, save_model
 from utils import Scores, UserError, count_parameters, gmac_per_megapixel, to_pixels, to_tensor
 

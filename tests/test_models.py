@@ -4,11 +4,12 @@ import pytest
 import torch
 from conftest import dummy_photo, texture
 
-import inference
+import fused_student
 from blocks import GainMap, dct_response, luma, smooth_chroma
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.spectrum import log_power_spectrum, power, windowed_fft
-from inference import FusedStudent, run_tiled
+from fused_student import FusedStudent
+from inference import run_tiled
 from models import StudentCNN, TeacherCNN, load_model, save_model, share_estimator
 from utils import UserError, gmac_per_megapixel, quantize_8bit, to_pixels, to_tensor
 
@@ -144,7 +145,7 @@ def test_the_fused_student_gives_in_float32_what_the_student_gives(size, strengt
 def test_the_bands_of_the_fused_student_give_what_one_band_gives(monkeypatch):
     picture, fused = torch.from_numpy(dummy_photo(161, 66, seed=2)), FusedStudent(a_student_with_experts(), torch.float32)
     whole = fused(picture)
-    monkeypatch.setattr(inference, "BAND_PIXELS", 16 * 66)
+    monkeypatch.setattr(fused_student, "BAND_PIXELS", 16 * 66)
     assert (fused(picture).int() - whole).abs().max() <= 1 and (whole.int() - picture).abs().max() > 20
 
 

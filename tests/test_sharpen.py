@@ -10,8 +10,9 @@ from conftest import channels_last, dummy_photo
 from PIL import Image
 
 import sharpen
+from fused_student import FusedStudent
 from images.pictures import read_picture
-from inference import FusedStudent, Sharpener, VideoSharpener, sharpen_pixels
+from inference import Sharpener, VideoSharpener, sharpen_pixels
 from models import TeacherCNN
 
 CPU = torch.device("cpu")
