@@ -47,7 +47,7 @@ def print0(text: str) -> None:
 
 
 def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
-    """The device called ``name``; ``"auto"`` is CUDA if available, else the CPU.
+    """The device called ``name``; ``"auto"`` is CUDA or Apple's GPU if available, else the CPU.
 
     Args:
         setting: where the user wrote ``name``, for the error message.
@@ -55,7 +55,7 @@ def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
         UserError: if torch cannot use that device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple_gpu_works() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -63,6 +63,24 @@ def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{setting} = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
+
+
+def apple_gpu_works() -> bool:
+    """Whether there is an Apple GPU on which this version of torch does what the networks need.
+
+    Some versions have no FFT there, or convolve slices of channels wrongly (github.com/pytorch/pytorch/issues/180984).
+    """
+
+    def compute(device: str) -> Tensor:
+        image = torch.linspace(0, 1, 4 * 64 * 64).square().view(1, 4, 64, 64)
+        image = image.contiguous(memory_format=torch.channels_last).to(device)
+        convolved, spectrum = F.conv2d(image[:, 1:3], image[:, 2:, :3, :3]), torch.fft.rfft2(image).abs()
+        return torch.cat([convolved.flatten(), spectrum.flatten()]).cpu()
+
+    try:
+        return torch.backends.mps.is_available() and torch.allclose(compute("mps"), compute("cpu"), rtol=1e-3)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:

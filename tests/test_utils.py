@@ -124,6 +124,20 @@ def test_absent_cuda_is_one_sentence(monkeypatch):
         utils.pick_device("cuda")
 
 
+@pytest.mark.parametrize("error, device", [(0, "mps"), (0.1, "cpu"), (None, "cpu")])
+def test_auto_is_an_apple_gpu_that_computes_as_the_cpu_does(monkeypatch, error, device):
+    def to(self, device):
+        if device == "mps" and error is None:
+            raise NotImplementedError("The operator 'aten::_fft_r2c' is not currently implemented for the MPS device")
+        return self + error if device == "mps" else self
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert utils.pick_device().type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert utils.pick_device() == torch.device(device)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_metrics_on_every_device_equal_those_of_scikit_image(device):
     x, y = two_images(40, 50)
