@@ -12,6 +12,8 @@
 - ``dataset.key``: changes with the content of any photo.
 """
 
+import difflib
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
@@ -193,16 +195,26 @@ class SyntheticBlurDataset(PatchDataset):
 
 def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     """The folders of ``root`` that contain blurry.png and, if needed, sharp.png, sorted; hidden ones are skipped."""
+    twin = root.with_name({"train": "val", "val": "train"}.get(root.name, root.name))
+    if twin != root and root.exists() and twin.exists() and os.path.samefile(root, twin):
+        raise UserError(f"{root} and {twin} are the same folder: validate on other pairs than those to train on")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
     if not folders:
         raise UserError(f"{root} contains no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
     names = ["blurry.png", "sharp.png"] if need_sharp else ["blurry.png"]
-    advice = f"each folder needs {' and '.join(names)}, by these names in any image format"
+    advice = f"each folder needs {' and '.join(names)}"
     if need_sharp and root.name == "train":
         advice += " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)"
     files = [folder / name for folder in folders for name in names]
-    raise_problems([f"{file} is missing: {advice}" for file in files if not file.is_file()])
+    raise_problems([f"{file} is missing{near_name(file)}: {advice}" for file in files if not file.is_file()])
     return folders
+
+
+def near_name(file: Path) -> str:
+    """What to rename to ``file``, such as blurry.jpg or BLUR.PNG: files are read by their content, whatever their suffix."""
+    there = {path.name.lower(): path.name for path in file.parent.iterdir() if path.is_file()}
+    near = difflib.get_close_matches(file.name, there, n=1, cutoff=0.65)
+    return f", rename {there[near[0]]} to {file.name}" if near else ""
 
 
 def small_photos(paths: list[Path], shapes: list[tuple[int, int]], patch_size: int | None) -> list[str]:

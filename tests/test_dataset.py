@@ -115,6 +115,19 @@ def test_bad_data_is_one_sentence(pairs, kind, sentence):
         PairedImageDataset(pairs / "train", patch_size=16)
 
 
+@pytest.mark.parametrize("name", ["blurry.jpg", "BLURRY.PNG", "blur.png", "Blurred.jpeg", "sharp.png", "source.txt"])
+def test_a_name_that_is_nearly_right_is_named_and_after_renaming_it_is_read(pairs, name):
+    folder = pairs / "val" / "001"
+    (folder / "blurry.png").rename(folder / "photo")
+    Image.open(folder / "photo").save(folder / name) if name != "source.txt" else (folder / name).touch()
+    advice = ", rename {name} to blurry.png" if name not in ("sharp.png", "source.txt") else ""
+    with pytest.raises(UserError, match=rf"blurry\.png is missing{advice.format(name=name)}: each folder needs"):
+        PairedImageDataset(pairs / "val")
+    if advice:
+        (folder / name).rename(folder / "blurry.png")
+        assert len(PairedImageDataset(pairs / "val")) == 2
+
+
 def test_where_sharp_photos_are_not_needed_the_targets_stand_in_for_them(pairs):
     damage(pairs, "a missing half")
     data = PairedImageDataset(pairs / "train", patch_size=16, need_sharp=False)

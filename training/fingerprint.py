@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import operator
 import re
 import sys
 import textwrap
@@ -78,8 +79,10 @@ def code_fingerprint(*objects) -> str:
 
 
 def values_used(tree: ast.AST, thing) -> dict[str, object]:
-    """What the code of ``thing``, a function or class, reads of its file and, as module.name, of other files here."""
-    namespace = vars(sys.modules[thing.__module__])
+    """What the code of ``thing``, a function or class, reads of its file, the functions around it, and other files here."""
+    functions = [thing] if inspect.isfunction(thing) else filter(inspect.isfunction, vars(thing).values())
+    around = [inspect.getclosurevars(function).nonlocals for function in functions]
+    namespace = functools.reduce(operator.or_, around, vars(sys.modules[thing.__module__]))
     nodes = list(ast.walk(tree))
     values = {node.id: namespace[node.id] for node in nodes if isinstance(node, ast.Name) and node.id in namespace}
     for node in nodes:  # module.name

@@ -104,6 +104,14 @@ class Weighted(nn.Module):
         return self.weight * self.base(prediction, target)
 
 
+def closing_over(weight):
+    class Loss(nn.Module):
+        def forward(self, prediction, target):
+            return weight * (prediction - target).abs().mean()
+
+    return Loss(), lambda prediction, target: weight * (prediction - target).abs().mean()
+
+
 def reads_a_dict(prediction, target):
     return WEIGHTS["l1"] * (prediction - target).abs().mean()
 
@@ -121,6 +129,8 @@ def test_any_constant_of_a_loss_of_ones_own_counts(monkeypatch):
         "buffer": (Weighted(nn.L1Loss(), 1.0), Weighted(nn.L1Loss(), 2.0)),
         "argument": (functools.partial(smooth, beta=1.0), functools.partial(smooth, beta=2.0)),
         "function": (functools.partial(smooth), functools.partial(nn.functional.huber_loss)),
+        "module around it": (closing_over(0.1)[0], closing_over(0.2)[0]),
+        "function around it": (closing_over(0.1)[1], closing_over(0.2)[1]),
     }
     for kind, losses in one_and_other.items():
         one, again, other = (identity_of(network, loss) for loss in (losses[0], copy.deepcopy(losses[0]), losses[1]))
