@@ -46,7 +46,7 @@ NETWORKS = {  # the first file that exists
     "student": ("best_student_model.pth", Path(__file__).parent / "weights" / "student.pth"),
     "teacher": (Path(__file__).parent / "weights" / "teacher.pth",),
 }
-DEVICE = "auto"  # CUDA if available; or "cpu", "cuda:1", ...
+DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
 BASELINES = ("input", "unsharp", "best unsharp")
 DEFAULT_MASK = ImageFilter.UnsharpMask(radius=2, percent=150, threshold=3)  # Pillow's defaults
 RADII, AMOUNTS = (0.5, 0.8, 1.2, 1.8, 2.5, 3.5), (0.3, 0.6, 1.0, 1.5, 2.2, 3.2, 4.5)  # the oracle's grid: pixels, factor

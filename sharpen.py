@@ -40,7 +40,7 @@ SHIPPED = Path(__file__).parent / "weights" / "student.pth"
 OUT = "sharpened"  # folder
 STRENGTH = 1.0  # 0 is the input, 1 the network's output; more exaggerates
 MAX_STRENGTH = 2.0
-DEVICE = "auto"  # CUDA if available; or "cpu", "cuda:1", ...
+DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
 
 
 def main() -> None:

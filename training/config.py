@@ -1,5 +1,6 @@
 """The constants of a training, checked in one place, and checks of networks and files before the work starts."""
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -37,6 +38,7 @@ class TrainConfig:
     # These may change when a training is resumed
     num_workers: int = 0
     checkpoint_minutes: float = 5.0
+    tensorboard: bool = False
     resume: bool = True
 
     def __post_init__(self) -> None:
@@ -54,10 +56,15 @@ class TrainConfig:
                 valid, wanted = type(value) in (int, float) and 0 < value < 1e9, "a number above 0"
             if not valid:
                 raise UserError(f"{name} = {value!r} is not {wanted}: set it to one")
+        if self.tensorboard:
+            try:
+                importlib.import_module("torch.utils.tensorboard")
+            except ImportError:
+                raise UserError("TENSORBOARD = True needs a package: pip install tensorboard") from None
 
     def identity(self) -> dict:
         """The constants that must be the same when a training is resumed."""
-        free = ("num_workers", "checkpoint_minutes", "resume")
+        free = ("num_workers", "checkpoint_minutes", "tensorboard", "resume")
         return {name.upper(): value for name, value in asdict(self).items() if name not in free}
 
 

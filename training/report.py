@@ -48,7 +48,7 @@ def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
     load_model(best_file, student)
     networks = {"student": student, "teacher": teacher}
     print_summary(networks, run.baselines | {"student": Scores(**student.metadata["val"])}, run.device)
-    draw_comparison(outputs, val_set, networks, run.device)
+    draw_comparison(run, val_set, networks)
     print(f"The best student is in {best_file}; pictures, curves and the table of epochs are in {outputs}/")
     print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {val_set.root}")
 
@@ -113,20 +113,22 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
     atomic_write(path, picture.save)
 
 
-def draw_comparison(folder: Path, val_set: Dataset, networks: dict[str, nn.Module], device: torch.device) -> None:
-    """Write ``folder``/comparison_K.png, K = 1 to 3: blurry, each network and sharp side by side, and a magnified crop.
+def draw_comparison(run, val_set: Dataset, networks: dict[str, nn.Module]) -> None:
+    """Write comparison_K.png to the outputs of a ``TrainingRun``, K = 1 to 3: blurry, each network and sharp, side by side.
 
-    The photos are from the blurrier half of ``val_set``, where there is something to see.
+    Below them is a magnified crop. The photos are from the blurrier half of ``val_set``, where there is something to see.
     """
     by_blur = sorted(range(min(len(val_set), 100)), key=lambda index: score(*val_set[index]).psnr)
     blurrier = by_blur[: (len(by_blur) + 1) // 2]
     shown = blurrier[:: max(1, len(blurrier) // PICTURES)][:PICTURES]
-    sharpeners = {name: Sharpener(network, device) for name, network in networks.items()}
+    sharpeners = {name: Sharpener(network, run.device) for name, network in networks.items()}
     for k, index in enumerate(shown, start=1):
         blurry, sharp = val_set[index]
         outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
         picture = side_by_side({"blurry": blurry, **outputs, "sharp": sharp})
-        atomic_write(folder / f"comparison_{k}.png", picture.save)
+        atomic_write(run.outputs / f"comparison_{k}.png", picture.save)
+        if run.writer:
+            run.writer.add_image(f"comparison_{k}", np.array(picture), dataformats="HWC")
 
 
 def side_by_side(columns: dict[str, Tensor]) -> Image.Image:

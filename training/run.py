@@ -35,6 +35,7 @@ class TrainingRun:
     Attributes:
         model: ``network``, under torchrun wrapped so that gradients are averaged over the processes.
         best_ssim: on the validation set, so far.
+        writer: TensorBoard's, or None.
     Args:
         name: "student" or "teacher", for what is printed and for the names of files in ``outputs``.
         val_key: ``key`` of the validation set.
@@ -80,12 +81,19 @@ class TrainingRun:
             print0(f"resuming the interrupted training after step {self.done} of {total}")
         self.loader = load_batches(train_set, device, range(self.done, total), config.batch_size, config.num_workers)
         self.model = wrap_ddp(network, device)
+        self.writer = None
+        if config.tensorboard and rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter  # an extra, which TrainConfig has looked for
+
+            self.writer = SummaryWriter(self.outputs / "tensorboard")
         self._save(self.loss_sum.item())  # now, so that a folder that cannot be written to is reported before the work
 
     def __enter__(self) -> "TrainingRun":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if self.writer:
+            self.writer.close()
         if kind is None and rank() == 0:
             self.checkpoint.unlink(missing_ok=True)
         if kind is KeyboardInterrupt:
@@ -146,6 +154,10 @@ class TrainingRun:
             write_table(self.outputs / f"{self.name}_epochs.csv", self.history)
             draw_curves(self.outputs / f"{self.name}_curves.png", self.history)
             self._save()
+            if self.writer:
+                for name, value in self.history[-1].items():
+                    self.writer.add_scalar(name, value, len(self.history))
+                self.writer.flush()
             print_epoch(title, self.history[-1], scores, self.baselines, better)
 
     def _title(self) -> str:

@@ -1,6 +1,8 @@
 """What a training prints and draws."""
 
 import csv
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+import train
 from dataset import PairedImageDataset
 from training import report
-from utils import Scores, to_pixels
+from utils import Scores, UserError, to_pixels
 
 CPU = torch.device("cpu")
 
@@ -49,9 +52,30 @@ def test_a_rising_curve_rises(tmp_path):
     assert rows[columns.argmax()] < rows[columns.argmin()] - 100
 
 
+def test_tensorboard_gets_each_epoch_and_the_pictures(constants, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(train, "TENSORBOARD", True)
+    train.main()
+    logs = accumulator.EventAccumulator(str(constants / "outputs" / "tensorboard"))
+    logs.Reload()
+    with open(constants / "outputs" / "student_epochs.csv", newline="") as file:
+        expected = [float(row["student_ssim"]) for row in csv.DictReader(file)]
+    events = logs.Scalars("student_ssim")
+    assert [event.step for event in events] == [1, 2] and [event.value for event in events] == pytest.approx(expected)
+    assert logs.Images("comparison_1")[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_without_tensorboard_its_constant_is_one_sentence(constants, monkeypatch):
+    monkeypatch.setattr(train, "TENSORBOARD", True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="^TENSORBOARD = True needs a package: pip install tensorboard$"):
+        train.main()
+
+
 def test_photos_of_the_blurrier_half_are_compared(pairs, tmp_path):
     val_set = PairedImageDataset(pairs / "val")  # one of two is in it
-    report.draw_comparison(tmp_path, val_set, {"student": nn.Identity()}, CPU)
+    run = SimpleNamespace(outputs=tmp_path, device=torch.device("cpu"), writer=None)
+    report.draw_comparison(run, val_set, {"student": nn.Identity()})
     assert [path.name for path in tmp_path.glob("comparison_*")] == ["comparison_1.png"]
     with Image.open(tmp_path / "comparison_1.png") as picture:
         assert picture.width == 3 * report.COLUMN + 2 * 6
