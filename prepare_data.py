@@ -30,7 +30,7 @@ from tqdm import tqdm
 from blur.degradations import Mixture, random_degradation, shrink
 from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli, whole_number
-from images.files import lock_file
+from images.files import atomic, lock_file
 from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
 from images.photos import orientation_of, read_photo
 from utils import UserError, make_generator, one_line, to_pixels, to_tensor, uniform
@@ -46,7 +46,7 @@ COPIES = 1  # pairs from each photo, each degraded differently; every second one
 MARGIN = 16  # pixels around a tile that are blurred with it and cut off again
 TILE = 1024  # pixels; larger photos are cut into tiles of about this size, each degraded differently
 LONGEST = None  # pixels; a photo with a longer side is first shrunk to it, which makes soft photos sharp
-LONGEST_NAME = 240  # bytes of a pair's folder; most file systems allow 255, and it is longer until the pair is written
+LONGEST_NAME = 255  # bytes of a pair's folder: most file systems allow no more
 SOURCE = "source.txt"  # beside each pair: what it was made from
 
 
@@ -251,9 +251,7 @@ def blur_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, np.
 
 def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray | None) -> None:
     """Write both images, or blurry.png alone, whole or not at all; PNG files with the same pixels are copied."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    with atomic(folder) as partial:
         partial.mkdir()
         for name, pixels, source in ("blurry.png", blurry, pair.blurry), ("sharp.png", sharp, pair.blurry and pair.sharp):
             if pixels is None:
@@ -263,11 +261,6 @@ def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray |
             else:
                 Image.fromarray(pixels).save(partial / name, compress_level=3)
         (partial / SOURCE).write_text(source_of(pair), encoding="utf-8", errors="surrogateescape")
-        os.rename(partial, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): free some disk space, then run again to continue") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_plain_png(path: Path) -> bool:

@@ -1,7 +1,5 @@
 """Demo pairs, cut from the sample photos inside scikit-image: train.py runs without any data."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import skimage
 from PIL import Image
 
 from blur.degradations import Mixture, random_degradation
+from images.files import atomic
 from images.photos import read_photo
 from utils import UserError, make_generator, print0, to_pixels, to_tensor
 
@@ -62,9 +61,7 @@ def make_demo_data(root: Path | str) -> None:
     root = Path(root)
     if (root / "DEMO.txt").is_file():
         return
-    partial = root.with_name(f".{root.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    with atomic(root) as partial:  # whole or not at all; fails if there is anything else
         for part, photos in PHOTOS.items():
             tiles = [tile for name, count in photos.items() for tile in _cut_tiles(name, count)]
             for k, sharp in enumerate(tiles, start=1):
@@ -74,11 +71,6 @@ def make_demo_data(root: Path | str) -> None:
                 Image.fromarray(to_pixels(blurry)).save(folder / "blurry.png")
                 Image.fromarray(sharp).save(folder / "sharp.png")
         (partial / "DEMO.txt").write_text(NOTE)
-        os.replace(partial, root)  # whole or not at all; fails if there is anything else
-    except OSError as error:
-        raise UserError(f"demo data cannot be written to {root} ({error}): free disk space or check the folder") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _cut_tiles(name: str, count: int) -> list[np.ndarray]:

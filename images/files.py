@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import os
-import re
-import threading
+import shutil
+import tempfile
 import time
 import warnings
 import zipfile
@@ -18,38 +18,41 @@ import torch
 from utils import UserError
 
 
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Context manager: where to write what becomes the file or folder ``path`` at the end, if there is no error.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written to; what was there is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path.parent)
+        hidden = dict(prefix=".", suffix=".partial", ignore_cleanup_errors=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, **hidden) as folder:
+            yield Path(folder, path.name)
+            os.replace(Path(folder, path.name), path)
+    except OSError as error:
+        raise _write_error(path, error) from None
+
+
 def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
     """Call ``write(partial_path)`` and move its file to ``path``: the old file or the new, never half of one.
 
     Raises:
         UserError: if the disk is full or the folder cannot be written to; the old file is untouched.
     """
-    path = Path(path)
-    writer = f"{os.getpid()}.{threading.get_ident()}"
-    partial = path.with_name(f".{path.stem[:45]}.{writer}.partial{path.suffix}")  # most file systems allow 255 bytes
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path.parent)
+    with atomic(Path(path)) as partial:
         write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise _write_error(path, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @lru_cache  # once per folder and process: listing a large folder at each write would take quadratic time
 def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes left behind a day ago or earlier; younger files may belong to a running one.
-
-    A ``resumable_file`` has no process number in its name and is kept.
-    """
-    for file in folder.glob(".*.partial*"):
-        numbered = re.fullmatch(r".*\.\d+\.partial(\.\w+)?", file.name)
-        with contextlib.suppress(OSError):  # another process may have removed it just now
-            if numbered and file.is_file() and time.time() - file.stat().st_mtime > 86400:  # seconds
-                file.unlink(missing_ok=True)
+    """Remove what killed processes left behind a day ago or earlier; younger folders may belong to a running one."""
+    for partial in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):  # a ``resumable_file`` is no folder; another process may have been faster
+            if time.time() - partial.stat().st_mtime > 86400:  # seconds
+                shutil.rmtree(partial)
 
 
 @contextlib.contextmanager

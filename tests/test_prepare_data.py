@@ -247,7 +247,7 @@ def test_too_long_a_name_is_said_and_the_rest_is_made(prepare, tmp_path):
     out = prepare("photos", "photos")
     assert "1 skipped" in out and f"{long} has too long a name" in out and prepare.code == 1
     assert len(names(tmp_path / "data/train")) + len(names(tmp_path / "data/val")) == 2
-    save(tmp_path / "photos" / f"{'n' * prepare_data.LONGEST_NAME}.png")
+    save(tmp_path / "photos" / f"{'n' * (prepare_data.LONGEST_NAME - len('.png'))}.png")
     assert "1 pairs made" in prepare("photos", "photos")
 
 

@@ -32,7 +32,7 @@ def test_demo_data_is_made_where_there_are_no_pairs_and_only_once(tmp_path, caps
 def test_the_users_files_are_never_touched_by_demo_data(pairs, tmp_path):
     before = contents(pairs)
     assert find_or_make_data(pairs) == pairs
-    with pytest.raises(UserError, match="demo data cannot be written to .*not empty"):
+    with pytest.raises(UserError, match="data cannot be written .*not empty"):
         make_demo_data(pairs)
     assert contents(pairs) == before
 
