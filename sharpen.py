@@ -11,14 +11,12 @@ Sizes, formats, 16 bits, transparency, frames, EXIF and color profiles are kept,
 import contextlib
 import glob
 import os
-import shutil
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
 from pathlib import Path
 
@@ -27,7 +25,6 @@ import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
-from images.files import atomic_write
 from images.photos import FORMATS, find_photos
 from images.pictures import Picture, read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
@@ -102,61 +99,91 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     one_file = bool(out.suffix.strip(".0123456789")) and not os.path.isdir(out) and not any(map(os.path.isdir, inputs))
     if one_file and len(inputs) > 1:
         raise UserError(f"-o {out} is one file: name a folder for the results of {len(inputs)} inputs")
-    found, problems, there = [], [], 0
+    found, problems = [], []
     for path in inputs:
-        if not os.path.lexists(path):
-            problems.append(f"{path} is missing: name existing photos and folders")
-        elif os.path.isdir(path):
-            others = []
+        if os.path.isdir(path):
             try:
-                photos = find_photos(path, others, problems)
+                found += [(photo, out / photo.relative_to(path)) for photo in photos_in(path, out)]
             except UserError as error:
                 problems.append(str(error))
-                continue
-            if others:
-                kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
-                kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
-                print(one_line(f"{len(others)} other files in {path} are left out: {kinds}"))
-            if realpath(out).startswith(realpath(path) + os.sep):  # then earlier results are among them
-                photos = [photo for photo in photos if not realpath(photo).startswith(realpath(out) + os.sep)]
-            found += [(photo, out / photo.relative_to(path)) for photo in photos]
-        else:
+        elif os.path.isfile(path):
             found.append((path, out if one_file else out / path.name))
-    jobs, sources = {}, {realpath(photo) for photo, _ in found}
-    taken = {}  # results as real paths -> photo
-    once = {(realpath(photo), realpath(result)): (photo, result) for photo, result in found}
-    for (_, real_result), (photo, result) in once.items():
+        else:
+            problems.append(f"{path} is missing or not a file: name photos, videos and folders")
+    jobs, there = {}, 0
+    sources, first = {realpath(photo) for photo, _ in found}, {}  # first: real result -> photo
+    for photo, result in found:
+        twin = first.setdefault(realpath(result), photo)
         wanted = FORMATS if photo.suffix.lower() in FORMATS else FORMATS | VIDEO_FORMATS
-        if real_result in sources:
+        if realpath(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
-        elif taken.setdefault(real_result, photo) is not photo:
-            problems.append(f"{photo} and {taken[real_result]} would both become {result}: sharpen one at a time")
+        elif realpath(twin) != realpath(photo):
+            problems.append(f"{photo} and {twin} would both become {result}: sharpen one at a time")
+        elif twin is not photo:
+            continue  # named twice
         elif result.suffix.lower() not in wanted:
             problems.append(f"{photo} would become {result}, which does not end in one of {', '.join(wanted)}")
-        elif os.path.exists(photo) and not os.path.isfile(photo):
-            problems.append(f"{photo} is not a file: name a photo, a video or a folder")
-        elif os.path.isfile(result) and not overwrite and not one_file:
-            there += 1
-        elif os.path.lexists(result) and not overwrite:
+        elif overwrite or not os.path.lexists(result):
+            jobs[result] = photo
+        elif one_file or not os.path.isfile(result):
             problems.append(f"{result} exists already: move it, or allow --overwrite")
         else:
-            jobs[result] = photo
+            there += 1
     if there:
         print(f"{there} of the results exist already: --overwrite makes them again")
     return jobs, problems
 
 
+def photos_in(folder: Path, out: Path) -> list[Path]:
+    """The photos in ``folder`` without earlier results in ``out``; other files are counted in a printed line."""
+    others: list[Path] = []
+    photos = find_photos(folder, others)
+    if others:
+        kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        print(one_line(f"{len(others)} other files in {folder} are left out: {kinds}"))
+    if realpath(out).startswith(realpath(folder) + os.sep):
+        photos = [photo for photo in photos if not realpath(photo).startswith(realpath(out) + os.sep)]
+    return photos
+
+
 @dataclass
 class Job:
-    """A file to sharpen, on its way from the disk to the disk."""
+    """A photo or video to sharpen, on its way from the disk to the disk."""
 
     source: Path
     result: Path
-    picture: Picture | None = None
+    picture: Picture | None = None  # of a photo, in memory
     pixels: int = 0
     seconds: float = 0.0  # spent on sharpening
     notes: Sequence[str] = ()  # what the result does not have of the source
     error: str | None = None
+
+    def read(self) -> None:
+        if self.result.suffix.lower() not in VIDEO_FORMATS:
+            self.picture = read_picture(self.source)
+
+    def sharpen(self, sharpener: Sharpener, strength: float) -> None:
+        start, video = time.perf_counter(), VideoSharpener(sharpener)
+
+        def sharpen_frame(frame: np.ndarray) -> np.ndarray:
+            self.pixels += frame[..., 0].size
+            return video(frame, strength)
+
+        if self.picture is None:
+            map_frames(self.source, self.result, sharpen_frame)
+        elif self.picture.pixels.ndim == 4:
+            self.picture.pixels = np.stack([sharpen_frame(frame) for frame in self.picture.pixels])
+        else:
+            self.pixels = self.picture.pixels[..., 0].size
+            self.picture.pixels = sharpener(self.picture.pixels, strength)
+        self.seconds = time.perf_counter() - start
+
+    def write(self) -> None:
+        picture, self.picture = self.picture, None  # memory is free again as soon as it is written
+        if picture:
+            write_picture(self.result, picture)
+            self.notes = picture.notes
 
 
 def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
@@ -169,10 +196,10 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
         print(f"error: {one_line(problem)}", file=sys.stderr)
     threads = min(4, os.cpu_count() or 1)  # as many photos wait before and after the network, which bounds the memory
     files = [Job(source, result) for result, source in jobs.items()]
-    sharpen = partial(sharpen_job, sharpener=sharpener, strength=strength)
     with ThreadPoolExecutor(threads) as pool:
-        sharpened = map(reporting_errors(sharpen), map_ahead(pool, reporting_errors(read_job), files, threads))
-        written = map_ahead(pool, reporting_errors(write_job), sharpened, threads)
+        read = map_ahead(pool, reporting_errors(Job.read), files, threads)
+        sharpened = map(reporting_errors(Job.sharpen, sharpener, strength), read)
+        written = map_ahead(pool, reporting_errors(Job.write), sharpened, threads)
         for job in tqdm(written, "sharpening", len(jobs), unit="file", leave=False, disable=None):
             done, pixels, seconds = done + (job.error is None), pixels + job.pixels, seconds + job.seconds
             if job.error:
@@ -196,13 +223,13 @@ def map_ahead(pool: Executor, function: Callable, items: Iterable, count: int) -
         yield waiting.popleft().result()
 
 
-def reporting_errors(step: Callable[[Job], None]) -> Callable[[Job], Job]:
-    """``step`` for jobs without an error; what goes wrong becomes the job's error."""
+def reporting_errors(step: Callable, *arguments) -> Callable[[Job], Job]:
+    """``step(job, *arguments)`` for jobs without an error; what goes wrong becomes the job's error."""
 
     def run(job: Job) -> Job:
         try:
             if job.error is None:
-                step(job)
+                step(job, *arguments)
         except UserError as error:
             job.error = str(error)
         except (MemoryError, RuntimeError) as error:
@@ -212,49 +239,6 @@ def reporting_errors(step: Callable[[Job], None]) -> Callable[[Job], Job]:
         return job
 
     return run
-
-
-def read_job(job: Job) -> None:
-    if job.result.suffix.lower() not in VIDEO_FORMATS:
-        job.picture = read_picture(job.source)
-
-
-def sharpen_job(job: Job, sharpener: Sharpener, strength: float) -> None:
-    start = time.perf_counter()
-    if job.picture is None:
-        job.pixels = sharpen_clip(sharpener, job.source, job.result, strength)
-    elif strength == 0 and job.source.suffix.lower() == job.result.suffix.lower():
-        return  # write_job copies the file
-    elif job.picture.pixels.ndim == 4:
-        video = VideoSharpener(sharpener)
-        job.picture.pixels = np.stack([video(frame, strength) for frame in job.picture.pixels])
-    else:
-        job.picture.pixels = sharpener(job.picture.pixels, strength)
-    if job.picture:
-        job.pixels = job.picture.pixels[..., 0].size
-    job.seconds = time.perf_counter() - start
-
-
-def write_job(job: Job) -> None:
-    picture, job.picture = job.picture, None  # memory is free again as soon as it is written
-    if picture and job.pixels:
-        write_picture(job.result, picture)
-        job.notes = picture.notes
-    elif picture:
-        atomic_write(job.result, lambda file: shutil.copyfile(job.source, file))
-
-
-def sharpen_clip(sharpener: Sharpener, clip: Path, result: Path, strength: float) -> int:
-    """Returns the number of pixels sharpened."""
-    video, pixels = VideoSharpener(sharpener), 0
-
-    def sharpen(frame: np.ndarray) -> np.ndarray:
-        nonlocal pixels
-        pixels += frame[..., 0].size
-        return video(frame, strength)
-
-    map_frames(clip, result, sharpen)
-    return pixels
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:

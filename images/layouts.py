@@ -135,9 +135,9 @@ def flat(path: Path | str) -> str:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) after EXIF rotation, from the file's header if possible."""
-    with contextlib.suppress(Exception), open(path, "rb") as file, open_image(file) as picture:
-        if picture.format != "TIFF":  # which Pillow rotates itself, depending on its version
-            return picture.size if orientation_of(picture) in (5, 6, 7, 8) else picture.size[::-1]
+    with contextlib.suppress(UserError), open_image(path) as image:
+        if image.format != "TIFF":  # which Pillow rotates itself, depending on its version
+            return image.size if orientation_of(image) in (5, 6, 7, 8) else image.size[::-1]
     return read_photo(path).shape[:2]  # or raises the error
 
 

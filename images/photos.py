@@ -1,11 +1,13 @@
 """Photos on disk -> RGB pixels: reading any image file, and decoding a folder of them only once."""
 
+import atexit
 import contextlib
 import hashlib
 import importlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
-from images.files import atomic_write
+from images.files import atomic, atomic_write
 from utils import UserError, one_line, print0
 
 FORMATS = {  # suffix -> Pillow's name
@@ -30,24 +32,19 @@ MAX_PIXELS = 2**28  # in one file; Pillow refuses twice as many. Phones make 200
 SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
 
 
-def find_photos(folder: Path | str, others: list[Path] | None = None, problems: list[str] | None = None) -> list[Path]:
+def find_photos(folder: Path | str, others: list[Path] | None = None) -> list[Path]:
     """The image files in ``folder`` and its sub-folders, sorted; what is hidden or of the system is skipped.
 
-    Linked folders are followed, and each folder is read once. If given, ``others`` gets all other files, and ``problems`` a
-    sentence for each sub-folder that cannot be read.
+    Linked folders are followed, and each folder is read once. If given, ``others`` gets all other files.
 
     Raises:
-        UserError: if it is not a folder, contains no photos, or cannot be read completely and there are no ``problems``.
+        UserError: if it is not a folder, contains no photos, or cannot be read completely.
     """
-    folder = Path(folder)
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
 
     def fail(error: OSError) -> None:
-        sentence = f"{error.filename} cannot be listed ({error.strerror}): check permissions"
-        if problems is None or error.filename == str(folder):
-            raise UserError(sentence)
-        problems.append(sentence)
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}): check permissions")
 
     files, seen = [], set()
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
@@ -73,40 +70,47 @@ def read_photo(path: Path | str) -> np.ndarray:
     Raises:
         UserError: if the file is missing or cannot be decoded completely.
     """
+    with open_image(path) as image:
+        image.load()
+        if orientation_of(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            # Pillow's own conversion would clip 16-bit gray at 255 instead of scaling it
+            image = Image.fromarray(np.round(deep_gray(image) / 257).astype(np.uint8))
+        return np.array(cmyk_to_rgb(image) if image.mode == "CMYK" else image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def open_image(path: Path | str) -> Iterator[Image.Image]:
+    """Context manager: the image in a file of one of the DECODERS; any error in the block is one sentence about it.
+
+    Raises:
+        UserError: if the file is missing, is HEIC and pillow-heif is missing, or cannot be decoded.
+    """
+    PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: color profiles of printers have some megabytes
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    Image.init()  # or Pillow finds only some of the formats that it is given by name
     try:
         # From an open file: given a path, Pillow maps some rotated TIFFs into memory in the wrong shape
-        with open(path, "rb") as file, open_image(file) as image:
-            image.load()
-            return _to_rgb(image if orientation_of(image) == 1 else ImageOps.exif_transpose(image))
+        with open(path, "rb") as file:
+            if file.read(10)[4:] in (b"ftyphe", b"ftypmi", b"ftypms"):  # heic, heix, hevc, mif1, ...
+                load_heif(path)
+            file.seek(0)
+            with Image.open(file, formats=[kind for kind in DECODERS if kind in Image.OPEN]) as image:
+                yield image
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except UserError:
         raise
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise UserError(f"{path} cannot be read as an image ({describe_error(error)}): replace or remove it") from None
+        reason = describe_error(error)
+        raise UserError(f"{path} cannot be read as an image ({reason}): convert, replace or remove it") from None
 
 
 def describe_error(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, damaged or in an unsupported format"
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__
-
-
-def open_image(file) -> Image.Image:
-    """``Image.open`` for the formats in DECODERS. Raises ``UserError`` if it is HEIC and pillow-heif is missing."""
-    PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: color profiles of printers have some megabytes
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-    Image.init()  # or Pillow finds only some of the formats that it is given by name
-    if file.read(10)[4:] in (b"ftyphe", b"ftypmi", b"ftypms"):  # heic, heix, hevc, mif1, ...
-        load_heif(file.name)
-    file.seek(0)
-    image = Image.open(file, formats=[kind for kind in DECODERS if kind in Image.OPEN])
-    for name, value in list(image.info.items()):
-        # A text of a PNG (which is in ``image.text``, too) may have a name that Pillow gives to something else
-        text = image.format == "PNG" and isinstance(value, str) and name.islower()
-        if text or (name in ("xmp", "icc_profile") and not isinstance(value, bytes)):  # the latter in a damaged TIFF
-            del image.info[name]
-    return image
 
 
 def load_heif(path: Path | str) -> None:
@@ -130,20 +134,18 @@ def cmyk_to_rgb(image: Image.Image) -> Image.Image:
     try:
         profile = io.BytesIO(image.info["icc_profile"])
         return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (KeyError, ImageCms.PyCMSError):
+    except (KeyError, TypeError, ImageCms.PyCMSError):
         return image.convert("RGB")
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion would clip 16-bit gray at 255 instead of scaling it
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError("its values are not 8- or 16-bit")
-        if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero, which Pillow undoes for 8 bits only
-            values = 65535 - values
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    return np.array(cmyk_to_rgb(image) if image.mode == "CMYK" else image.convert("RGB"))
+def deep_gray(image: Image.Image) -> np.ndarray:
+    """(H, W) uint16 of an image of gray with more than 8 bits. Raises ``ValueError`` if it has more than 16."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("its values are not 8- or 16-bit")
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF's white is zero, which Pillow undoes for 8 bits only
+        values = 65535 - values
+    return values.astype(np.uint16)
 
 
 class PixelFile:
@@ -151,8 +153,6 @@ class PixelFile:
 
     ``pixels[i]`` is photo i as an (H, W, 3) uint8 array; ``pixels.shapes[i]`` is its (H, W).
     """
-
-    _temporary = None  # keeps a temporary folder alive as long as anybody reads from it
 
     def __init__(self, file: Path, shapes: list[tuple[int, int]]):
         self.file, self.shapes = file, shapes
@@ -162,7 +162,7 @@ class PixelFile:
     def subset(self, start: int, step: int = 2) -> "PixelFile":
         """Photos ``start``, ``start`` + ``step``, ... of the same file."""
         part = PixelFile(self.file, self.shapes[start::step])
-        part._offsets, part._size, part._temporary = self._offsets[start::step], self._size, self._temporary
+        part._offsets, part._size = self._offsets[start::step], self._size
         return part
 
     def is_complete(self) -> bool:
@@ -170,9 +170,6 @@ class PixelFile:
 
     def __len__(self) -> int:
         return len(self.shapes)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.crop(index, slice(0, self.shapes[index][0]), slice(None))
@@ -195,7 +192,7 @@ class PixelFile:
         return np.frombuffer(data, np.uint8).reshape(-1, width, 3)[:, columns]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_handle": None, "_temporary": None}  # neither can be sent to a worker
+        return self.__dict__ | {"_handle": None}  # which cannot be sent to a worker
 
 
 def _read_at(file: io.FileIO, count: int, offset: int) -> bytes:
@@ -229,31 +226,28 @@ class DecodedPhotos(PixelFile):
             state.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         name = state.hexdigest()[:20]
         self.cache = cache
-        if not self._load(name, len(paths)):
-            self.cache, self._temporary = _writable(cache)
-            shapes, digest = [], hashlib.sha256()
-            atomic_write(self.cache / f"{name}.pixels", lambda partial: _decode_all(paths, partial, shapes, digest))
-            index = json.dumps({"shapes": shapes, "key": digest.hexdigest()[:20]})
+        if not self._load(name):
+            self.cache = _writable(cache)
+            with atomic(self.cache / f"{name}.pixels") as partial:
+                index = json.dumps(_decode_all(paths, partial))
             atomic_write(self.cache / f"{name}.json", lambda partial: partial.write_text(index))
-            outdated = [p for p in self.cache.glob("*.pixels") if p.stem != name]
-            remove_files(outdated + [p.with_suffix(".json") for p in outdated])
-            self._load(name, len(paths))
+            remove_files(p for suffix in ("pixels", "json") for p in self.cache.glob(f"*.{suffix}") if p.stem != name)
+            self._load(name)
 
-    def _load(self, name: str, count: int) -> bool:
-        """Whether the cache holds these photos; takes them if so."""
+    def _load(self, name: str) -> bool:
+        """Whether the cache holds the photos called ``name``; takes them if so."""
         try:
             index = json.loads((self.cache / f"{name}.json").read_text())
-            shapes = [(int(height), int(width)) for height, width in index["shapes"]]
-            self.key = str(index["key"])
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             return False  # missing or damaged
-        super().__init__(self.cache / f"{name}.pixels", shapes)
-        return len(self) == count and self.is_complete()
+        self.key = index["key"]
+        super().__init__(self.cache / f"{name}.pixels", [tuple(shape) for shape in index["shapes"]])
+        return self.is_complete()
 
 
-def _decode_all(paths: list[Path], file: Path, shapes: list[tuple[int, int]], digest) -> None:
-    """Write the pixels of all photos one after the other; adds their (height, width) to ``shapes``, all to ``digest``."""
-    problems = []
+def _decode_all(paths: list[Path], file: Path) -> dict:
+    """Write the pixels of all photos one after the other; returns their "shapes", (height, width) each, and "key"."""
+    shapes, digest, problems = [], hashlib.sha256(), []
 
     def read(path: Path) -> np.ndarray | UserError:
         try:
@@ -277,6 +271,7 @@ def _decode_all(paths: list[Path], file: Path, shapes: list[tuple[int, int]], di
                     out.write(result.data)
     if problems:
         raise UserError(list_problems(problems))
+    return {"shapes": shapes, "key": digest.hexdigest()[:20]}
 
 
 def list_problems(problems: list[str]) -> str:
@@ -287,14 +282,15 @@ def list_problems(problems: list[str]) -> str:
     return "\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *lines])
 
 
-def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
+def _writable(cache: Path) -> Path:
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
-            return cache, None
-    temporary = tempfile.TemporaryDirectory(prefix="decoded_photos_")
+            return cache
     print0(f"{cache} cannot be written to: photos are decoded into a temporary folder for this run only")
-    return Path(temporary.name), temporary
+    temporary = tempfile.mkdtemp(prefix="decoded_photos_")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
 def remove_files(files: Iterable[Path]) -> None:

@@ -16,21 +16,18 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from images.files import atomic_write
-from images.photos import FORMATS, MAX_PIXELS, cmyk_to_rgb, describe_error, load_heif, open_image
+from images.photos import FORMATS, MAX_PIXELS, cmyk_to_rgb, deep_gray, load_heif, open_image
 from utils import UserError
 
-REFUSED = {
-    "1": "is black and white without grays: there is nothing to sharpen",
-    "F": "has floating-point pixels: save it with 8 or 16 bits first",
-}
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+TRANSPARENT = ("PNG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF", "JPEG2000")
+DESCRIBED = ("JPEG", "PNG", "TIFF", "WEBP", "AVIF", "HEIF")  # hold EXIF, XMP and a color profile
 SAVE_OPTIONS = {
     "JPEG": dict(quality=95, subsampling=0),
     "WEBP": dict(quality=95),
     "AVIF": dict(quality=90, subsampling="4:4:4"),
     "HEIF": dict(quality=90),
 }
-
 DESCRIPTIVE = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 33432)  # EXIF tags that do not say how pixels are stored
 
 
@@ -49,34 +46,22 @@ def read_picture(path: Path | str) -> Picture:
     Raises:
         UserError: if it is missing, cannot be decoded completely, or has pixels of another kind, such as floating point.
     """
-    try:
-        return _read(Path(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except UserError:
-        raise
-    except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise UserError(f"{path} cannot be read as an image ({describe_error(error)}): replace or remove it") from None
-
-
-def _read(path: Path) -> Picture:
-    # From an open file: given a path, Pillow maps some rotated TIFFs into memory in the wrong shape
-    with open(path, "rb") as file, open_image(file) as image:
-        if image.mode in REFUSED:
-            raise UserError(f"{path} {REFUSED[image.mode]}")
-        frames, options = getattr(image, "n_frames", 1), {}
+    with open_image(path) as image:
         deep = any(";16" in str(tile[3]) for tile in image.tile)
-        if image.format == "TIFF" and image.tag_v2.get(284) == 2 and max(image.tag_v2.get(258, (8,))) == 16:
-            raise UserError(f"{path} stores its 16-bit colors in separate planes: save it as plain RGB first")
-        if "transparency" in image.info and (deep or image.mode.startswith("I")):
-            raise UserError(f"{path} has 16 bits and one transparent color: save it with an alpha channel or 8 bits")
-        if frames > 1 and image.format in ANIMATED:
-            values = _read_frames(path, image, options)
-        elif deep and image.mode in ("RGB", "RGBA"):
+        _refuse_other_pixels(image, deep)
+        options = {}
+        if getattr(image, "n_frames", 1) > 1 and image.format in ANIMATED:
+            values = _read_frames(image, options)
+        elif deep and image.mode in ("RGB", "RGBA") and "LA;16" not in str(image.tile):
             values = _read_deep(path, image)
         else:
-            values = _values(path, image)
-        notes = _losses(image, file)
+            values = _values(image)
+        options |= _descriptions(image)
+        with open(path, "rb") as file:
+            head = file.read(2**16)
+            if image.format == "WEBP":  # what a frame of it begins with
+                options["lossless"] = re.search(rb"VP8[ L]", head + file.read())[0] == b"VP8L"
+        notes = _losses(image, head, options.get("xmp", b""))
         if deep and values.dtype == np.uint8:
             notes.append("8 instead of 16 bits per color")
         try:
@@ -87,19 +72,34 @@ def _read(path: Path) -> Picture:
             notes.append("without its EXIF, which is damaged")
         if exif and not exif.startswith(b"Exif\0\0"):  # which WebP leaves out
             exif = b"Exif\0\0" + exif
-        options |= _descriptions(image)
-        if image.format == "WEBP":
-            options["lossless"] = _is_lossless_webp(file)
-    channels = values.shape[-1] - (values.shape[-1] % 2 == 0)  # 2 is gray and alpha, 4 is RGB and alpha
-    alpha = values[..., channels:] if channels < values.shape[-1] else None
-    return Picture(values[..., :channels], alpha, exif, options, notes)
+    has_alpha = values.shape[-1] in (2, 4)
+    pixels, alpha = (values[..., :-1], values[..., -1:]) if has_alpha else (values, None)
+    return Picture(pixels, alpha, exif, options, notes)
+
+
+def _refuse_other_pixels(image: Image.Image, deep: bool) -> None:
+    """Raise ``ValueError`` for pixels that would not be read as they are; ``deep`` is 16 bits per color."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    known = image.mode in ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK") or image.mode.startswith("I")
+    reasons = {
+        f"its pixels are of mode {image.mode}, not gray or color of 8 or 16 bits": not known,
+        "its pixels are signed": 2 in tags.get(339, ()),  # SampleFormat
+        "its 16-bit colors are in separate planes": tags.get(284) == 2 and max(tags.get(258, (8,))) == 16,
+        "its alpha is premultiplied": deep and 1 in tags.get(338, ()),  # ExtraSamples
+        "it has 16 bits and a transparent color": "transparency" in image.info and (deep or image.mode.startswith("I")),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ValueError(reason)
 
 
 def _descriptions(image: Image.Image) -> dict:
     """What the loaded ``image`` holds beside pixels and EXIF, as Pillow's save() takes it, and "iptc"."""
-    names = "dpi", "xmp", "comment", "loop", "default_image", *(["icc_profile"] if image.mode != "CMYK" else [])
-    # A loop of 0 is endless, and must not be left out: GIF then plays once
-    options = {name: image.info[name] for name in names if image.info.get(name) not in (None, b"")}
+    kinds = {"dpi": tuple, "xmp": bytes, "comment": (bytes, str), "loop": int, "default_image": bool}
+    if image.mode != "CMYK":
+        kinds["icc_profile"] = bytes
+    # Of another type in a damaged TIFF. A loop of 0 is endless, and must not be left out: GIF then plays once
+    options = {name: image.info[name] for name, kind in kinds.items() if isinstance(image.info.get(name), kind)}
     if not all(0 < each < 1e6 for each in options.get("dpi", ())):  # or not a number: no other format can hold it
         del options["dpi"]
     iptc = image.info.get("photoshop", {}).get(0x404)
@@ -122,12 +122,11 @@ def _descriptions(image: Image.Image) -> dict:
     return options
 
 
-def _losses(image: Image.Image, file) -> list[str]:
-    """What is in the file but not in a ``Picture``."""
-    frames, xmp = getattr(image, "n_frames", 1), bytes(image.info.get("xmp") or b"")
-    file.seek(0)
+def _losses(image: Image.Image, head: bytes, xmp: bytes) -> list[str]:
+    """What is in the file, which starts with ``head``, but not in a ``Picture``."""
+    frames = getattr(image, "n_frames", 1)
     # Boxes of HEIC, AVIF and JPEG 2000 that tell how many bits a color has
-    more_bits = re.search(rb"\A.{4}(?:ftyp|jP  ).*(?:pixi.{5}[\x09-\x10]|ihdr.{10}[\x08-\x0f])", file.read(2**16), re.DOTALL)
+    more_bits = re.search(rb"\A.{4}(?:ftyp|jP  ).*(?:pixi.{5}[\x09-\x10]|ihdr.{10}[\x08-\x0f])", head, re.DOTALL)
     losses = {
         "converted from CMYK to RGB": image.mode == "CMYK",
         "8 instead of more bits per color": more_bits and not image.mode.startswith("I"),
@@ -135,24 +134,15 @@ def _losses(image: Image.Image, file) -> list[str]:
         "without its gain map or depth": image.info.get("aux") or image.info.get("depth_images") or b":GDepth" in xmp,
         "without a part of its XMP": b"HasExtendedXMP" in xmp,
         "without its video": re.search(b"MotionPhoto|MicroVideo", xmp),
-        "without its layers": image.format == "TIFF" and 37724 in image.tag_v2,
+        "without its layers": 37724 in getattr(image, "tag_v2", ()),
     }
     return [loss for loss, there in losses.items() if there]
 
 
-def _is_lossless_webp(file) -> bool:
-    """Whether the first frame is. Source: the WebP container specification."""
-    file.seek(12)
-    while (head := file.read(8))[:4] not in (b"VP8L", b"VP8 ", b""):
-        size = int.from_bytes(head[4:], "little")
-        file.seek(16 if head[:4] == b"ANMF" else size + size % 2, 1)  # a frame holds chunks itself
-    return head[:4] == b"VP8L"
-
-
-def _read_frames(path: Path, image: Image.Image, options: dict) -> np.ndarray:
+def _read_frames(image: Image.Image, options: dict) -> np.ndarray:
     """(F, H, W, 3 or 4) uint8; adds what Pillow needs to save them to ``options``."""
     if image.n_frames * image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{path} has {image.n_frames} frames of {image.width}x{image.height}: cut it up first")
+        raise ValueError(f"its {image.n_frames} frames of {image.width}x{image.height} are too many")
     frames, durations = [], []
     for index in range(image.n_frames):
         image.seek(index)
@@ -166,38 +156,25 @@ def _read_frames(path: Path, image: Image.Image, options: dict) -> np.ndarray:
     return values[..., : 3 if opaque else 4]
 
 
-def _values(path: Path, image: Image.Image) -> np.ndarray:
+def _values(image: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4) uint8, or uint16 for deep gray."""
-    if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):  # SampleFormat
-        raise UserError(f"{path} has signed pixels: save it as plain gray first")
+    if image.mode.startswith("I"):
+        return deep_gray(image)[..., None]
     if image.mode == "CMYK":
         image = cmyk_to_rgb(image)
-    if image.mode.startswith("I"):
-        values = np.array(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError(f"{path} has 32-bit pixels: save it with 8 or 16 bits first")
-        if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero, which Pillow undoes for 8 bits only
-            values = 65535 - values
-        return values.astype(np.uint16)[..., None]
-    if image.mode in ("P", "PA") or "transparency" in image.info:
+    if image.mode in ("P", "PA", "RGBX") or "transparency" in image.info:
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    if image.mode not in ("L", "LA", "RGB", "RGBA", "RGBX"):
-        raise UserError(f"{path} has color mode {image.mode}: convert it to RGB first")
-    values = np.array(image.convert("RGB") if image.mode == "RGBX" else image)
+    values = np.array(image)
     return values if values.ndim == 3 else values[..., None]
 
 
-def _read_deep(path: Path, image: Image.Image) -> np.ndarray:
+def _read_deep(path: Path | str, image: Image.Image) -> np.ndarray:
     """(H, W, 3 or 4) uint16. Pillow keeps one byte of two: it is asked for the first ones, then for the second ones."""
-    if image.format == "TIFF" and 1 in image.tag_v2.get(338, ()):  # ExtraSamples
-        raise UserError(f"{path} has 16 bits and premultiplied alpha: save it with plain alpha first")
     halves = []
-    with open(path, "rb") as file, open_image(file) as again:
+    with open_image(path) as again:
         for half, order in (image, "B"), (again, "L"):
             layouts = [[tile[3]] if isinstance(tile[3], str) else tile[3] for tile in half.tile]
             last = layouts[0][0][-1]  # B, L or N: the order of the bytes in the file
-            if layouts[0][0].startswith("LA"):
-                raise UserError(f"{path} is 16-bit gray with transparency: save it without, or with 8 bits")
             layouts = [(layout[:-1] + order, *rest) for layout, *rest in layouts]
             half.tile = [
                 getattr(tile, "_make", tuple)((*tile[:3], layout)) for tile, layout in zip(half.tile, layouts, strict=True)
@@ -230,90 +207,84 @@ def write_picture(path: Path | str, picture: Picture) -> None:
         UserError: if the format cannot store it, or the file cannot be written.
     """
     path = Path(path)
-    kind, deep = FORMATS.get(path.suffix.lower()), picture.pixels.dtype == np.uint16
+    kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"{path} does not end in one of {', '.join(FORMATS)}")
-    if picture.pixels.ndim == 4 and kind not in ANIMATED:
-        raise UserError(f"{path} cannot be written: {kind} has no animations, choose a name that ends in .png")
-    if picture.alpha is not None and kind in ("JPEG", "BMP", "PPM"):
-        raise UserError(f"{path} cannot be written: {kind} has no transparency, choose a name that ends in .png")
-    if deep and kind not in ("PNG", "TIFF"):
-        raise UserError(f"{path} cannot be written: {kind} has no 16 bits, choose a name that ends in .png or .tif")
+    for feature, formats, needed in (
+        ("animations", ANIMATED, picture.pixels.ndim == 4),
+        ("transparency", TRANSPARENT, picture.alpha is not None),
+        ("16 bits", ("PNG", "TIFF"), picture.pixels.dtype == np.uint16),
+    ):
+        if needed and kind not in formats:
+            raise UserError(f"{path} cannot be written: {kind} has no {feature}, choose a name that ends in .png")
     if kind == "HEIF":
         load_heif(path)
+    for name, formats, value in (
+        ("EXIF", DESCRIBED, picture.exif),
+        ("XMP", DESCRIBED, picture.options.get("xmp")),
+        ("IPTC", ("JPEG", "TIFF"), picture.options.get("iptc")),
+        ("color profile", DESCRIBED, picture.options.get("icc_profile")),
+    ):
+        if value and kind not in formats:
+            picture.notes.append(f"without its {name}, which {kind} cannot hold")
+    try:
+        content = _encode(picture, kind)
+    except Exception as error:  # damaged EXIF or too long a side may raise anything
+        raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
+    atomic_write(path, lambda partial: partial.write_bytes(content))
+
+
+def _encode(picture: Picture, kind: str) -> bytes | memoryview:
+    """The content of a file of format ``kind``."""
     values = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha], axis=-1)
     extra = SAVE_OPTIONS.get(kind, {}) | picture.options
-    iptc, xmp = extra.pop("iptc", None), extra.get("xmp")
-    if kind in ("BMP", "GIF", "PPM", "JPEG2000"):
-        lost = {"EXIF": picture.exif, "XMP": xmp, "IPTC": iptc, "color profile": extra.get("icc_profile")}
-    else:
-        lost = {"IPTC": iptc if kind not in ("JPEG", "TIFF") else None}
-        extra |= dict(exif=picture.exif) if picture.exif else {}
-    picture.notes += [f"without its {name}, which {kind} cannot hold" for name, value in lost.items() if value]
-
-    def save(partial: Path) -> None:
-        try:
-            if kind == "PNG" and xmp:
-                extra["pnginfo"] = extra.get("pnginfo") or PngImagePlugin.PngInfo()
-                extra["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
-            if kind == "JPEG" and iptc:  # in an image resource block of Photoshop
-                block = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
-                extra["extra"] = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
-            if kind == "TIFF":
-                tags = Image.Exif()
-                tags.load(picture.exif or b"")
-                tags.update({tag: value for tag, value in ((700, xmp), (33723, iptc)) if value})
-                if len(tags):  # which Pillow cannot write into a compressed one
-                    extra["exif"] = tags
-                else:
-                    extra["compression"] = "tiff_adobe_deflate" if deep else "tiff_lzw"
-            if deep and values.shape[2] > 1:
-                (_write_deep_png if kind == "PNG" else _write_deep_tiff)(partial, values, extra)
-                return
-            first, *more = [_to_image(frame, kind) for frame in (values if values.ndim == 4 else [values])]
-            content = io.BytesIO()  # on a full disk libtiff gives no reason and prints its own messages
-            first.save(content, kind, append_images=more, **extra)
-            partial.write_bytes(content.getbuffer())
-        except OSError as error:
-            if error.errno is None:  # not from the disk
-                raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
-            raise
-        except Exception as error:  # damaged EXIF or too long a side may raise anything
-            raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
-
-    atomic_write(path, save)
+    iptc, xmp, deep = extra.pop("iptc", None), extra.get("xmp"), values.dtype == np.uint16
+    if picture.exif and kind in DESCRIBED:
+        extra["exif"] = picture.exif
+    if kind == "PNG" and xmp:
+        extra["pnginfo"] = extra.get("pnginfo") or PngImagePlugin.PngInfo()
+        extra["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+    if kind == "JPEG" and iptc:  # in an image resource block of Photoshop
+        block = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
+        extra["extra"] = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
+    if kind == "TIFF":
+        tags = Image.Exif()
+        tags.load(picture.exif or b"")
+        tags.update({tag: value for tag, value in ((700, xmp), (33723, iptc)) if value})
+        if len(tags):  # which Pillow cannot write into a compressed one
+            extra["exif"] = tags
+        else:
+            extra["compression"] = "tiff_adobe_deflate" if deep else "tiff_lzw"
+    if deep and values.shape[2] > 1:
+        return _deep_png(values, extra) if kind == "PNG" else _deep_tiff(values, extra)
+    first, *more = [_to_image(frame, kind) for frame in (values if values.ndim == 4 else [values])]
+    content = io.BytesIO()
+    first.save(content, kind, append_images=more, **extra)
+    return content.getbuffer()
 
 
-def _write_deep_png(path: Path, values: np.ndarray, extra: dict) -> None:
+def _deep_png(values: np.ndarray, extra: dict) -> memoryview:
     """16-bit color PNG, which Pillow cannot write. Source: the PNG specification, sections 5 and 11."""
     height, width, channels = values.shape
-
-    def chunk(file, name: bytes, content: bytes) -> None:
-        file.write(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)))
-
-    with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0))
-        if "icc_profile" in extra:
-            chunk(file, b"iCCP", b"ICC profile\0\0" + zlib.compress(extra["icc_profile"]))
-        if "dpi" in extra:
-            chunk(file, b"pHYs", struct.pack(">IIB", *(round(float(n) / 0.0254) for n in extra["dpi"]), 1))
-        if "exif" in extra:
-            chunk(file, b"eXIf", extra["exif"].removeprefix(b"Exif\0\0"))
-        for name, content, *_ in extra["pnginfo"].chunks if "pnginfo" in extra else ():
-            chunk(file, name, content)
-        packer, above = zlib.compressobj(6), np.zeros((1, width * channels * 2), np.uint8)
-        for top in range(0, height, 256):
-            rows = np.ascontiguousarray(values[top : top + 256].astype(">u2")).view(np.uint8).reshape(-1, above.size)
-            lines = np.full((len(rows), 1 + above.size), 2, np.uint8)  # filter 2: the difference to the row above
-            lines[:, 1:] = rows - np.concatenate([above, rows[:-1]])
-            chunk(file, b"IDAT", packer.compress(lines.tobytes()))
-            above = rows[-1:]
-        chunk(file, b"IDAT", packer.flush())
-        chunk(file, b"IEND", b"")
+    rows = np.ascontiguousarray(values.astype(">u2")).view(np.uint8).reshape(height, -1)
+    differences = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
+    lines = np.insert(differences, 0, 2, axis=1)  # filter 2: the difference to the row above
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0))]
+    if "icc_profile" in extra:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(extra["icc_profile"])))
+    if "dpi" in extra:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(float(n) / 0.0254) for n in extra["dpi"]), 1)))
+    if "exif" in extra:
+        chunks.append((b"eXIf", extra["exif"].removeprefix(b"Exif\0\0")))
+    chunks += [chunk[:2] for chunk in extra["pnginfo"].chunks] if "pnginfo" in extra else []
+    content = io.BytesIO(b"\x89PNG\r\n\x1a\n")
+    content.seek(0, io.SEEK_END)
+    for name, data in [*chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]:
+        PngImagePlugin.putchunk(content, name, data)
+    return content.getbuffer()
 
 
-def _write_deep_tiff(path: Path, values: np.ndarray, extra: dict) -> None:
+def _deep_tiff(values: np.ndarray, extra: dict) -> memoryview:
     """16-bit color TIFF, which Pillow cannot write: it writes one of 8 bits and twice the width, with the same bytes.
 
     Then the two tags are corrected. Source: TIFF 6.0, section 2.
@@ -330,7 +301,7 @@ def _write_deep_tiff(path: Path, values: np.ndarray, extra: dict) -> None:
             struct.pack_into("<H" if kind == 3 else "<I", data, entry + 8, width)
         elif tag == 258:  # BitsPerSample
             struct.pack_into(f"<{channels}H", data, value, *[16] * channels)
-    path.write_bytes(data)
+    return data
 
 
 def _to_image(values: np.ndarray, kind: str) -> Image.Image:

@@ -265,7 +265,7 @@ def sharpened(tmp_path, monkeypatch, capsys):
         (["a.png", "-o", "a.png/x"], "-o: a.png is not a folder"),
         (["a.png", "--strength", "abc"], "argument --strength: invalid float value"),
         (["a.png", "--foo"], "unrecognized arguments: --foo"),
-        (["pipe.png"], "pipe.png is not a file"),
+        (["pipe.png"], "pipe.png is missing or not a file"),
     ],
 )
 def test_a_mistake_with_sharpen_is_one_sentence(sharpened, tmp_path, arguments, sentence):

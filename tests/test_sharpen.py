@@ -90,12 +90,6 @@ def test_strength_scales_the_change(run, tmp_path):
         assert np.abs(changes[strength] - wanted).max() <= 1
 
 
-def test_without_strength_a_file_stays_the_same_to_the_last_byte(run, tmp_path):
-    save(tmp_path / "a.jpg", quality=70)
-    run("a.jpg", "--strength", 0)
-    assert (tmp_path / "sharpened/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
-
-
 def test_a_folder_gives_the_same_names(run, tmp_path):
     for name in "a.png", "b.jpg", "deep/er/c.webp":
         save(tmp_path / "photos" / name)

@@ -163,7 +163,7 @@ def test_16_bit_tiffs_with_lzw_are_read_without_another_package(tmp_path):
 
 
 def test_texts_of_a_png_are_not_taken_for_what_pillow_calls_so(tmp_path):
-    names = ["dpi", "gamma", "icc_profile", "photoshop", "srgb", "transparency", "xmp"]
+    names = ["dpi", "icc_profile", "xmp"]
     texts = PngImagePlugin.PngInfo()
     for name in names:
         texts.add_text(name, "a text")
@@ -177,7 +177,7 @@ def test_texts_of_a_png_are_not_taken_for_what_pillow_calls_so(tmp_path):
 
 def test_a_damaged_description_of_a_tiff_is_left_out(tmp_path):
     wrong = TiffImagePlugin.ImageFileDirectory_v2()
-    for tag, kind, value in (282, 5, (0, 0)), (283, 5, (0, 0)), (700, 4, 5), (33723, 2, "text"), (34675, 4, 5):
+    for tag, kind, value in (282, 5, (0, 0)), (283, 5, (0, 0)), (33723, 2, "text"), (34675, 4, 5):
         wrong.tagtype[tag], wrong[tag] = kind, TiffImagePlugin.IFDRational(*value) if kind == 5 else value
     Image.fromarray(values(3, np.uint8)).save(tmp_path / "a.tif", tiffinfo=wrong)
     picture = read_picture(tmp_path / "a.tif")

@@ -78,7 +78,7 @@ def test_linked_folders_are_followed_once_and_those_of_the_system_never(tmp_path
     assert found == ["a.png", "link/c.jfif", "link/d.HEIC"] and others == [tmp_path / "in/e.nef"]
 
 
-def test_a_sub_folder_that_cannot_be_listed_is_one_sentence_beside_the_rest(tmp_path, monkeypatch):
+def test_a_sub_folder_that_cannot_be_listed_is_one_sentence(tmp_path, monkeypatch):
     for name in "a.png", "locked/b.png":
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -90,23 +90,20 @@ def test_a_sub_folder_that_cannot_be_listed_is_one_sentence_beside_the_rest(tmp_
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    problems = []
-    assert find_photos(tmp_path, problems=problems) == [tmp_path / "a.png"]
-    assert len(problems) == 1 and "locked cannot be listed (Permission denied)" in problems[0]
-    with pytest.raises(UserError, match="locked cannot be listed"):
+    with pytest.raises(UserError, match=r"locked cannot be listed \(Permission denied\)"):
         find_photos(tmp_path)
 
 
 def test_photos_of_200_megapixels_are_no_bombs_and_those_of_900_are(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     header = bytearray((tmp_path / "a.png").read_bytes())
-    refused = pytest.raises(Image.DecompressionBombError)
+    refused = pytest.raises(UserError, match="decompression bomb")
     for size, outcome in ((16320, 12240), contextlib.nullcontext()), ((30000, 30000), refused):
         struct.pack_into(">II", header, 16, *size)
         struct.pack_into(">I", header, 29, zlib.crc32(header[12:29]))
         (tmp_path / "a.png").write_bytes(header)
-        with open(tmp_path / "a.png", "rb") as file, outcome:
-            assert open_image(file).size == size
+        with outcome, open_image(tmp_path / "a.png") as image:
+            assert image.size == size
 
 
 def photos_in(folder):

@@ -42,12 +42,6 @@ def test_16_bits_come_back_to_the_last_one(tmp_path, suffix, channels):
         assert seen_by_pillow.size == (34, 21)
 
 
-def test_16_bit_pngs_of_many_rows_are_right_across_the_blocks_they_are_packed_in(tmp_path):
-    picture = Picture(values(3, np.uint16, height=600, width=7))
-    write_picture(tmp_path / "tall.png", picture)
-    assert same(picture, read_picture(tmp_path / "tall.png"))
-
-
 def test_16_bits_do_not_go_into_a_format_of_8(tmp_path):
     for suffix in "jpg", "webp", "bmp":
         with pytest.raises(UserError, match="has no 16 bits"):
@@ -125,7 +119,7 @@ def test_exif_of_webp_is_kept_in_a_jpeg(tmp_path):
 def test_a_fourth_channel_that_is_no_plain_alpha_is_not_taken_for_it(tmp_path):
     for name, extra in ("multiplied", "assocalpha"), ("other", "unspecified"), ("plain", "unassalpha"):
         tifffile.imwrite(tmp_path / f"{name}.tif", values(4, np.uint16), photometric="rgb", extrasamples=[extra])
-    with pytest.raises(UserError, match="premultiplied alpha"):
+    with pytest.raises(UserError, match="its alpha is premultiplied"):
         read_picture(tmp_path / "multiplied.tif")
     assert read_picture(tmp_path / "other.tif").alpha is None
     assert read_picture(tmp_path / "plain.tif").alpha.dtype == np.uint16
@@ -159,9 +153,9 @@ def test_what_cannot_be_kept_as_it_is_is_refused(tmp_path):
     photo.convert("LAB").save(tmp_path / "lab.tif")
     tifffile.imwrite(tmp_path / "planes.tif", np.zeros((3, 9, 9), np.uint16), photometric="rgb", planarconfig="separate")
     for name, said in {
-        "fax.png": "black and white",
-        "float.tif": "floating-point",
-        "lab.tif": "color mode LAB",
+        "fax.png": "mode 1",
+        "float.tif": "mode F",
+        "lab.tif": "mode LAB",
         "planes.tif": "separate planes",
     }.items():
         with pytest.raises(UserError, match=f"{name} .*{said}"):
@@ -182,7 +176,7 @@ def test_a_file_that_is_no_whole_picture_is_one_sentence(tmp_path):
     whole = (tmp_path / "whole.png").read_bytes()
     for name, content in {"cut": whole[:700], "empty": b"", "text": b"not a picture"}.items():
         (tmp_path / f"{name}.png").write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.png cannot be read as an image .*replace or remove it"):
+        with pytest.raises(UserError, match=f"{name}.png cannot be read as an image .*: convert, replace or remove it"):
             read_picture(tmp_path / f"{name}.png")
     with pytest.raises(UserError, match="nowhere.png is missing"):
         read_picture(tmp_path / "nowhere.png")
