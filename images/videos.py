@@ -36,11 +36,16 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
 
     def write(partial: Path) -> None:
         try:
+            with av.open(f"file:{video}", container_options=READABLE) as probe:
+                stream = probe.streams.best("video")
+                first = next(probe.decode(stream), None) if stream else None
+            if first is None:
+                raise UserError(f"{video} contains no frames")
             with (
                 av.open(f"file:{video}", container_options=READABLE) as source,
                 av.open(f"file:{partial}", "w", format=VIDEO_FORMATS[result.suffix.lower()]) as target,
             ):
-                _map_frames(av, source, target, change)
+                _map_frames(av, source, target, first, change)
         except av.error.FFmpegError as error:  # often an OSError, too
             raise UserError(
                 f"{video} cannot be sharpened as a video ({describe_error(error)}): it is damaged, or of a format that "
@@ -60,56 +65,45 @@ def _import_av(video: Path):
     raise UserError(f"{video} is a video: install PyAV 18 or newer to sharpen it, pip install 'av>=18' (Python 3.11)")
 
 
-def _map_frames(av, source, target, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Copy the open ``source`` to ``target`` with changed frames; ``first`` is the first of them, as it is."""
     video = source.streams.best("video")
-    if video is None:
-        raise UserError(f"{source.name} contains no video")
     video.thread_type = "AUTO"  # decode on all cores
-    others = [stream for stream in source.streams if stream.type in ("audio", "subtitle")]
     written = target.add_stream("libx264", rate=video.average_rate, options=QUALITY)
+    _configure(written, video, first, source.name)
+    others = [stream for stream in source.streams if stream.type in ("audio", "subtitle")]
     copies = {stream.index: target.add_stream_from_template(stream) for stream in others}
     for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
         after.metadata.update(before.metadata)
+    frame = first
     to_rgb, from_rgb = (av.video.reformatter.VideoReformatter() for _ in range(2))
-    configured, waiting = False, []
     with tqdm(desc="sharpening", total=video.frames or None, unit="frame", leave=False, disable=None) as bar:
         for packet in source.demux(video, *others):
-            if packet.stream.index != video.index:
-                if packet.dts is not None:  # None: the end of the stream
-                    packet.stream = copies[packet.stream.index]
-                    waiting.append(packet)
-            else:
+            if packet.stream.index == video.index:
                 for frame in packet.decode():
-                    if not configured:
-                        _check(frame, source.name)
-                        _configure(written, video, frame)
-                        configured = True
                     pixels = _convert(av, to_rgb, frame, frame, "rgb24").to_ndarray()
                     changed = av.VideoFrame.from_ndarray(change(pixels), format="rgb24")
                     target.mux(written.encode(_convert(av, from_rgb, changed, frame, written.codec_context.pix_fmt)))
                     bar.update()
-            if configured:  # the header is written with the first packet, and must know the frames
-                for each in waiting:
-                    target.mux(each)
-                waiting = []
-        if not configured:
-            raise UserError(f"{source.name} contains no frames")
+            elif packet.dts is not None:  # None: the end of the stream
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
         target.mux(written.encode(None))
     end, expected = float(frame.time), (source.duration or 0) / 1e6  # seconds
     if end < 0.9 * expected - 0.5:  # sound may be a little longer
         tqdm.write(f"{source.name} ends after {end:.1f} of {expected:.1f} seconds: it may be damaged", file=sys.stderr)
 
 
-def _check(frame, name: str) -> None:
+def _configure(written, video, frame, name: str) -> None:
+    """Tell the encoder of the stream ``written`` what is known of ``video``, called ``name``, and its first frame.
+
+    Raises:
+        UserError: if it is interlaced or has more than 8 bits per color.
+    """
     bits = max(component.bits for component in frame.format.components)
-    if bits > 8:
-        raise UserError(f"{name} has {bits} bits per color: convert it to 8 bits first")
-    if frame.interlaced_frame:
-        raise UserError(f"{name} is interlaced: deinterlace it first")
-
-
-def _configure(written, video, frame) -> None:
-    """Tell the encoder of the stream ``written`` what is known of ``video`` and its first frame."""
+    if bits > 8 or frame.interlaced_frame:
+        reason = "is interlaced" if frame.interlaced_frame else f"has {bits} bits per color"
+        raise UserError(f"{name} {reason}: convert it to 8 bits and progressive frames first")
     encoder = written.codec_context
     encoder.width, encoder.height, encoder.time_base = frame.width, frame.height, video.time_base
     even = frame.width % 2 == 0 and frame.height % 2 == 0  # chroma of half the size needs that
@@ -117,8 +111,8 @@ def _configure(written, video, frame) -> None:
     encoder.pix_fmt = frame.format.name if same and even else "yuv420p" if even else "yuv444p"
     if video.sample_aspect_ratio:
         encoder.sample_aspect_ratio = video.sample_aspect_ratio
-    for name in COLORS:
-        setattr(encoder, name, getattr(frame, name))
+    for color in COLORS:
+        setattr(encoder, color, getattr(frame, color))
     if frame.rotation:
         written.set_display_rotation(frame.rotation)
 
