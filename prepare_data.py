@@ -66,15 +66,15 @@ def main() -> None:
     check_options(options)
 
     problems: list[str] = []
-    longest, tile = None, options.tile or TILE
-    if options.kind == "photos":
-        copies, longest = options.copies or COPIES, options.longest or LONGEST
-        planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
-    elif options.kind == "blurry":  # all to train on: only pairs can be judged
-        planned = plan_photos(*options.folders, problems, options.out, 1, tile, SMALLEST, None)
-        planned, options.val_share = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned), 0
-    else:
+    sharp = options.kind == "photos"
+    copies, longest = (options.copies or COPIES, options.longest or LONGEST) if sharp else (1, None)
+    if options.kind in plans:
         planned = plans[options.kind](*options.folders, problems)
+    else:
+        tile = options.tile or TILE
+        planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
+    if options.kind == "blurry":  # all to train on: only pairs can be judged
+        planned, options.val_share = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned), 0
     planned = without_twins(planned, problems)
     for part in ("train", "val"):
         (options.out / part).mkdir(parents=True, exist_ok=True)
@@ -88,10 +88,6 @@ def main() -> None:
     if problems:
         print(f"{len(problems)} skipped:", *map(one_line, problems), sep="\n  ")
         raise SystemExit(1)  # like sharpen.py: everything possible was done
-
-
-def is_visible(path: Path) -> bool:
-    return not path.name.startswith(".")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -128,10 +124,11 @@ def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
 
 def split(planned: list[Pair], out: Path, share: float, seed: int, problems: list[str]) -> dict[str, list[Pair]]:
     """The pairs of "train" and of "val": as the data set says, where the group already is, or else at random."""
+    there = {part: [path.name for path in (out / part).iterdir() if path.name[0] != "."] for part in ("train", "val")}
     part_of = {pair.group: pair.part for pair in planned if pair.part}  # "val" comes last: it wins
-    for part in ("train", "val"):
-        there = {path.name.partition(".")[0] for path in (out / part).iterdir() if is_visible(path)}
-        part_of |= {pair.group: part for pair in planned if pair.part is None and pair.group in there}
+    for part, names in there.items():
+        groups = {name.partition(".")[0] for name in names}
+        part_of |= {pair.group: part for pair in planned if pair.part is None and pair.group in groups}
     groups = {pair.group for pair in planned}
     open_ones = sorted(groups - part_of.keys(), key=lambda group: (zlib.crc32(f"{seed} {group}".encode()), group))
     wanted = min(max(1, round(share * len(groups))), len(groups) - 1) if 0 < share < 1 else share * len(groups)
@@ -144,7 +141,7 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
         else:
             parts[part_of[pair.group]].append(pair)
     for part, unwanted in ("train", share == 1), ("val", share == 0):
-        if not parts[part] and not unwanted and not any(is_visible(path) for path in (out / part).iterdir()):
+        if not (parts[part] or there[part] or unwanted):
             why = f" ({len(problems)} skipped, such as: {problems[0]})" if problems else ""
             raise UserError(
                 f"nothing is left for {out / part}: at least two photos or sequences are needed; if all are in the other "
@@ -169,68 +166,61 @@ def make_all(
                 todo.append(pair)
             elif not all((folder / name).is_file() for name in names):
                 problems.append(f"{folder} is incomplete: remove it and run again")
-            elif made_of_another(folder, pair):
+            elif (folder / SOURCE).is_file() and (folder / SOURCE).read_bytes() != source_of(pair):  # none: made by hand
                 problems.append(f"{pair.blurry or pair.sharp} would become {pair.name}, which is another photo: rename it")
             else:
                 there += 1
         by_source = [list(of_one) for _, of_one in groupby(todo, lambda pair: pair.sharp)]
-        threads = os.cpu_count() or 1  # decoding, blurring and encoding run outside the interpreter lock
         make_some = functools.partial(make, folder=out / part, longest=longest, seed=seed)
         bar = tqdm(total=len(todo), desc=f"making {part}", unit="pair", disable=None)
-        with ThreadPoolExecutor(threads) as pool, bar:
-            for start in range(0, len(by_source), 2 * threads):  # in groups: Ctrl-C waits for one
-                some = by_source[start : start + 2 * threads]
-                for of_one, found in zip(some, pool.map(make_some, some), strict=True):
-                    problems += found
-                    made[part] += len(of_one) - len(found)
-                    bar.update(len(of_one))
+        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # all the work runs outside the interpreter lock
+            for of_one, found in zip(by_source, pool.map(make_some, by_source), strict=True):
+                problems += found
+                made[part] += len(of_one) - len(found)
+                bar.update(len(of_one))
     return made, there
 
 
 def make(pairs: list[Pair], folder: Path, longest: int | None, seed: int) -> list[str]:
     """Make the pairs of one source in ``folder``; returns a sentence for each that cannot be made."""
-    problems = []
     try:
-        sharp = read_photo(pairs[0].sharp)
-        size = shrunk(sharp.shape[:2], longest)
-        if size != sharp.shape[:2]:
-            sharp = np.asarray(Image.fromarray(sharp).resize(size[::-1], Image.Resampling.LANCZOS))
+        photo = read_photo(pairs[0].sharp)
     except UserError as error:
         return [f"{pair.name}: {error}" for pair in pairs]
+    size = shrunk(photo.shape[:2], longest)
+    if size != photo.shape[:2]:
+        photo = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.LANCZOS))
+    problems = []
     for pair in pairs:
-        if pair.unpaired:
-            top, left, bottom, right = pair.tile
-            write_pair(folder / pair.name, pair, sharp[top:bottom, left:right], None)
-            continue
-        if pair.blurry is None:
-            write_pair(folder / pair.name, pair, *blur_tile(sharp, pair, seed))
-            continue
         try:
-            blurry = read_photo(pair.blurry)
+            images = images_of(pair, photo, seed)
         except UserError as error:
             problems.append(str(error))
             continue
-        if blurry.shape != sharp.shape:
-            sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (blurry, sharp)]
-            problems.append(f"{pair.blurry} is {sizes[0]}, {pair.sharp} is {sizes[1]}: both must show the same pixels")
-        elif min(sharp.shape[:2]) < SMALLEST:
-            problems.append(f"{pair.blurry} is {sharp.shape[1]}x{sharp.shape[0]}, smaller than {SMALLEST} pixels")
-        else:
-            write_pair(folder / pair.name, pair, blurry, sharp)
+        write_pair(folder / pair.name, pair, *images)
     return problems
 
 
-def source_of(pair: Pair) -> str:
+def images_of(pair: Pair, photo: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """(blurry, sharp) of ``pair``, (H, W, 3) uint8 each; ``photo`` is what it calls sharp. Raises ``UserError``."""
+    if pair.unpaired:
+        top, left, bottom, right = pair.tile
+        return photo[top:bottom, left:right], None
+    if pair.blurry is None:
+        return blur_tile(photo, pair, seed)
+    blurry = read_photo(pair.blurry)
+    if blurry.shape != photo.shape:
+        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (blurry, photo)]
+        raise UserError(f"{pair.blurry} is {sizes[0]}, {pair.sharp} is {sizes[1]}: both must show the same pixels")
+    if min(photo.shape[:2]) < SMALLEST:
+        raise UserError(f"{pair.blurry} is {photo.shape[1]}x{photo.shape[0]}, smaller than {SMALLEST} pixels")
+    return blurry, photo
+
+
+def source_of(pair: Pair) -> bytes:
     """Distinguishes photos of the same name, for a file beside the pair."""
     files = [file for file in (pair.blurry, pair.sharp) if file]
-    return "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
-
-
-def made_of_another(folder: Path, pair: Pair) -> bool:
-    try:
-        return (folder / SOURCE).read_text(encoding="utf-8", errors="surrogateescape") != source_of(pair)
-    except OSError:
-        return False  # made by hand
+    return b"".join(os.fsencode(f"{file.name} {file.stat().st_size}\n") for file in files)
 
 
 def blur_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -260,7 +250,7 @@ def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray |
                 shutil.copyfile(source, partial / name)
             else:
                 Image.fromarray(pixels).save(partial / name, compress_level=3)
-        (partial / SOURCE).write_text(source_of(pair), encoding="utf-8", errors="surrogateescape")
+        (partial / SOURCE).write_bytes(source_of(pair))
 
 
 def is_plain_png(path: Path) -> bool:

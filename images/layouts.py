@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,17 +43,16 @@ def plan_photos(
         except UserError as error:
             problems.append(str(error))
             continue
+        if min(height, width) < smallest:
+            problems.append(f"{path} is {width}x{height}, smaller than {smallest} pixels")
+            continue
         group = flat(path.relative_to(folder).with_suffix(""))
         rows, columns = cuts(height, tile, smallest), cuts(width, tile, smallest)
-        for row, (top, bottom) in enumerate(rows):
-            for column, (left, right) in enumerate(columns):
-                name = f"{group}.r{row}c{column}" if len(rows) * len(columns) > 1 else group
-                if min(bottom - top, right - left) < smallest:
-                    problems.append(f"{path} is {right - left}x{bottom - top}, smaller than {smallest} pixels")
-                    continue
-                for copy in range(copies):
-                    copy_name = f"{name}.copy{copy}" if copy else name
-                    yield Pair(copy_name, group, path, tile=(top, left, bottom, right), crisper=copy % 2 == 1)
+        for (row, (top, bottom)), (column, (left, right)) in product(enumerate(rows), enumerate(columns)):
+            name = f"{group}.r{row}c{column}" if len(rows) * len(columns) > 1 else group
+            for copy in range(copies):
+                copy_name = f"{name}.copy{copy}" if copy else name
+                yield Pair(copy_name, group, path, tile=(top, left, bottom, right), crisper=copy % 2 == 1)
 
 
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
@@ -110,11 +109,10 @@ def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for list_of_theirs, part in (("RealBlur_J_train_list.txt", "train"), ("RealBlur_J_test_list.txt", "val")):
         path = folder / list_of_theirs
         try:
-            names = [line.split()[:2] for line in path.read_text().splitlines() if line.strip()]
-            files = [(folder / sharp, folder / blurry) for sharp, blurry in names]
-        except (OSError, ValueError):  # not text, or a line that does not name two files
+            files = [folder / name for name in path.read_text().split()]  # a sharp and a blurry one in each line
+        except (OSError, ValueError):  # the latter: not text
             raise UserError(f"{path} is missing or damaged: give the folder into which RealBlur was unpacked") from None
-        for sharp, blurry in files:
+        for sharp, blurry in zip(files[::2], files[1::2], strict=False):
             group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
             yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
 
