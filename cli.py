@@ -25,73 +25,71 @@ def run_cli(main: Callable[[], None]) -> None:
 
     A process of torchrun ends here, without Python's own shutdown: gloo's threads abort some processes in it.
     """
-    try:
-        _run_main(main)
-        status = 0
-    except SystemExit as end:
-        if not dist.is_initialized():
-            raise
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except Exception:
-        if not dist.is_initialized():
-            raise
-        status = 1
-        traceback.print_exc()
-    if dist.is_initialized():
-        if status == 0:
-            dist.barrier()  # rank 0 may still be writing; torchrun ends all when one has ended with an error
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.flush()
-        os._exit(status)
-
-
-def _run_main(main: Callable[[], None]) -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  stderr may be closed
-    # Problems with an image are reported by our own errors
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # problems with an image are reported by our own errors
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if "RANK" not in os.environ:  # torchrun sends SIGTERM to ranks that wait in a collective, where Python cannot react
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # file names may contain what the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    for stream in streams:  # file names may contain what the terminal cannot show
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
-        if hasattr(sys.stdout, "flush"):
-            sys.stdout.flush()
-    except UserError as error:
+        for stream in streams:
+            stream.flush()
+        end = 0
+    except SystemExit as stop:
+        end = stop.code
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        end = 130  # the shell's code for Ctrl-C
+    except Exception as error:
+        end = _sentence(error)
+        if end is None:
+            if not dist.is_initialized():
+                raise
+            traceback.print_exc()
+            end = 1
+    if not dist.is_initialized():
+        if end:
+            sys.exit(end)
+        return
+    if isinstance(end, str):
+        print(end, file=sys.stderr)
+        end = 1
+    if not end:
+        dist.barrier()  # rank 0 may still be writing; torchrun ends all when one has ended with an error
+    for stream in streams:
+        stream.flush()
+    os._exit(end or 0)
+
+
+def _sentence(error: Exception) -> str | int | None:
+    """What to tell the user about ``error``: None if it is a bug, exit code 1 if another rank tells it."""
+    if isinstance(error, UserError):
         text = str(error)
         if "Original Traceback" in text:  # from a worker: DataLoader puts the traceback before the message
             text = text.rsplit("UserError: ", 1)[-1].strip()
         text = text if "\n  " in text else one_line(text)  # a list of problems keeps its lines
         # Before the ranks are connected they all check the same constants, so all of them fail alike
         shared = error.shared or not dist.is_initialized()
-        sys.exit(1 if shared and os.environ.get("RANK", "0") != "0" else f"error: {text}")
-    except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
-        sys.exit(130)  # the shell's code for Ctrl-C
-    except OSError as error:
-        if error.errno in (errno.ENOMEM, errno.ECONNRESET):  # the latter to a worker process that was killed
-            sys.exit(OUT_OF_MEMORY)
-        if (error.errno or 0) <= 0:  # not from the disk: a download without a connection, for example
-            sys.exit(f"error: {one_line(str(error)) or type(error).__name__}: if it was a download, connect and run again")
-        if not error.filename:  # stdout itself: closed by its reader, or on a full disk
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
-        name = error.filename or "the output"
-        sys.exit(f"error: {name} failed ({error.strerror}): free some disk space or check permissions")
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        sys.exit(OUT_OF_MEMORY)
+        return 1 if shared and os.environ.get("RANK", "0") != "0" else f"error: {text}"
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if not isinstance(error, OSError):
+        return None
+    if (error.errno or 0) <= 0:  # not from the disk: a download without a connection, for example
+        return f"error: {one_line(str(error)) or type(error).__name__}: if it was a download, connect and run again"
+    if not error.filename:  # stdout itself: closed by its reader, or on a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
+    return f"error: {error.filename or 'the output'} failed ({error.strerror}): free some disk space or check permissions"
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    # The second sentence is the end of a worker process, which Linux kills for lack of memory
+    # The second sentence is the end of a worker process, which Linux kills for lack of memory, and so is ECONNRESET
     said = any(sentence in str(error) for sentence in ("allocate memory", "DataLoader worker (pid"))
-    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    errors = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return said or errors or getattr(error, "errno", None) in (errno.ENOMEM, errno.ECONNRESET)
 
 
 class CliParser(argparse.ArgumentParser):

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import shutil
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +29,9 @@ from tqdm import tqdm
 from blur.degradations import Mixture, random_degradation, shrink
 from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli, whole_number
-from images.files import atomic, lock_file
+from images.files import atomic
 from images.layouts import Pair, plan_gopro, plan_hide, plan_pairs, plan_photos, plan_realblur, plan_reds, shrunk
-from images.photos import orientation_of, read_photo
+from images.photos import read_photo
 from utils import UserError, make_generator, one_line, to_pixels, to_tensor, uniform
 
 OUT = "data"  # contains train/ and val/
@@ -78,11 +77,8 @@ def main() -> None:
     planned = without_twins(planned, problems)
     for part in ("train", "val"):
         (options.out / part).mkdir(parents=True, exist_ok=True)
-    with open(options.out / ".lock", "w") as lock:
-        if not lock_file(lock):
-            raise UserError(f"another prepare_data.py writes to {options.out}: wait for it, or choose another --out")
-        parts = split(planned, options.out, options.val_share, options.seed, problems)
-        made, there = make_all(parts, options.out, longest, options.seed, problems)
+    parts = split(planned, options.out, options.val_share, options.seed, problems)
+    made, there = make_all(parts, options.out, longest, options.seed, problems)
     in_each = f"{made['train']} pairs made in {options.out / 'train'}, {made['val']} in {options.out / 'val'}"
     print(f"{in_each}, {there} existed already")
     if problems:
@@ -240,22 +236,13 @@ def blur_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, np.
 
 
 def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray | None) -> None:
-    """Write both images, or blurry.png alone, whole or not at all; PNG files with the same pixels are copied."""
+    """Write both images, or blurry.png alone, whole or not at all."""
     with atomic(folder) as partial:
         partial.mkdir()
-        for name, pixels, source in ("blurry.png", blurry, pair.blurry), ("sharp.png", sharp, pair.blurry and pair.sharp):
-            if pixels is None:
-                continue
-            if source and is_plain_png(source):
-                shutil.copyfile(source, partial / name)
-            else:
+        for name, pixels in ("blurry.png", blurry), ("sharp.png", sharp):
+            if pixels is not None:
                 Image.fromarray(pixels).save(partial / name, compress_level=3)
         (partial / SOURCE).write_bytes(source_of(pair))
-
-
-def is_plain_png(path: Path) -> bool:
-    with Image.open(path) as image:
-        return image.format == "PNG" and image.mode == "RGB" and orientation_of(image) == 1
 
 
 if __name__ == "__main__":

@@ -98,14 +98,11 @@ def lock_file(file: IO) -> bool:
 
 def write_torch_file(path: Path | str, content) -> None:
     """``torch.save(content, path)``, whole or not at all; errors as ``atomic_write``."""
-
-    def write(partial: Path) -> None:
+    with atomic(Path(path)) as partial:
         try:
             torch.save(content, partial)
         except RuntimeError:  # torch's way to report a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-
-    atomic_write(path, write)
 
 
 def read_torch_file(path: Path | str):

@@ -248,27 +248,22 @@ class DecodedPhotos(PixelFile):
 def _decode_all(paths: list[Path], file: Path) -> dict:
     """Write the pixels of all photos one after the other; returns their "shapes", (height, width) each, and "key"."""
     shapes, digest, problems = [], hashlib.sha256(), []
-
-    def read(path: Path) -> np.ndarray | UserError:
-        try:
-            return read_photo(path)
-        except UserError as error:
-            return error
-
     bar = tqdm(total=len(paths), desc="decoding photos", unit="photo", leave=False, disable=None)
     threads = os.cpu_count() or 1  # Pillow decodes outside the interpreter lock
     with open(file, "wb") as out, ThreadPoolExecutor(threads) as pool, bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata that does not affect the pixels
         for start in range(0, len(paths), 2 * threads):  # in groups: a whole data set may not fit in memory
-            for result in pool.map(read, paths[start : start + 2 * threads]):
+            for decoded in [pool.submit(read_photo, path) for path in paths[start : start + 2 * threads]]:
                 bar.update()
-                if isinstance(result, UserError):
-                    problems.append(str(result))
-                elif not problems:
-                    shapes.append(result.shape[:2])
-                    digest.update(f"{result.shape}".encode())
-                    digest.update(result)
-                    out.write(result.data)
+                try:
+                    photo = decoded.result()
+                except UserError as error:
+                    problems.append(str(error))
+                    continue
+                shapes.append(photo.shape[:2])
+                digest.update(f"{photo.shape}".encode())
+                digest.update(photo)
+                out.write(photo.data)
     if problems:
         raise UserError(list_problems(problems))
     return {"shapes": shapes, "key": digest.hexdigest()[:20]}

@@ -120,13 +120,12 @@ def _configure(written, video, frame, name: str) -> None:
 def _convert(av, converter, frame, like, pix_fmt: str):
     """``frame`` in another pixel format, to RGB or back, with the matrix, range and time of ``like``."""
     matrix = like.colorspace if like.colorspace in set(av.video.reformatter.Colorspace) else None
-    ranges, methods = [like.color_range, av.video.reformatter.ColorRange.JPEG], av.video.reformatter.Interpolation
-    if pix_fmt != "rgb24":
-        ranges.reverse()
+    full, methods = av.video.reformatter.ColorRange.JPEG, av.video.reformatter.Interpolation
+    source, target = (like.color_range, full) if pix_fmt == "rgb24" else (full, like.color_range)
     # Without these flags each frame becomes darker by a gray level
     exact = methods.BICUBIC | methods.ACCURATE_RND | methods.FULL_CHR_H_INT | methods.FULL_CHR_H_INP
     matrices = dict(src_colorspace=matrix, dst_colorspace=matrix, interpolation=exact)
-    converted = converter.reformat(frame, format=pix_fmt, src_color_range=ranges[0], dst_color_range=ranges[1], **matrices)
+    converted = converter.reformat(frame, format=pix_fmt, src_color_range=source, dst_color_range=target, **matrices)
     converted.pts, converted.time_base, converted.duration = like.pts, like.time_base, like.duration
     for name in COLORS:
         setattr(converted, name, getattr(like, name))
