@@ -53,9 +53,7 @@ def main() -> None:
     if not 0 <= options.strength <= MAX_STRENGTH:
         raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MAX_STRENGTH}")
     if bool(options.inputs) == bool(options.frames):
-        raise UserError(
-            "name photos, videos or folders to sharpen, or --frames WIDTHxHEIGHT for frames from a pipe (not both)"
-        )
+        raise UserError("name photos, videos or folders to sharpen, or --frames WIDTHxHEIGHT for a pipe, not both")
     if options.frames and options.out != Path(OUT):
         raise UserError("--frames writes to standard output: leave out -o, and send the output to a file or a program")
     size = parse_size("--frames", options.frames) if options.frames else None
@@ -154,8 +152,6 @@ class Job:
     source: Path
     result: Path
     picture: Picture | None = None  # of a photo, in memory
-    pixels: int = 0
-    seconds: float = 0.0  # spent on sharpening
     notes: Sequence[str] = ()  # what the result does not have of the source
     error: str | None = None
 
@@ -164,20 +160,13 @@ class Job:
             self.picture = read_picture(self.source)
 
     def sharpen(self, sharpener: Sharpener, strength: float) -> None:
-        start, video = time.perf_counter(), VideoSharpener(sharpener)
-
-        def sharpen_frame(frame: np.ndarray) -> np.ndarray:
-            self.pixels += frame[..., 0].size
-            return video(frame, strength)
-
+        video = VideoSharpener(sharpener)
         if self.picture is None:
-            map_frames(self.source, self.result, sharpen_frame)
+            map_frames(self.source, self.result, lambda frame: video(frame, strength))
         elif self.picture.pixels.ndim == 4:
-            self.picture.pixels = np.stack([sharpen_frame(frame) for frame in self.picture.pixels])
+            self.picture.pixels = np.stack([video(frame, strength) for frame in self.picture.pixels])
         else:
-            self.pixels = self.picture.pixels[..., 0].size
             self.picture.pixels = sharpener(self.picture.pixels, strength)
-        self.seconds = time.perf_counter() - start
 
     def write(self) -> None:
         picture, self.picture = self.picture, None  # memory is free again as soon as it is written
@@ -191,7 +180,7 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
 
     Photos before and after the one that is being sharpened are decoded and encoded in threads meanwhile.
     """
-    total, done, pixels, seconds = len(jobs) + len(problems), 0, 0, 0.0
+    total, done, start = len(jobs) + len(problems), 0, time.perf_counter()
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     threads = min(4, os.cpu_count() or 1)  # as many photos wait before and after the network, which bounds the memory
@@ -201,13 +190,13 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
         sharpened = map(reporting_errors(Job.sharpen, sharpener, strength), read)
         written = map_ahead(pool, reporting_errors(Job.write), sharpened, threads)
         for job in tqdm(written, "sharpening", len(jobs), unit="file", leave=False, disable=None):
-            done, pixels, seconds = done + (job.error is None), pixels + job.pixels, seconds + job.seconds
+            done += job.error is None
             if job.error:
                 tqdm.write(f"error: {one_line(job.error)}", file=sys.stderr)
             elif job.notes:
                 tqdm.write(one_line(f"{job.result}: {', '.join(job.notes)}"))
-    speed = f", {seconds / pixels * 1e9:.0f} ms per megapixel on {sharpener.device}" if pixels else ""
-    print(f"{done} of {total} files sharpened with {weights}{speed}")
+    seconds = time.perf_counter() - start
+    print(f"{done} of {total} files sharpened with {weights}, in {seconds:.1f} seconds on {sharpener.device}")
     if done < total:
         raise SystemExit(1)
 

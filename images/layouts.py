@@ -56,11 +56,8 @@ def plan_photos(
 
 
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
-    if blurry.exists() and sharp.exists() and os.path.samefile(blurry, sharp):  # then each photo would match itself
-        raise UserError(
-            f"{blurry} and {sharp} are the same folder: move the sharp photos to another one, and give both photos of a "
-            "pair one name, such as blurry/0001.png and sharp/0001.png"
-        )
+    if blurry.resolve() == sharp.resolve():  # each photo would match itself
+        raise UserError(f"{blurry} and {sharp} are the same folder: move the sharp photos to another one")
     blurry_files, sharp_files = (by_name(folder, problems) for folder in (blurry, sharp))
     problems += [f"{blurry_files[p]} has no counterpart in {sharp}" for p in blurry_files if p not in sharp_files]
     problems += [f"{sharp_files[p]} has no counterpart in {blurry}" for p in sharp_files if p not in blurry_files]

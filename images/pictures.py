@@ -65,13 +65,10 @@ def read_picture(path: Path | str) -> Picture:
         if deep and values.dtype == np.uint8:
             notes.append("8 instead of 16 bits per color")
         try:
-            exif = image.info.get("exif") or _descriptive_exif(image)
-            Image.Exif().load(exif or b"")
+            exif = _exif(image)
         except Exception:  # damaged bytes may raise anything
             exif = None
             notes.append("without its EXIF, which is damaged")
-        if exif and not exif.startswith(b"Exif\0\0"):  # which WebP leaves out
-            exif = b"Exif\0\0" + exif
     has_alpha = values.shape[-1] in (2, 4)
     pixels, alpha = (values[..., :-1], values[..., -1:]) if has_alpha else (values, None)
     return Picture(pixels, alpha, exif, options, notes)
@@ -185,17 +182,20 @@ def _read_deep(path: Path | str, image: Image.Image) -> np.ndarray:
     return halves[0] * 256 + halves[1]
 
 
-def _descriptive_exif(image: Image.Image) -> bytes | None:
-    """EXIF of a file that does not store it as one block; of a TIFF without its Orientation, which Pillow applies."""
-    found, kept = image.getexif(), Image.Exif()
-    for tag in DESCRIPTIVE:
-        if tag in found and not (image.format == "TIFF" and tag == 274):
-            kept[tag] = found[tag]
-    for block in (0x8769, 0x8825):  # exposure etc., GPS
-        values = found.get_ifd(block)
-        if values:
-            kept[block] = dict(values)
-    return kept.tobytes() if len(kept) else None
+def _exif(image: Image.Image) -> bytes | None:
+    """EXIF as one block, as JPEG has it; of a TIFF without its Orientation, which Pillow applies. Raises if damaged."""
+    exif = image.info.get("exif")
+    if not exif:
+        found, kept = image.getexif(), Image.Exif()
+        for tag in DESCRIPTIVE:
+            if tag in found and not (image.format == "TIFF" and tag == 274):
+                kept[tag] = found[tag]
+        for block in (0x8769, 0x8825):  # exposure etc., GPS
+            if values := found.get_ifd(block):
+                kept[block] = dict(values)
+        exif = kept.tobytes() if len(kept) else b""
+    Image.Exif().load(exif)
+    return b"Exif\0\0" + exif.removeprefix(b"Exif\0\0") if exif else None  # which WebP leaves out
 
 
 def write_picture(path: Path | str, picture: Picture) -> None:

@@ -47,10 +47,8 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
             ):
                 _map_frames(av, source, target, first, change)
         except av.error.FFmpegError as error:  # often an OSError, too
-            raise UserError(
-                f"{video} cannot be sharpened as a video ({describe_error(error)}): it is damaged, or of a format that "
-                f"cannot be read, or its sound does not fit into {result.suffix}, in which case choose .mkv with -o"
-            ) from None
+            advice = f"replace it, or if its sound does not fit into {result.suffix}, choose .mkv with -o"
+            raise UserError(f"{video} cannot be sharpened as a video ({describe_error(error)}): {advice}") from None
 
     atomic_write(result, write)
 

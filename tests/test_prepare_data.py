@@ -64,7 +64,6 @@ def test_blurry_photos_are_cut_into_tiles_to_train_on_and_have_no_sharp_ones(pre
     assert np.array_equal(whole, read_photo(tmp_path / "photos" / "0.png"))
     assert not list((tmp_path / "data").rglob("sharp.png"))
     assert "0 pairs made in data/train, 0 in data/val, 8 existed already" in prepare("blurry", "photos", "--tile", 150)
-    assert "--val-share does not apply to blurry photos" in prepare("blurry", "photos", "--val-share", 0.2)
 
 
 def test_no_tile_is_too_small_for_a_patch(prepare, tmp_path):
