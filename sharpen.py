@@ -14,9 +14,8 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
 from pathlib import Path
 
@@ -145,89 +144,81 @@ def photos_in(folder: Path, out: Path) -> list[Path]:
     return photos
 
 
-@dataclass
-class Job:
-    """A photo or video to sharpen, on its way from the disk to the disk."""
-
-    source: Path
-    result: Path
-    picture: Picture | None = None  # of a photo, in memory
-    notes: Sequence[str] = ()  # what the result does not have of the source
-    error: str | None = None
-
-    def read(self) -> None:
-        if self.result.suffix.lower() not in VIDEO_FORMATS:
-            self.picture = read_picture(self.source)
-
-    def sharpen(self, sharpener: Sharpener, strength: float) -> None:
-        video = VideoSharpener(sharpener)
-        if self.picture is None:
-            map_frames(self.source, self.result, lambda frame: video(frame, strength))
-        elif self.picture.pixels.ndim == 4:
-            self.picture.pixels = np.stack([video(frame, strength) for frame in self.picture.pixels])
-        else:
-            self.picture.pixels = sharpener(self.picture.pixels, strength)
-
-    def write(self) -> None:
-        picture, self.picture = self.picture, None  # memory is free again as soon as it is written
-        if picture:
-            write_picture(self.result, picture)
-            self.notes = picture.notes
-
-
 def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
     """Sharpen each photo or video. Failures are reported, the others are still sharpened, and the exit code is then 1.
 
     Photos before and after the one that is being sharpened are decoded and encoded in threads meanwhile.
     """
-    total, done, start = len(jobs) + len(problems), 0, time.perf_counter()
+    done, start = 0, time.perf_counter()
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     threads = min(4, os.cpu_count() or 1)  # as many photos wait before and after the network, which bounds the memory
-    files = [Job(source, result) for result, source in jobs.items()]
-    with ThreadPoolExecutor(threads) as pool:
-        read = map_ahead(pool, reporting_errors(Job.read), files, threads)
-        sharpened = map(reporting_errors(Job.sharpen, sharpener, strength), read)
-        written = map_ahead(pool, reporting_errors(Job.write), sharpened, threads)
-        for job in tqdm(written, "sharpening", len(jobs), unit="file", leave=False, disable=None):
-            done += job.error is None
-            if job.error:
-                tqdm.write(f"error: {one_line(job.error)}", file=sys.stderr)
-            elif job.notes:
-                tqdm.write(one_line(f"{job.result}: {', '.join(job.notes)}"))
-    seconds = time.perf_counter() - start
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(jobs), unit="file", leave=False, disable=None) as bar:
+        reads = look_ahead((pool.submit(read_job, photo, result) for result, photo in jobs.items()), threads)
+        work = zip(jobs.items(), reads, strict=True)
+        written = (sharpen_job(pool, photo, result, read, sharpener, strength) for (result, photo), read in work)
+        for (result, photo), notes in zip(jobs.items(), look_ahead(written, threads), strict=True):
+            bar.update()
+            error = error_of(notes.exception(), photo)
+            if error:
+                tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
+            elif notes.result():
+                tqdm.write(one_line(f"{result}: {', '.join(notes.result())}"))
+            done += not error
+    total, seconds = len(jobs) + len(problems), time.perf_counter() - start
     print(f"{done} of {total} files sharpened with {weights}, in {seconds:.1f} seconds on {sharpener.device}")
     if done < total:
         raise SystemExit(1)
 
 
-def map_ahead(pool: Executor, function: Callable, items: Iterable, count: int) -> Iterator:
-    """``map(function, items)`` in threads, at most ``count`` items ahead of what is taken."""
+def look_ahead(items: Iterable, count: int) -> Iterator:
+    """The same ``items``, of which ``count`` more are taken than given: futures, for example, are at work meanwhile."""
     waiting = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
+        waiting.append(item)
         if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+            yield waiting.popleft()
+    yield from waiting
 
 
-def reporting_errors(step: Callable, *arguments) -> Callable[[Job], Job]:
-    """``step(job, *arguments)`` for jobs without an error; what goes wrong becomes the job's error."""
+def read_job(photo: Path, result: Path) -> Picture | None:
+    return None if result.suffix.lower() in VIDEO_FORMATS else read_picture(photo)
 
-    def run(job: Job) -> Job:
-        try:
-            if job.error is None:
-                step(job, *arguments)
-        except UserError as error:
-            job.error = str(error)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            job.error = f"{job.source} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu"
-        return job
 
-    return run
+def sharpen_job(pool: Executor, photo: Path, result: Path, read: Future, sharpener: Sharpener, strength: float) -> Future:
+    """Sharpen the picture that was ``read``, or the video if there is none; it is written in ``pool``, giving its notes."""
+    try:
+        picture, video = read.result(), VideoSharpener(sharpener)
+        if picture is None:
+            map_frames(photo, result, lambda frame: video(frame, strength))
+        elif picture.pixels.ndim == 4:
+            picture.pixels = np.stack([video(frame, strength) for frame in picture.pixels])
+        else:
+            picture.pixels = sharpener(picture.pixels, strength)
+    except Exception as error:  # told when it is its turn
+        failed = Future()
+        failed.set_exception(error)
+        return failed
+    return pool.submit(write_job, result, picture)
+
+
+def write_job(result: Path, picture: Picture | None) -> list[str]:
+    """Returns what the result does not have of the photo."""
+    if picture is None:
+        return []
+    write_picture(result, picture)
+    return picture.notes
+
+
+def error_of(error: BaseException | None, photo: Path) -> str | None:
+    """The sentence about ``error``, if any; it is raised if it is a bug."""
+    if error is None:
+        return None
+    if isinstance(error, UserError):
+        return str(error)
+    if not is_out_of_memory(error):
+        raise error
+    return f"{photo} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu"
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:

@@ -223,9 +223,9 @@ def test_without_any_student_it_says_how_to_get_one(run, tmp_path, monkeypatch):
 def test_photos_are_read_ahead_in_order_and_never_many():
     taken = []
     with ThreadPoolExecutor(3) as pool:
-        results = sharpen.map_ahead(pool, lambda k: k * k, (taken.append(k) or k for k in range(20)), 3)
-        for done, result in enumerate(results):
-            assert result == done**2 and done < len(taken) <= done + 4
+        results = (pool.submit(lambda k: k * k, taken.append(k) or k) for k in range(20))
+        for done, result in enumerate(sharpen.look_ahead(results, 3)):
+            assert result.result() == done**2 and done < len(taken) <= done + 4
     assert len(taken) == 20
 
 
