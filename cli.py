@@ -82,10 +82,10 @@ def _sentence(error: Exception) -> str | int | None:
         return f"error: {one_line(str(error)) or type(error).__name__}: if it was a download, connect and run again"
     if not error.filename:  # stdout itself: closed by its reader, or on a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
-    return f"error: {error.filename or 'the output'} failed ({error.strerror}): free some disk space or check permissions"
+    return f"error: {error.filename or 'the output'} failed ({error.strerror}): check disk space and permissions"
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     # The second sentence is the end of a worker process, which Linux kills for lack of memory, and so is ECONNRESET
     said = any(sentence in str(error) for sentence in ("allocate memory", "DataLoader worker (pid"))
     errors = isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -157,14 +157,17 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
         reads = look_ahead((pool.submit(read_job, photo, result) for result, photo in jobs.items()), threads)
         work = zip(jobs.items(), reads, strict=True)
         written = (sharpen_job(pool, photo, result, read, sharpener, strength) for (result, photo), read in work)
-        for (result, photo), notes in zip(jobs.items(), look_ahead(written, threads), strict=True):
+        for (result, photo), job in zip(jobs.items(), look_ahead(written, threads), strict=True):
             bar.update()
-            error = error_of(notes.exception(), photo)
-            if error:
-                tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
-            elif notes.result():
-                tqdm.write(one_line(f"{result}: {', '.join(notes.result())}"))
-            done += not error
+            error = job.exception()
+            if is_out_of_memory(error):
+                error = f"{photo} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu"
+            if isinstance(error, (UserError, str)):
+                tqdm.write(f"error: {one_line(str(error))}", file=sys.stderr)
+                continue
+            done += 1
+            if notes := job.result():  # or raises the error, which is a bug
+                tqdm.write(one_line(f"{result}: {', '.join(notes)}"))
     total, seconds = len(jobs) + len(problems), time.perf_counter() - start
     print(f"{done} of {total} files sharpened with {weights}, in {seconds:.1f} seconds on {sharpener.device}")
     if done < total:
@@ -186,39 +189,21 @@ def read_job(photo: Path, result: Path) -> Picture | None:
 
 
 def sharpen_job(pool: Executor, photo: Path, result: Path, read: Future, sharpener: Sharpener, strength: float) -> Future:
-    """Sharpen the picture that was ``read``, or the video if there is none; it is written in ``pool``, giving its notes."""
+    """Sharpen the picture that was ``read``, and write it in ``pool``, giving its notes; if there is none, the video."""
     try:
         picture, video = read.result(), VideoSharpener(sharpener)
         if picture is None:
             map_frames(photo, result, lambda frame: video(frame, strength))
-        elif picture.pixels.ndim == 4:
+            return pool.submit(list)  # no notes
+        if picture.pixels.ndim == 4:
             picture.pixels = np.stack([video(frame, strength) for frame in picture.pixels])
         else:
             picture.pixels = sharpener(picture.pixels, strength)
+        return pool.submit(write_picture, result, picture)
     except Exception as error:  # told when it is its turn
         failed = Future()
         failed.set_exception(error)
         return failed
-    return pool.submit(write_job, result, picture)
-
-
-def write_job(result: Path, picture: Picture | None) -> list[str]:
-    """Returns what the result does not have of the photo."""
-    if picture is None:
-        return []
-    write_picture(result, picture)
-    return picture.notes
-
-
-def error_of(error: BaseException | None, photo: Path) -> str | None:
-    """The sentence about ``error``, if any; it is raised if it is a bug."""
-    if error is None:
-        return None
-    if isinstance(error, UserError):
-        return str(error)
-    if not is_out_of_memory(error):
-        raise error
-    return f"{photo} does not fit in memory: lower TILE in inference.py, or on a GPU use --device cpu"
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:
@@ -228,19 +213,13 @@ def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: floa
     sharpen = VideoSharpener(sharpener)
     frame, count, start = np.empty((height, width, 3), np.uint8), 0, time.perf_counter()
     with tqdm(desc="sharpening", unit="frame", leave=False, disable=None) as bar:
-        try:
-            while got := sys.stdin.buffer.readinto(frame):  # less than a frame only at the end
-                if got < frame.size:
-                    raise UserError(f"the last frame ends after {got} of {frame.size} bytes: is it {width}x{height}, rgb24?")
-                sys.stdout.buffer.write(sharpen(frame, strength).data)
-                count += 1
-                bar.update()
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
-            raise UserError(f"the reader of the frames has ended, after {count} of them") from None
-        except OSError as error:
-            raise UserError(f"frame {count + 1} cannot be written ({error}): free some disk space") from None
+        while got := sys.stdin.buffer.readinto(frame):  # less than a frame only at the end
+            if got < frame.size:
+                raise UserError(f"the last frame ends after {got} of {frame.size} bytes: is it {width}x{height}, rgb24?")
+            sys.stdout.buffer.write(sharpen(frame, strength).data)
+            count += 1
+            bar.update()
+        sys.stdout.buffer.flush()
     if not count:
         raise UserError("no frames came in: check whether the program before it failed")
     rate = count / (time.perf_counter() - start)

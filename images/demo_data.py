@@ -35,10 +35,8 @@ NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by bl
 def find_or_make_data(root: Path | str) -> Path:
     """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo."""
     root = Path(root)
-    for part in ("train", "val"):
-        folder = root / part
-        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
-            return root
+    if any(root.glob("train/[!.]*")) or any(root.glob("val/[!.]*")):
+        return root
     stray = next(root.glob("*/blurry.png"), None)
     if stray:
         raise UserError(f"{stray} is in the wrong place: move pairs to {root}/train/NNN/ and {root}/val/NNN/")

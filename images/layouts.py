@@ -103,20 +103,15 @@ def plan_hide(folder: Path, problems: list[str]) -> Iterator[Pair]:
 
 
 def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
-    for list_of_theirs, part in (("RealBlur_J_train_list.txt", "train"), ("RealBlur_J_test_list.txt", "val")):
-        path = folder / list_of_theirs
-        try:
-            files = [folder / name for name in path.read_text().split()]  # a sharp and a blurry one in each line
-        except (OSError, ValueError):  # the latter: not text
-            raise UserError(f"{path} is missing or damaged: give the folder into which RealBlur was unpacked") from None
-        for sharp, blurry in zip(files[::2], files[1::2], strict=False):
-            group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
-            yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
+    for of_theirs, part in (("train", "train"), ("test", "val")):
+        for path in files_of(folder, f"RealBlur_J_{of_theirs}_list.txt"):
+            files = [folder / name for name in path.read_text(errors="replace").split()]  # a sharp and a blurry one a line
+            for sharp, blurry in zip(files[::2], files[1::2], strict=False):
+                group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
+                yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the folder into which the data set was unpacked")
     files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not files:
         raise UserError(f"{folder} contains no {pattern}: give the folder into which the data set was unpacked")

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import copy
 import hashlib
 import importlib
 import io
@@ -159,10 +160,10 @@ class PixelFile:
         *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
         self._handle = None
 
-    def subset(self, start: int, step: int = 2) -> "PixelFile":
-        """Photos ``start``, ``start`` + ``step``, ... of the same file."""
-        part = PixelFile(self.file, self.shapes[start::step])
-        part._offsets, part._size = self._offsets[start::step], self._size
+    def subset(self, start: int) -> "PixelFile":
+        """Every second photo of the same file, from ``start`` on."""
+        part = copy.copy(self)
+        part.shapes, part._offsets = self.shapes[start::2], self._offsets[start::2]
         return part
 
     def is_complete(self) -> bool:
@@ -218,10 +219,7 @@ class DecodedPhotos(PixelFile):
     def __init__(self, paths: list[Path], cache: Path):
         state = hashlib.sha256()
         for path in paths:
-            try:
-                status = path.stat()
-            except OSError:
-                raise UserError(f"{path} is missing or cannot be opened") from None
+            status = path.stat()
             name = os.path.relpath(path, cache.parent)  # relative: a moved data set stays decoded
             state.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         name = state.hexdigest()[:20]

@@ -198,8 +198,10 @@ def _exif(image: Image.Image) -> bytes | None:
     return b"Exif\0\0" + exif.removeprefix(b"Exif\0\0") if exif else None  # which WebP leaves out
 
 
-def write_picture(path: Path | str, picture: Picture) -> None:
-    """Write ``picture`` in the format of ``path``'s suffix, whole or not at all; its ``notes`` get what that cannot hold.
+def write_picture(path: Path | str, picture: Picture) -> list[str]:
+    """Write ``picture`` in the format of ``path``'s suffix, whole or not at all.
+
+    Returns its ``notes``, to which what the format cannot hold is added.
 
     JPEG and WebP at quality 95, AVIF and HEIC at 90, WebP that was read from a lossless one lossless.
 
@@ -232,6 +234,7 @@ def write_picture(path: Path | str, picture: Picture) -> None:
     except Exception as error:  # damaged EXIF or too long a side may raise anything
         raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
     atomic_write(path, lambda partial: partial.write_bytes(content))
+    return picture.notes
 
 
 def _encode(picture: Picture, kind: str) -> bytes | memoryview:
