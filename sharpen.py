@@ -100,7 +100,7 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     for path in inputs:
         if os.path.isdir(path):
             try:
-                found += [(photo, out / photo.relative_to(path)) for photo in photos_in(path, out)]
+                found += [(photo, out / photo.relative_to(path)) for photo in photos_in(path, out, problems)]
             except UserError as error:
                 problems.append(str(error))
         elif os.path.isfile(path):
@@ -131,10 +131,10 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     return jobs, problems
 
 
-def photos_in(folder: Path, out: Path) -> list[Path]:
+def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:
     """The photos in ``folder`` without earlier results in ``out``; other files are counted in a printed line."""
     others: list[Path] = []
-    photos = find_photos(folder, others)
+    photos = find_photos(folder, others, problems)
     if others:
         kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
         kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)

@@ -33,10 +33,11 @@ MAX_PIXELS = 2**28  # in one file; Pillow refuses twice as many. Phones make 200
 SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
 
 
-def find_photos(folder: Path | str, others: list[Path] | None = None) -> list[Path]:
+def find_photos(folder: Path | str, others: list[Path] | None = None, problems: list[str] | None = None) -> list[Path]:
     """The image files in ``folder`` and its sub-folders, sorted; what is hidden or of the system is skipped.
 
-    Linked folders are followed, and each folder is read once. If given, ``others`` gets all other files.
+    Linked folders are followed, and each folder is read once. If given, ``others`` gets all other files, and ``problems`` a
+    sentence for each sub-folder that cannot be listed.
 
     Raises:
         UserError: if it is not a folder, contains no photos, or cannot be read completely.
@@ -45,7 +46,10 @@ def find_photos(folder: Path | str, others: list[Path] | None = None) -> list[Pa
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
 
     def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be listed ({error.strerror}): check permissions")
+        problem = f"{error.filename} cannot be listed ({error.strerror}): check permissions"
+        if problems is None or error.filename == os.fspath(folder):
+            raise UserError(problem)
+        problems.append(problem)
 
     files, seen = [], set()
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):

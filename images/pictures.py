@@ -48,6 +48,8 @@ def read_picture(path: Path | str) -> Picture:
     """
     with open_image(path) as image:
         deep = any(";16" in str(tile[3]) for tile in image.tile)
+        if isinstance(image.info.get("transparency"), str):  # a text of that name
+            del image.info["transparency"]
         _refuse_other_pixels(image, deep)
         options = {}
         if getattr(image, "n_frames", 1) > 1 and image.format in ANIMATED:
@@ -99,7 +101,8 @@ def _descriptions(image: Image.Image) -> dict:
     options = {name: image.info[name] for name, kind in kinds.items() if isinstance(image.info.get(name), kind)}
     if not all(0 < each < 1e6 for each in options.get("dpi", ())):  # or not a number: no other format can hold it
         del options["dpi"]
-    iptc = image.info.get("photoshop", {}).get(0x404)
+    blocks = image.info.get("photoshop")
+    iptc = blocks.get(0x404) if isinstance(blocks, dict) else None
     if image.format == "TIFF" and isinstance(iptc := image.tag_v2.get(33723), tuple):  # as Adobe writes it
         iptc = np.array(iptc, "<u4" if image.tag_v2.prefix == b"II" else ">u4").tobytes()
     if isinstance(iptc, bytes):  # else it is damaged
@@ -112,9 +115,9 @@ def _descriptions(image: Image.Image) -> dict:
             else:
                 kept.add_text(name, text)
         for name, key in (b"gAMA", "gamma"), (b"cHRM", "chromaticity"):
-            if key in image.info:
+            if isinstance(image.info.get(key), (float, tuple)):  # else it is a text of that name
                 kept.add(name, np.rint(np.ravel(image.info[key]) * 1e5).astype(">u4").tobytes())
-        if "srgb" in image.info:
+        if isinstance(image.info.get("srgb"), int):
             kept.add(b"sRGB", bytes([image.info["srgb"]]))
     return options
 

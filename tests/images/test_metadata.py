@@ -163,7 +163,7 @@ def test_16_bit_tiffs_with_lzw_are_read_without_another_package(tmp_path):
 
 
 def test_texts_of_a_png_are_not_taken_for_what_pillow_calls_so(tmp_path):
-    names = ["dpi", "icc_profile", "xmp"]
+    names = ["dpi", "gamma", "icc_profile", "photoshop", "srgb", "transparency", "xmp"]
     texts = PngImagePlugin.PngInfo()
     for name in names:
         texts.add_text(name, "a text")

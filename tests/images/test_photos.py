@@ -78,7 +78,7 @@ def test_linked_folders_are_followed_once_and_those_of_the_system_never(tmp_path
     assert found == ["a.png", "link/c.jfif", "link/d.HEIC"] and others == [tmp_path / "in/e.nef"]
 
 
-def test_a_sub_folder_that_cannot_be_listed_is_one_sentence(tmp_path, monkeypatch):
+def test_a_sub_folder_that_cannot_be_listed_is_one_sentence_beside_the_rest(tmp_path, monkeypatch):
     for name in "a.png", "locked/b.png":
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -90,7 +90,10 @@ def test_a_sub_folder_that_cannot_be_listed_is_one_sentence(tmp_path, monkeypatc
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=r"locked cannot be listed \(Permission denied\)"):
+    problems = []
+    assert find_photos(tmp_path, problems=problems) == [tmp_path / "a.png"]
+    assert len(problems) == 1 and "locked cannot be listed (Permission denied)" in problems[0]
+    with pytest.raises(UserError, match="locked cannot be listed"):
         find_photos(tmp_path)
 
 
