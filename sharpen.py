@@ -108,9 +108,10 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
         else:
             problems.append(f"{path} is missing or not a file: name photos, videos and folders")
     jobs, there = {}, 0
+    name = str.casefold if is_case_blind(out) else str
     sources, first = {realpath(photo) for photo, _ in found}, {}  # first: real result -> photo
     for photo, result in found:
-        twin = first.setdefault(realpath(result), photo)
+        twin = first.setdefault(name(realpath(result)), photo)
         wanted = FORMATS if photo.suffix.lower() in FORMATS else FORMATS | VIDEO_FORMATS
         if realpath(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
@@ -129,6 +130,12 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     if there:
         print(f"{there} of the results exist already: --overwrite makes them again")
     return jobs, problems
+
+
+def is_case_blind(path: Path) -> bool:
+    """Whether a.jpg and A.JPG are one file there, as usually on Windows and macOS."""
+    there = next(folder for folder in Path(realpath(path), "x").parents if folder.exists())
+    return str(there).swapcase() != str(there) and os.path.exists(str(there).swapcase())
 
 
 def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:

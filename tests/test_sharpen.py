@@ -144,6 +144,17 @@ def test_two_photos_do_not_become_one(run, tmp_path):
     assert code == 1 and "would both become sharpened/a.png" in errors and "1 of 2 files sharpened" in printed
 
 
+@pytest.mark.parametrize("case_blind", [False, True])
+def test_names_that_differ_in_case_alone_are_one_where_the_disk_takes_them_for_one(tmp_path, monkeypatch, case_blind):
+    for name in "x/a.png", "y/A.PNG":
+        save(tmp_path / name)
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: exists(path) or (case_blind and exists(str(path).swapcase())))
+    jobs, problems = sharpen.find_jobs([tmp_path / "x", tmp_path / "y"], tmp_path / "Results", overwrite=False)
+    assert len(jobs) == 2 - case_blind and len(problems) == case_blind
+    assert not problems or ("A.PNG and" in problems[0] and "would both become" in problems[0])
+
+
 def test_gray_transparency_and_16_bits_are_kept(run, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
