@@ -13,7 +13,7 @@ from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, to_space_to_d
 from models import StudentCNN, StudentWeights
 from utils import UserError, autocast_dtype
 
-BAND_PIXELS = 1_100_000  # larger buffers would be unmapped and zeroed again by the system each time
+BAND_PIXELS = 2_200_000  # much larger buffers would be unmapped and zeroed again by the system each time
 MARGIN = FILTER_RADIUS // 4  # blocks around a photo that the filters see
 NOT_FINITE = "the network's output is not finite: its weights are damaged, use others with --weights"
 
