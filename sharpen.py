@@ -8,7 +8,6 @@
 Sizes, formats, 16 bits, transparency, frames, EXIF and color profiles are kept, and no input is ever overwritten.
 """
 
-import contextlib
 import glob
 import os
 import sys
@@ -20,7 +19,6 @@ from os.path import realpath  # unlike Path.resolve it accepts broken and circul
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
@@ -29,7 +27,7 @@ from images.pictures import Picture, read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
 from models import load_model
-from utils import UserError, one_line, pick_device
+from utils import UserError, one_line, pick_device, use_idle_cores
 
 WEIGHTS = "best_student_model.pth"  # from train.py; if it does not exist, the shipped student
 SHIPPED = Path(__file__).parent / "weights" / "student.pth"
@@ -69,23 +67,6 @@ def main() -> None:
         sharpen_frames(sharpener, *size, options.strength)
     else:
         sharpen_files(sharpener, jobs, problems, options.strength, weights)
-
-
-def use_idle_cores() -> None:
-    """Compute on the cores that no other program uses now; at least on one, on all if the system does not tell.
-
-    The threads of OpenMP wait for each other in busy loops: where one of them shares its core with another program, all of
-    them together are slower than a single one. OMP_NUM_THREADS, if it is set, is obeyed.
-    """
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    running = []
-    with contextlib.suppress(OSError):  # only Linux tells
-        for _ in range(5):
-            fields = Path("/proc/loadavg").read_text().split()
-            running.append(int(fields[3].partition("/")[0]) - 1)  # threads of all programs, without this one
-            time.sleep(0.01)  # seconds
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() - sorted(running)[2])))
 
 
 def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path, Path], list[str]]:

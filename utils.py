@@ -3,10 +3,12 @@
 Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
 """
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +65,23 @@ def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{setting} = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
     return device
+
+
+def use_idle_cores() -> None:
+    """Compute on the cores that no other program uses now, at least on one; on all where the system does not tell.
+
+    The threads of OpenMP wait for each other in busy loops: where one of them shares its core with another program, all of
+    them together are slower than a single one. OMP_NUM_THREADS, if it is set, is obeyed.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    running = []
+    with contextlib.suppress(OSError):  # only Linux tells
+        for _ in range(5):
+            fields = Path("/proc/loadavg").read_text().split()
+            running.append(int(fields[3].partition("/")[0]) - 1)  # threads of all programs, without this one
+            time.sleep(0.01)  # seconds
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() - sorted(running)[2])))
 
 
 def apple_gpu_works() -> bool:

@@ -30,8 +30,7 @@ from cli import CliParser, parse_size, run_cli, whole_number
 from fused_student import FusedStudent
 from inference import Sharpener, VideoSharpener
 from models import StudentCNN, TeacherCNN
-from sharpen import use_idle_cores
-from utils import count_parameters, gmac_per_megapixel, pick_device
+from utils import count_parameters, gmac_per_megapixel, pick_device, use_idle_cores
 
 ROUNDS = 3
 SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}

@@ -207,6 +207,7 @@ def constants(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "TEACHER_WEIGHTS", "teacher.pth")
     monkeypatch.setattr(train, "TEACHER_ORIENTATIONS", 2)
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or their number would depend on what else runs now
     monkeypatch.setattr(
         "training.report.ms_per_megapixel", lambda network, device: 1.0
     )  # which takes longer than all the rest

@@ -290,16 +290,3 @@ def test_errors_of_a_folder_come_in_order_and_each_photo_is_its_own(run, tmp_pat
     for k in (0, 6, 11):
         found = read_picture(tmp_path / "sharpened" / f"{k:02d}.png").pixels
         assert np.array_equal(found, Sharpener(network(), CPU)(dummy_photo(40, 52, seed=k)))
-
-
-@pytest.mark.parametrize("loads, cores, threads", [("133331", 4, 2), ("111111", 4, 4), ("555555", 4, 1), ("222222", 64, 4)])
-def test_cores_that_others_use_are_left_to_them(loads, cores, threads, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    running = iter(loads)
-    monkeypatch.setattr(sharpen.Path, "read_text", lambda path: f"0.1 0.2 0.3 {next(running)}/99 1")
-    chosen = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    sharpen.use_idle_cores()
-    assert chosen == [threads]

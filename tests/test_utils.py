@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -162,3 +164,16 @@ def test_metrics_on_every_device_equal_those_of_scikit_image(device):
 def test_bfloat16_is_taken_only_where_a_processor_is_faster_in_it(monkeypatch, capabilities, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert autocast_dtype(torch.device("cpu")) is dtype
+
+
+@pytest.mark.parametrize("loads, cores, threads", [("133331", 4, 2), ("111111", 4, 4), ("555555", 4, 1), ("222222", 64, 4)])
+def test_cores_that_others_use_are_left_to_them(loads, cores, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    running = iter(loads)
+    monkeypatch.setattr(utils.Path, "read_text", lambda path: f"0.1 0.2 0.3 {next(running)}/99 1")
+    chosen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    utils.use_idle_cores()
+    assert chosen == [threads]

@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils import UserError, pick_device
+from utils import UserError, pick_device, use_idle_cores
 
 
 def init_distributed(device_name: str) -> torch.device:
     """Connect the processes that torchrun started, if it did; returns the device of this one.
 
-    With CUDA each process uses a GPU of its own (nccl), on the CPU they share the cores (gloo).
+    With CUDA each process uses a GPU of its own (nccl), on the CPU they share the cores (gloo). A single process computes
+    on those that are idle now.
     """
     torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if torchrun and str(device_name).startswith(("auto", "cuda")) and torch.cuda.is_available():
@@ -24,6 +25,11 @@ def init_distributed(device_name: str) -> torch.device:
             raise UserError(f"{processes} processes share {gpus} GPUs: start at most one per GPU with --nproc-per-node")
         device_name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = pick_device(device_name)
+    if device.type == "cpu" and not torchrun:
+        threads = torch.get_num_threads()
+        use_idle_cores()
+        if torch.get_num_threads() < threads:
+            print(f"on {torch.get_num_threads()} of {threads} threads, others are busy: OMP_NUM_THREADS={threads} takes all")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # the default of everything that follows, its random generator above all
     if torchrun and not dist.is_initialized():

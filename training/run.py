@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -181,7 +182,7 @@ class TrainingRun:
         if torch.cuda.is_initialized():
             generators["cuda"] = torch.cuda.get_rng_state()
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        progress = dict(done=self.done, history=self.history, loss_sum=loss_sum)
+        progress = dict(done=self.done, history=self.history, loss_sum=loss_sum, threads=torch.get_num_threads())
         write_torch_file(self.checkpoint, dict(identity=self.identity, states=states, generators=generators, **progress))
         self.last_save = time.monotonic()
 
@@ -199,6 +200,8 @@ class TrainingRun:
                     part.load_state_dict(content["states"][name])
                 self.done, self.history = content["done"], content["history"]
                 self.loss_sum.fill_(content["loss_sum"])
+                if "OMP_NUM_THREADS" not in os.environ:
+                    torch.set_num_threads(content["threads"])  # gradients are summed in another order on others
                 torch.set_rng_state(content["generators"]["cpu"])
                 if "cuda" in content["generators"] and torch.cuda.is_initialized():
                     torch.cuda.set_rng_state(content["generators"]["cuda"])

@@ -51,6 +51,21 @@ def test_a_finished_training_is_followed_by_a_new_one(constants, capsys):
     assert same_weights(*students)
 
 
+def test_an_interrupted_training_goes_on_with_as_many_threads_unless_they_are_set(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_student(), loss_fn=FailsInEpoch2(interrupt), outputs=tmp_path)
+    shutil.copytree(tmp_path, tmp_path.with_name("again"))
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    run(small_student(), loss_fn=FailsInEpoch2(lambda loss: loss), outputs=tmp_path)
+    assert chosen == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    run(small_student(), loss_fn=FailsInEpoch2(lambda loss: loss), outputs=tmp_path.with_name("again"))
+    assert chosen == [3]
+
+
 def test_an_interrupted_training_goes_on_and_says_so(run, tmp_path, capsys):
     alone, stopped, again = small_student(), small_student(), small_student()
     run(alone, outputs=tmp_path / "alone")
