@@ -19,6 +19,7 @@ from os.path import realpath  # unlike Path.resolve it accepts broken and circul
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
@@ -35,6 +36,7 @@ OUT = "sharpened"  # folder
 STRENGTH = 1.0  # 0 is the input, 1 the network's output; more exaggerates
 MAX_STRENGTH = 2.0
 DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
+SMALL = 3_000_000  # values of a picture, three per pixel: below, a student on one core is as fast as on all
 
 
 def main() -> None:
@@ -144,7 +146,8 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(jobs), unit="file", leave=False, disable=None) as bar:
         reads = look_ahead((pool.submit(read_job, photo, result) for result, photo in jobs.items()), threads)
         work = zip(jobs.items(), reads, strict=True)
-        written = (sharpen_job(pool, photo, result, read, sharpener, strength) for (result, photo), read in work)
+        cores = torch.get_num_threads() if len(jobs) > 1 else None
+        written = (sharpen_job(pool, photo, result, read, sharpener, strength, cores) for (result, photo), read in work)
         for (result, photo), job in zip(jobs.items(), look_ahead(written, threads), strict=True):
             bar.update()
             error = job.exception()
@@ -176,10 +179,18 @@ def read_job(photo: Path, result: Path) -> Picture | None:
     return None if result.suffix.lower() in VIDEO_FORMATS else read_picture(photo)
 
 
-def sharpen_job(pool: Executor, photo: Path, result: Path, read: Future, sharpener: Sharpener, strength: float) -> Future:
-    """Sharpen the picture that was ``read``, and write it in ``pool``, giving its notes; if there is none, the video."""
+def sharpen_job(
+    pool: Executor, photo: Path, result: Path, read: Future, sharpener: Sharpener, strength: float, cores: int | None
+) -> Future:
+    """Sharpen the picture that was ``read``, and write it in ``pool``, giving its notes; if there is none, the video.
+
+    Args:
+        cores: for large pictures, if there are several; for small ones, where reading and writing take longer, one.
+    """
     try:
         picture, video = read.result(), VideoSharpener(sharpener)
+        if cores:
+            torch.set_num_threads(1 if sharpener.fused and picture and picture.pixels.size < SMALL else cores)
         if picture is None:
             map_frames(photo, result, lambda frame: video(frame, strength))
             return pool.submit(list)  # no notes
