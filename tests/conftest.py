@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scripts are not installed
 
-import inference
+import fused_student
 import prepare_data
 import pretrain
 import sharpen
@@ -82,7 +82,7 @@ def small_config(**changes) -> TrainConfig:
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def precision(request, monkeypatch) -> torch.dtype:
     """Autocast in this type whatever the processor prefers: the claims hold on all."""
-    for module in utils, inference, training.teacher_cache:
+    for module in utils, fused_student, training.teacher_cache:
         monkeypatch.setattr(module, "autocast_dtype", lambda device: request.param)
     return request.param
 
