@@ -94,6 +94,7 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
     """
     PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: color profiles of printers have some megabytes
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    Image.core.set_block_size(2**26)  # bytes: smaller blocks the C library keeps when a large photo is freed
     Image.init()  # or Pillow finds only some of the formats that it is given by name
     try:
         # From an open file: given a path, Pillow maps some rotated TIFFs into memory in the wrong shape
