@@ -98,22 +98,28 @@ class TeacherCNN(nn.Module):
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
             blur = self.one_region(photo, blur)
+        x = self.filter(photo, blur)
+        base, film_fine, films_deep = x[:, 6:9].clone(), self.film_fine(blur, x.shape, 2), self.film_deep(blur, x.shape, 4)
+        half = self.head(F.pixel_unshuffle(x, 2))
+        del x  # all of it would take as much memory as the rest of a tile
+        half = F.relu(modulate(half, next(film_fine)), inplace=True)
+        quarter = self.down(half)
+        for block, film in zip(self.deep, films_deep, strict=True):
+            quarter = block(quarter, film)
+        half = half + F.pixel_shuffle(self.up(quarter), 2)
+        for block, film in zip(self.fine, film_fine, strict=True):
+            half = block(half, film)
+        x = base + F.pixel_shuffle(self.tail(half), 2)
+        return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
+
+    def filter(self, photo: Tensor, blur: BlurMap) -> Tensor:
+        """The photo, filtered by region, with the soft filter where that fits, and where: (N, 10, H, W), multiples of 4."""
         regional, soft = blur.apply_filters(photo, exact=not self.training).chunk(2, 1)
         size = photo.shape[-2:]
         softness = blur.interpolate(blur.softness.to(regional), *size, 1, CELL).expand(-1, -1, *size)
         slope, offset = self.gate
         base = regional.lerp(soft, (slope * softness + offset).sigmoid())
-        x = pad_to_multiple(torch.cat([photo.to(base.dtype), regional, base, softness.tanh()], 1), 4)
-        film_fine = self.film_fine(blur, x.shape, 2)
-        half = F.relu(modulate(self.head(F.pixel_unshuffle(x, 2)), next(film_fine)), inplace=True)
-        quarter = self.down(half)
-        for block, film in zip(self.deep, self.film_deep(blur, x.shape, 4), strict=True):
-            quarter = block(quarter, film)
-        half = half + F.pixel_shuffle(self.up(quarter), 2)
-        for block, film in zip(self.fine, film_fine, strict=True):
-            half = block(half, film)
-        x = x[:, 6:9] + F.pixel_shuffle(self.tail(half), 2)
-        return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
+        return pad_to_multiple(torch.cat([photo.to(base.dtype), regional, base, softness.tanh()], 1), 4)
 
 
 class StudentWeights(NamedTuple):
