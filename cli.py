@@ -80,9 +80,12 @@ def _sentence(error: Exception) -> str | int | None:
         return None
     if (error.errno or 0) <= 0:  # not from the disk: a download without a connection, for example
         return f"error: {one_line(str(error)) or type(error).__name__}: if it was a download, connect and run again"
+    reason = f"failed ({error.strerror}): check disk space and permissions"
+    if error.errno == errno.EPIPE:
+        reason = "is no longer read: the program after it has ended"
     if not error.filename:  # stdout itself: closed by its reader, or on a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
-    return f"error: {error.filename or 'the output'} failed ({error.strerror}): check disk space and permissions"
+    return f"error: {error.filename or 'the output'} {reason}"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

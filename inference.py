@@ -62,7 +62,7 @@ class VideoSharpener:
 
     def __init__(self, sharpener: Sharpener):
         self.sharpener, self.frames_since_estimate = sharpener, 0
-        self.last_thumbnail = torch.tensor(math.inf)  # the first frame is a cut
+        self.last_thumbnail, self.shape = torch.tensor(math.inf), None  # the first frame is a cut
 
     @torch.inference_mode()
     def __call__(self, frame: np.ndarray, strength: float = 1.0) -> np.ndarray:
@@ -73,8 +73,8 @@ class VideoSharpener:
         thumbnail = F.adaptive_avg_pool2d(torch.from_numpy(frame[::4, ::4]).movedim(-1, 0).float(), 8)  # mean gray levels
         contrast, change = (thumbnail - thumbnail.mean()).abs().mean(), (thumbnail - self.last_thumbnail).abs().mean()
         # 2 gray levels: noise alone exceeds half the contrast of a flat frame
-        cut = bool(change > self.CUT_THRESHOLD * contrast + 2)
-        picture = torch.from_numpy(frame).to(self.sharpener.device)
+        cut = bool(change > self.CUT_THRESHOLD * contrast + 2) or frame.shape != self.shape
+        picture, self.shape = torch.from_numpy(frame).to(self.sharpener.device), frame.shape
         if cut or self.frames_since_estimate == self.ESTIMATE_EVERY:
             self.estimate, self.frames_since_estimate = fused.estimate_blur(picture), 0
         self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.EMA_WEIGHT)

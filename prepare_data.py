@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("kind", choices=["photos", "blurry", *plans], help="kind of data")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="its folder; two for pairs")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder for train/ and val/ ({OUT})")
-    parser.add_argument("--val-share", type=float, default=VAL_SHARE, help=f"share of photos or sequences ({VAL_SHARE})")
+    parser.add_argument("--val-share", type=float, help=f"share of photos or sequences ({VAL_SHARE})")
     parser.add_argument("--seed", type=whole_number(0), default=SEED, help=f"of the split and the degradations ({SEED})")
     photos, size = parser.add_argument_group("only for photos; --tile for blurry, too"), whole_number(SMALLEST)
     photos.add_argument("--copies", type=whole_number(1), help=f"pairs from each photo ({COPIES})")
@@ -92,6 +92,9 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
     if options.kind != "photos" and (options.copies or options.longest or (options.tile and options.kind != "blurry")):
         raise UserError(f"--copies, --tile and --longest are for sharp photos: {options.kind} are used as they are")
+    if options.kind == "blurry" and options.val_share is not None:
+        raise UserError("--val-share is for pairs: photos without a sharp version are all to train on")
+    options.val_share = VAL_SHARE if options.val_share is None else options.val_share
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
     for part in ("train", "val"):

@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import lru_cache
 from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
 from pathlib import Path
 
@@ -91,14 +92,13 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
         else:
             problems.append(f"{path} is missing or not a file: name photos, videos and folders")
     jobs, there = {}, 0
-    name = str.casefold if is_case_blind(out) else str
-    sources, first = {realpath(photo) for photo, _ in found}, {}  # first: real result -> photo
+    sources, first = {real_name(photo) for photo, _ in found}, {}  # first: real result -> photo
     for photo, result in found:
-        twin = first.setdefault(name(realpath(result)), photo)
+        twin = first.setdefault(real_name(result), photo)
         wanted = FORMATS if photo.suffix.lower() in FORMATS else FORMATS | VIDEO_FORMATS
-        if realpath(result) in sources:
+        if real_name(result) in sources:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
-        elif realpath(twin) != realpath(photo):
+        elif real_name(twin) != real_name(photo):
             problems.append(f"{photo} and {twin} would both become {result}: sharpen one at a time")
         elif twin is not photo:
             continue  # named twice
@@ -115,10 +115,20 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     return jobs, problems
 
 
-def is_case_blind(path: Path) -> bool:
-    """Whether a.jpg and A.JPG are one file there, as usually on Windows and macOS."""
-    there = next(folder for folder in Path(realpath(path), "x").parents if folder.exists())
-    return str(there).swapcase() != str(there) and os.path.exists(str(there).swapcase())
+def real_name(path: Path) -> str:
+    """The same for one file, whatever links lead to it, and in whatever case where a.jpg and A.JPG are one."""
+    real = realpath(path)
+    return real.casefold() if is_case_blind(Path(real).parent) else real
+
+
+@lru_cache
+def is_case_blind(folder: Path) -> bool:
+    """Whether a.jpg and A.JPG are one file there, as usually on Windows and macOS; tried with its own name."""
+    for there in (folder, *folder.parents):
+        other = there.name.swapcase()
+        if other != there.name and os.path.exists(there):
+            return os.path.exists(there.with_name(other))
+    return False
 
 
 def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:
@@ -129,8 +139,8 @@ def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:
         kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
         kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
         print(one_line(f"{len(others)} other files in {folder} are left out: {kinds}"))
-    if realpath(out).startswith(realpath(folder) + os.sep):
-        photos = [photo for photo in photos if not realpath(photo).startswith(realpath(out) + os.sep)]
+    if real_name(out).startswith(real_name(folder) + os.sep):
+        photos = [photo for photo in photos if not real_name(photo).startswith(real_name(out) + os.sep)]
     return photos
 
 

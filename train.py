@@ -48,9 +48,7 @@ SEED = 0  # the same seed gives the same weights on the same CPU and as many thr
 DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
 NUM_WORKERS = 0  # processes that load patches; more than 0 pays off with slow disks
 CHECKPOINT_MINUTES = 5.0  # between checkpoints within an epoch; one is always written after each epoch
-TENSORBOARD = (
-    False  # also write the scores of each epoch and the pictures to OUTPUTS for TensorBoard: pip install tensorboard
-)
+TENSORBOARD = False  # also write scores and pictures to OUTPUTS for TensorBoard: pip install tensorboard
 RESUME = True  # resume an interrupted training; False: discard it and start over
 
 

@@ -76,12 +76,12 @@ def use_idle_cores() -> None:
     if "OMP_NUM_THREADS" in os.environ:
         return
     running = []
-    with contextlib.suppress(OSError):  # only Linux tells
+    with contextlib.suppress(OSError, ValueError, IndexError):  # only Linux tells
         for _ in range(5):
             fields = Path("/proc/loadavg").read_text().split()
             running.append(int(fields[3].partition("/")[0]) - 1)  # threads of all programs, without this one
             time.sleep(0.01)  # seconds
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() - sorted(running)[2])))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - sorted(running)[2])))
 
 
 def apple_gpu_works() -> bool:
@@ -97,7 +97,7 @@ def apple_gpu_works() -> bool:
         return torch.cat([convolved.flatten(), spectrum.flatten()]).cpu()
 
     try:
-        return torch.backends.mps.is_available() and torch.allclose(compute("mps"), compute("cpu"), rtol=1e-3)
+        return torch.backends.mps.is_available() and torch.allclose(compute("mps"), compute("cpu"), rtol=1e-3, atol=1e-2)
     except (RuntimeError, TypeError):
         return False
 

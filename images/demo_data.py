@@ -35,8 +35,9 @@ NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by bl
 def find_or_make_data(root: Path | str) -> Path:
     """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo."""
     root = Path(root)
-    if any(root.glob("train/[!.]*")) or any(root.glob("val/[!.]*")):
-        return root
+    for folder in root / "train", root / "val":
+        if folder.exists() and (not folder.is_dir() or any(path.name[0] != "." for path in folder.iterdir())):
+            return root
     stray = next(root.glob("*/blurry.png"), None)
     if stray:
         raise UserError(f"{stray} is in the wrong place: move pairs to {root}/train/NNN/ and {root}/val/NNN/")

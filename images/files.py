@@ -51,7 +51,8 @@ def _remove_stale(folder: Path) -> None:
     """Remove what killed processes left behind a day ago or earlier; younger folders may belong to a running one."""
     for partial in folder.glob(".*.partial"):
         with contextlib.suppress(OSError):  # a ``resumable_file`` is no folder; another process may have been faster
-            if time.time() - partial.stat().st_mtime > 86400:  # seconds
+            newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+            if time.time() - newest > 86400:  # seconds
                 shutil.rmtree(partial)
 
 

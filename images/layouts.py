@@ -56,7 +56,7 @@ def plan_photos(
 
 
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
-    if blurry.resolve() == sharp.resolve():  # each photo would match itself
+    if blurry.is_dir() and sharp.is_dir() and os.path.samefile(blurry, sharp):  # each photo would match itself
         raise UserError(f"{blurry} and {sharp} are the same folder: move the sharp photos to another one")
     blurry_files, sharp_files = (by_name(folder, problems) for folder in (blurry, sharp))
     problems += [f"{blurry_files[p]} has no counterpart in {sharp}" for p in blurry_files if p not in sharp_files]

@@ -1,6 +1,5 @@
 """Photos on disk -> RGB pixels: reading any image file, and decoding a folder of them only once."""
 
-import atexit
 import contextlib
 import copy
 import hashlib
@@ -8,7 +7,6 @@ import importlib
 import io
 import json
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -106,7 +104,7 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
                 yield image
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # damaged bytes may raise anything in a decoder
         reason = describe_error(error)
@@ -160,6 +158,8 @@ class PixelFile:
     ``pixels[i]`` is photo i as an (H, W, 3) uint8 array; ``pixels.shapes[i]`` is its (H, W).
     """
 
+    _temporary = None  # keeps a temporary folder alive as long as anybody reads from it
+
     def __init__(self, file: Path, shapes: list[tuple[int, int]]):
         self.file, self.shapes = file, shapes
         *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
@@ -198,7 +198,7 @@ class PixelFile:
         return np.frombuffer(data, np.uint8).reshape(-1, width, 3)[:, columns]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_handle": None}  # which cannot be sent to a worker
+        return self.__dict__ | {"_handle": None, "_temporary": None}  # neither can be sent to a worker
 
 
 def _read_at(file: io.FileIO, count: int, offset: int) -> bytes:
@@ -224,13 +224,16 @@ class DecodedPhotos(PixelFile):
     def __init__(self, paths: list[Path], cache: Path):
         state = hashlib.sha256()
         for path in paths:
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError:
+                raise UserError(f"{path} is missing or cannot be opened: remove or replace it") from None
             name = os.path.relpath(path, cache.parent)  # relative: a moved data set stays decoded
             state.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         name = state.hexdigest()[:20]
         self.cache = cache
         if not self._load(name):
-            self.cache = _writable(cache)
+            self.cache, self._temporary = _writable(cache)
             with atomic(self.cache / f"{name}.pixels") as partial:
                 index = json.dumps(_decode_all(paths, partial))
             atomic_write(self.cache / f"{name}.json", lambda partial: partial.write_text(index))
@@ -280,15 +283,14 @@ def list_problems(problems: list[str]) -> str:
     return "\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *lines])
 
 
-def _writable(cache: Path) -> Path:
+def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
-            return cache
+            return cache, None
     print0(f"{cache} cannot be written to: photos are decoded into a temporary folder for this run only")
-    temporary = tempfile.mkdtemp(prefix="decoded_photos_")
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    return Path(temporary)
+    temporary = tempfile.TemporaryDirectory(prefix="decoded_photos_", ignore_cleanup_errors=True)
+    return Path(temporary.name), temporary
 
 
 def remove_files(files: Iterable[Path]) -> None:

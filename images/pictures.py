@@ -81,6 +81,7 @@ def _refuse_other_pixels(image: Image.Image, deep: bool) -> None:
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     known = image.mode in ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK") or image.mode.startswith("I")
     reasons = {
+        "it is black and white without grays, there is nothing to sharpen": image.mode == "1",
         f"its pixels are of mode {image.mode}, not gray or color of 8 or 16 bits": not known,
         "its pixels are signed": 2 in tags.get(339, ()),  # SampleFormat
         "its 16-bit colors are in separate planes": tags.get(284) == 2 and max(tags.get(258, (8,))) == 16,

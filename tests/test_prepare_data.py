@@ -171,6 +171,7 @@ def test_frames_of_one_folder_are_one_sequence(prepare, tmp_path):
         (("photos", "one", "--val-share", 1.1), "--val-share 1.1 must be from 0 to 1"),
         (("photos", "one", "--copies", 0), "--copies: 0 is not a whole number from 1"),
         (("photos", "one", "--tile", 20), "--tile: 20 is not a whole number from 128"),
+        (("blurry", "one", "--val-share", 0.5), "--val-share is for pairs"),
         (("gopro", "one", "--copies", 2), "are for sharp photos: gopro are used as they are"),
         (("photos", "one", "--out", "one/1.png"), "one/1.png is not a folder"),
     ],

@@ -126,12 +126,12 @@ def test_absent_cuda_is_one_sentence(monkeypatch):
         utils.pick_device("cuda")
 
 
-@pytest.mark.parametrize("error, device", [(0, "mps"), (0.1, "cpu"), (None, "cpu")])
+@pytest.mark.parametrize("error, device", [(0, "mps"), (2e-4, "mps"), (0.1, "cpu"), (None, "cpu")])
 def test_auto_is_an_apple_gpu_that_computes_as_the_cpu_does(monkeypatch, error, device):
     def to(self, device):
         if device == "mps" and error is None:
             raise NotImplementedError("The operator 'aten::_fft_r2c' is not currently implemented for the MPS device")
-        return self + error if device == "mps" else self
+        return self * (1 + error) if device == "mps" else self
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert utils.pick_device().type == "cpu"

@@ -113,7 +113,10 @@ def check_network(network: nn.Module) -> None:
 
 
 def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: int, with_input_mse: bool = False) -> None:
-    """Move ``loss_fn``, a module or a function, to ``device``; raise ``UserError`` if it cannot be minimized there."""
+    """Move ``loss_fn``, a module or a function, to ``device``; raise ``UserError`` if it cannot be minimized there.
+
+    It is called once for that.
+    """
     name = getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__)
     size = min(patch_size, 256)  # some losses need a few windows of 11 pixels, none needs more
     patches = torch.rand(4, 3, size, size, generator=make_generator(0))

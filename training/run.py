@@ -86,7 +86,7 @@ class TrainingRun:
         if config.tensorboard and rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # an extra, which TrainConfig has looked for
 
-            self.writer = SummaryWriter(self.outputs / "tensorboard")
+            self.writer = SummaryWriter(self.outputs / "tensorboard", purge_step=len(self.history) + 1)
         self._save(self.loss_sum.item())  # now, so that a folder that cannot be written to is reported before the work
 
     def __enter__(self) -> "TrainingRun":
@@ -154,11 +154,11 @@ class TrainingRun:
                 save_model(self.best_file, self.network, **metadata)
             write_table(self.outputs / f"{self.name}_epochs.csv", self.history)
             draw_curves(self.outputs / f"{self.name}_curves.png", self.history)
-            self._save()
             if self.writer:
                 for name, value in self.history[-1].items():
                     self.writer.add_scalar(name, value, len(self.history))
                 self.writer.flush()
+            self._save()
             print_epoch(title, self.history[-1], scores, self.baselines, better)
 
     def _title(self) -> str:
@@ -200,15 +200,18 @@ class TrainingRun:
                     part.load_state_dict(content["states"][name])
                 self.done, self.history = content["done"], content["history"]
                 self.loss_sum.fill_(content["loss_sum"])
-                if "OMP_NUM_THREADS" not in os.environ:
-                    torch.set_num_threads(content["threads"])  # gradients are summed in another order on others
+                if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
+                    torch.set_num_threads(content.get("threads", torch.get_num_threads()))
                 torch.set_rng_state(content["generators"]["cpu"])
                 if "cuda" in content["generators"] and torch.cuda.is_initialized():
                     torch.cuda.set_rng_state(content["generators"]["cuda"])
         except (UserError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
             raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
-        if self.history and not self.best_file.is_file():
-            changed = [f"{self.best_file} is missing"]
+        if not changed and self.history and not self.best_file.is_file():
+            raise UserError(
+                f"{self.best_file}, the best weights of the interrupted training, is missing: "
+                "put it back or set RESUME = False to start over"
+            )
         if changed:
             raise UserError(
                 f"{self.checkpoint} belongs to an interrupted training with other settings ({'; '.join(changed)}): "

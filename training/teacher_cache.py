@@ -39,12 +39,13 @@ def cache_teacher_outputs(
     """
     dtype = str(autocast_dtype(device)).removeprefix("torch.")
     name = f"{data.key}-{fingerprint(teacher)}"
-    file = data.cache / f"{name}-{weight:g}-{orientations}-{dtype}.outputs"
+    cache = gather(data.cache)[0]  # ranks may have temporary folders of their own
+    file = cache / f"{name}-{weight:g}-{orientations}-{dtype}.outputs"
     if not all(gather(PixelFile(file, data.shapes).is_complete())):  # every rank has looked before rank 0 writes
-        with all_ranks_together(), lock_path(data.cache):
+        with all_ranks_together(), lock_path(cache):
             if rank() == 0:
                 # Of another teacher or other photos, or truncated
-                remove_files(p for p in data.cache.glob("*.outputs") if p == file or not p.name.startswith(name))
+                remove_files(p for p in cache.glob("*.outputs") if p == file or not p.name.startswith(name))
             _run_teacher(teacher, data, weight, device, orientations, file)
     return PixelFile(file, data.shapes)
 

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -35,6 +36,21 @@ def test_the_users_files_are_never_touched_by_demo_data(pairs, tmp_path):
     with pytest.raises(UserError, match="data cannot be written .*not empty"):
         make_demo_data(pairs)
     assert contents(pairs) == before
+
+
+def test_what_cannot_be_listed_or_is_no_folder_is_not_taken_for_no_data(tmp_path, monkeypatch):
+    (tmp_path / "train").touch()
+    assert find_or_make_data(tmp_path) == tmp_path
+    (tmp_path / "train").unlink()
+    (tmp_path / "train").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError):
+        find_or_make_data(tmp_path)
+
+
+def refuse(path):
+    raise PermissionError(13, "Permission denied", str(path))
 
 
 def test_pairs_outside_train_and_val_are_pointed_out(tmp_path):

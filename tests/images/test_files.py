@@ -17,18 +17,19 @@ def test_an_interrupted_file_continues_where_it_was(tmp_path):
 
 
 def test_a_folder_is_listed_once_for_many_writes_and_old_leftovers_are_removed(tmp_path, monkeypatch):
-    old, young, resumable = (tmp_path / name for name in (".a.partial", ".b.partial", ".c.outputs.partial"))
-    for path in old, young:
+    names = ".a.partial", ".b.partial", ".c.partial", ".d.outputs.partial"
+    old, young, slow, resumable = (tmp_path / name for name in names)
+    for path in old, young, slow:
         path.mkdir()
         (path / "half.txt").touch()
     resumable.touch()
-    for path in old, resumable:
+    for path in old, old / "half.txt", slow, resumable:  # slow: a long video, of which a frame was written just now
         os.utime(path, (1, 1))
     listed, glob = [], type(tmp_path).glob
     monkeypatch.setattr(type(tmp_path), "glob", lambda self, *_, **__: listed.append(self) or glob(self, *_, **__))
     for k in range(5):
         atomic_write(tmp_path / f"{k}.txt", lambda partial: partial.write_text("all"))
-    assert listed == [tmp_path] and not old.exists() and young.exists() and resumable.exists()
+    assert listed == [tmp_path] and not old.exists() and all(path.exists() for path in (young, slow, resumable))
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):

@@ -92,7 +92,9 @@ def test_a_run_killed_after_its_last_epoch_only_draws_its_pictures(constants, mo
 
 def test_a_best_file_that_was_taken_away_is_one_sentence(interrupted):
     (interrupted / "best_student_model.pth").unlink()
-    with pytest.raises(UserError, match=r"other settings \(best_student_model.pth is missing\): set RESUME = False"):
+    with pytest.raises(
+        UserError, match=r"^best_student_model.pth, the best weights .* is missing: put it back or set RESUME"
+    ):
         train.main()
 
 
