@@ -14,7 +14,7 @@ from utils import count_parameters, psnr, quantize_8bit, ssim, to_tensor
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
-@pytest.fixture(params=["student", "teacher"])
+@pytest.fixture(params=["student", "teacher", "free/student", "free/teacher"])
 def network(request):
     return shipped(request.param)
 
