@@ -168,7 +168,7 @@ class PixelFile:
     def subset(self, start: int) -> "PixelFile":
         """Every second photo of the same file, from ``start`` on."""
         part = copy.copy(self)
-        part.shapes, part._offsets = self.shapes[start::2], self._offsets[start::2]
+        part.shapes, part._offsets, part._temporary = self.shapes[start::2], self._offsets[start::2], self._temporary
         return part
 
     def is_complete(self) -> bool:

@@ -152,7 +152,7 @@ def test_what_cannot_be_kept_as_it_is_is_refused(tmp_path):
     photo.convert("LAB").save(tmp_path / "lab.tif")
     tifffile.imwrite(tmp_path / "planes.tif", np.zeros((3, 9, 9), np.uint16), photometric="rgb", planarconfig="separate")
     for name, said in {
-        "fax.png": "mode 1",
+        "fax.png": "black and white",
         "float.tif": "mode F",
         "lab.tif": "mode LAB",
         "planes.tif": "separate planes",
