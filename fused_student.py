@@ -60,7 +60,7 @@ class FusedStudent(nn.Module):
     def estimate_blur(self, picture: Tensor) -> Tensor:
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
 
-    def split_into_blocks(self, picture: Tensor, with_energies: bool = True) -> tuple[Tensor, Tensor]:
+    def split_into_blocks(self, picture: Tensor, with_energies: bool = True) -> tuple[Tensor, Tensor | None]:
         """Luma / SCALE in space-to-depth blocks, padded, (1, 16, H / 4, W / 4), and ``GainMap.energies`` of them."""
         # Float16 is exact to 0.06 gray levels and half the memory
         dtype = torch.float32 if self.dtype == torch.float32 else torch.float16
@@ -75,7 +75,7 @@ class FusedStudent(nn.Module):
                 inside = slice(None if top else MARGIN, -MARGIN if bottom == len(picture) else None)
                 coefficients = F.conv2d(blocks[:, :, inside, MARGIN:-MARGIN][:, :, ::2], self.to_dct)
                 energies.append(self.student.gain_map.energies(coefficients))
-        return stored, torch.cat(energies, 2) if energies else torch.empty(0)
+        return stored, torch.cat(energies, 2) if energies else None
 
     def predict_gains(self, energies: Tensor, weights: StudentWeights) -> Tensor:
         """(1, 17, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""

@@ -80,8 +80,9 @@ class VideoSharpener:
         self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.EMA_WEIGHT)
         self.last_thumbnail, self.frames_since_estimate = thumbnail, self.frames_since_estimate + 1
         weights = fused.student.predict_weights(self.blur)
-        blocks, energies = fused.split_into_blocks(picture, with_energies=self.frames_since_estimate % self.GAINS_EVERY == 1)
-        if len(energies):
+        due = (self.frames_since_estimate - 1) % self.GAINS_EVERY == 0  # always with a new estimate
+        blocks, energies = fused.split_into_blocks(picture, with_energies=due)
+        if due:
             gains = fused.predict_gains(energies, weights)
             self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
         return fused.sharpen(picture, blocks, weights, self.gains, strength).cpu().numpy()

@@ -98,7 +98,7 @@ class TeacherCNN(nn.Module):
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
             blur = self.one_region(photo, blur)
-        x = self.filter(photo, blur)
+        x = self.first_layer_input(photo, blur)
         base, film_fine, films_deep = x[:, 6:9].clone(), self.film_fine(blur, x.shape, 2), self.film_deep(blur, x.shape, 4)
         half = self.head(F.pixel_unshuffle(x, 2))
         del x  # all of it would take as much memory as the rest of a tile
@@ -112,8 +112,9 @@ class TeacherCNN(nn.Module):
         x = base + F.pixel_shuffle(self.tail(half), 2)
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
 
-    def filter(self, photo: Tensor, blur: BlurMap) -> Tensor:
-        """The photo, filtered by region, with the soft filter where that fits, and where: (N, 10, H, W), multiples of 4."""
+    def first_layer_input(self, photo: Tensor, blur: BlurMap) -> Tensor:
+        """(N, 3, H, W) -> (N, 10, H', W'), multiples of 4: the photo, filtered by region, with the soft filter where that
+        fits (channels 6 to 8, to which the output is added), and the softness map."""
         regional, soft = blur.apply_filters(photo, exact=not self.training).chunk(2, 1)
         size = photo.shape[-2:]
         softness = blur.interpolate(blur.softness.to(regional), *size, 1, CELL).expand(-1, -1, *size)

@@ -139,8 +139,9 @@ def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:
         kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
         kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
         print(one_line(f"{len(others)} other files in {folder} are left out: {kinds}"))
-    if real_name(out).startswith(real_name(folder) + os.sep):
-        photos = [photo for photo in photos if not real_name(photo).startswith(real_name(out) + os.sep)]
+    results = real_name(out) + os.sep
+    if results.startswith(real_name(folder) + os.sep):
+        photos = [photo for photo in photos if not real_name(photo).startswith(results)]
     return photos
 
 
@@ -209,7 +210,7 @@ def sharpen_job(
         else:
             picture.pixels = sharpener(picture.pixels, strength)
         return pool.submit(write_picture, result, picture)
-    except Exception as error:  # told when it is its turn
+    except Exception as error:  # sharpen_files reports it in the order of the files
         failed = Future()
         failed.set_exception(error)
         return failed

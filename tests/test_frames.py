@@ -89,7 +89,9 @@ def test_a_cut_in_a_video_starts_anew_and_the_same_frames_give_the_same_results(
     assert not np.array_equal(first[10], sharpener(frames[10])), "the blur is followed"
 
 
-def test_a_frame_of_another_size_starts_anew():
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_frame_of_another_size_starts_anew(monkeypatch, every):
+    monkeypatch.setattr(VideoSharpener, "GAINS_EVERY", every)
     video, frames = VideoSharpener(Sharpener(changing_network(), CPU)), [dummy_photo(48, 64, 1), dummy_photo(64, 48, 1)]
     for frame in frames:
         assert np.array_equal(video(frame), video.sharpener(frame))
