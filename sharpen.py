@@ -139,9 +139,9 @@ def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:
         kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
         kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
         print(one_line(f"{len(others)} other files in {folder} are left out: {kinds}"))
-    results = real_name(out) + os.sep
+    results = real_name(out)
     if results.startswith(real_name(folder) + os.sep):
-        photos = [photo for photo in photos if not real_name(photo).startswith(results)]
+        photos = [photo for photo in photos if not real_name(photo).startswith(results + os.sep)]
     return photos
 
 
