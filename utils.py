@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 MAX_PSNR = 50.0  # dB, for the mean over validation photos: that of identical images is infinite
 
@@ -309,6 +308,8 @@ def gmac_per_megapixel(network: nn.Module) -> float:
 
     Work done once per photo (each blur estimate takes 0.1 GMAC) and Fourier transforms are not counted.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes a third of a second to import
+
     parameter = next(network.parameters())
     counts = []
     for size in 128, 256:

@@ -1,5 +1,5 @@
-import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,8 +43,7 @@ def test_what_cannot_be_listed_or_is_no_folder_is_not_taken_for_no_data(tmp_path
     assert find_or_make_data(tmp_path) == tmp_path
     (tmp_path / "train").unlink()
     (tmp_path / "train").mkdir()
-    monkeypatch.setattr(os, "scandir", refuse)
-    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(PermissionError):
         find_or_make_data(tmp_path)
 
