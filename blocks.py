@@ -14,7 +14,7 @@ from blur.local import BlurMap
 from blur.spectrum import nll
 from utils import zero_init
 
-FILTER_RADIUS = 4  # pixels, of the student's filters; a multiple of 4, the size of a space-to-depth block
+FILTER_RADIUS = 8  # pixels, of the student's filters; a multiple of 4, the size of a space-to-depth block
 # Indices of the 16 DCT coefficients of a block, row by row, without the highest, where noise prevails
 LOW_FREQUENCIES = [i for i in range(16) if math.hypot(*divmod(i, 4)) < 3.25]
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue. Source: ITU-R BT.601, as in JPEG
@@ -231,12 +231,12 @@ def padded_indices(length: int) -> Tensor:
 
 
 def to_space_to_depth_kernel(kernel: Tensor, indices: Tensor) -> Tensor:
-    """Kernels of 9x9 pixels, (N, 9, 9), as convolutions of space-to-depth blocks of 4x4 pixels: (N, 16, 16, 3, 3)."""
+    """Kernels of 17x17 pixels, (N, 17, 17), as convolutions of space-to-depth blocks of 4x4 pixels: (N, 16, 16, 5, 5)."""
     return F.pad(kernel.flatten(1), (0, 1))[:, indices]  # beyond the kernel there are zeros
 
 
 def space_to_depth_indices() -> Tensor:
-    """(16, 16, 3, 3): which value of a flattened 9x9 kernel, or the zero after it, links two pixels of two blocks."""
+    """(16, 16, 5, 5): which value of a flattened 17x17 kernel, or the zero after it, links two pixels of two blocks."""
     size, radius = 2 * FILTER_RADIUS + 1, FILTER_RADIUS // 4
     target, source = torch.arange(4)[:, None, None], torch.arange(4)[:, None]
     offset = 4 * torch.arange(-radius, radius + 1) + source - target + FILTER_RADIUS  # (4, 4, 3), along one axis

@@ -61,6 +61,8 @@ class TeacherCNN(nn.Module):
         # strided layers between them; and the filter before all of them
         self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS
         self.estimator = BlurEstimator()
+        # Not used here, students copy it: trained for its filters alone, the one above then together with the rest
+        self.student_estimator = BlurEstimator(kernel_radius=FILTER_RADIUS).requires_grad_(False)
         self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
         self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
@@ -127,7 +129,7 @@ class StudentWeights(NamedTuple):
     """What ``StudentCNN`` predicts for a photo.
 
     Attributes:
-        kernels: (N, 2, 9, 9), filters whose results are added to the photo.
+        kernels: (N, 2, 17, 17), filters whose results are added to the photo.
         routing: (N, experts), weights of the experts of each convolution.
         smoothing: (N, 1), the share of smooth chroma.
         film: (N, 32), scales and shifts in the ``GainMap``.
@@ -144,20 +146,20 @@ class StudentWeights(NamedTuple):
 class StudentCNN(nn.Module):
     """Small real-time network: two predicted filters, mixed from place to place, then a few convolutions, on luma.
 
-    From each of two blur estimates, of the whole photo and of its softest windows, the same layers predict a 9x9 filter, and
-    from both follow the routing weights that mix the experts of each convolution. They cost nothing per pixel, and kernels
-    made for one blur do what many general ones cannot. Which filter is used, and how much of its and of the convolutions'
-    change is added, a ``GainMap`` decides for cells of 16 pixels. Everything works on space-to-depth blocks of 4x4 pixels,
-    whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers 12x12 pixels. The change in luma is added
-    to red, green and blue alike. Chroma, what is left of a photo without its luma, is smoothed as far as the blur estimate,
-    which also sees noise, makes it useful.
+    For each of two blur estimates, of the whole photo and of its softest windows, the same layers correct the 17x17 filter
+    of the estimator, and from both follow the routing weights that mix the experts of each convolution. They cost nothing
+    per pixel, and kernels made for one blur do what many general ones cannot. Which filter is used, and how much of its and
+    of the convolutions' change is added, a ``GainMap`` decides for cells of 16 pixels. Everything works on space-to-depth
+    blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers 12x12 pixels. The
+    change in luma is added to red, green and blue alike. Chroma, what is left of a photo without its luma, is smoothed as
+    far as the blur estimate, which also sees noise, makes it useful.
 
     Args:
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
         num_experts: experts per convolution.
         hidden: width of the layer that predicts the filters and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
-        whole photo: what ``estimate_blur`` returns, (N, 2 * 161), or spectra whose last four channels are its
+        whole photo: what ``estimate_blur`` returns, (N, 2 * 369), or spectra whose last four channels are its
         ``log_power_spectrum`` with the softest windows, (N, 4 or 6, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
@@ -168,7 +170,7 @@ class StudentCNN(nn.Module):
         self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden)
         self.conv_radius = 4 * convs + 3  # pixels; 3: from the far side of a space-to-depth block
         self.receptive_radius = self.conv_radius + GainMap.RADIUS
-        self.estimator = BlurEstimator()
+        self.estimator = BlurEstimator(kernel_radius=FILTER_RADIUS)
         size = 2 * FILTER_RADIUS + 1
         self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
         self.router = nn.Linear(2 * hidden, num_experts)
@@ -178,9 +180,6 @@ class StudentCNN(nn.Module):
         self.gain_map = GainMap(2 * hidden)
         self.register_buffer("dct_response", dct_response(), persistent=False)
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
-        hann = torch.hann_window(size + 2)[1:-1]
-        # Learned, from a start that fades out: a filter that ends abruptly would ring
-        self.tapers = nn.Parameter(0.5 * hann[:, None] * hann)
         bases = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(convs)]
         zero_init(bases[-1])
         self.convs = nn.ModuleList(CondConv2d(base, num_experts) for base in bases)
@@ -211,15 +210,14 @@ class StudentCNN(nn.Module):
         return self.embed_blur(log_power_spectrum(photo, peak, with_softest=True))
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
-        """Blur embedding, the centre of the estimator's filter and log energies of DCT coefficients, for the whole photo and
-        then for its softest windows, (N, 2 * (64 + 9 * 9 + 16)), from spectra of whole photos, (N, 4 or 6, 64, 33)."""
+        """Blur embedding, the estimator's filter and log energies of DCT coefficients, for the whole photo and then for its
+        softest windows, (N, 2 * (64 + 17 * 17 + 16)), from spectra of whole photos, (N, 4 or 6, 64, 33)."""
         softest, whole = spectra[:, -4:].chunk(2, 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, softest)]))
-        centre = slice(KERNEL_RADIUS - FILTER_RADIUS, KERNEL_RADIUS + FILTER_RADIUS + 1)
         powers = torch.cat([whole, softest])[:, 0].exp()
         with torch.autocast(spectra.device.type, enabled=False):  # the gate amplifies rounding
             energies = (torch.einsum("nyx,kyx->nk", powers, self.dct_response) + 1e-6).log()
-        embedded = torch.cat([embeddings, kernels[:, 0, centre, centre].flatten(1), energies], 1)
+        embedded = torch.cat([embeddings, kernels.flatten(1), energies], 1)
         return torch.cat(embedded.chunk(2), 1)
 
     def predict_weights(self, embedded: Tensor) -> StudentWeights:
@@ -233,7 +231,7 @@ class StudentCNN(nn.Module):
             hidden = hidden.flatten(1)
             change = estimated.reshape(-1, 2, size, size).clone()
             change[..., FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
-            kernels = correction.reshape(change.shape) + self.tapers * (1 + trust[..., None]) * change
+            kernels = correction.reshape(change.shape) + (1 + trust[..., None]) * change
             # Of sum 0, so that flat areas keep their brightness
             kernels = kernels - kernels.mean((2, 3), keepdim=True)
             # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
@@ -244,20 +242,21 @@ class StudentCNN(nn.Module):
 
 
 def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
-    """Copy ``teacher``'s trained blur estimator to ``student`` and freeze it; returns whether both have one.
+    """Copy ``teacher``'s blur estimator for students to ``student`` and freeze it; returns whether both have one.
 
     Raises:
         UserError: if they differ in size.
     """
-    shared = all(isinstance(getattr(network, "estimator", None), BlurEstimator) for network in (teacher, student))
+    source, copy = getattr(teacher, "student_estimator", None), getattr(student, "estimator", None)
+    shared = isinstance(source, BlurEstimator) and isinstance(copy, BlurEstimator)
     if shared:
         try:
-            student.estimator.load_state_dict(teacher.estimator.state_dict())
+            copy.load_state_dict(source.state_dict())
         except RuntimeError:
             raise UserError(
                 "the blur estimators of teacher and student differ in size: create both with BlurEstimator()"
             ) from None
-        student.estimator.requires_grad_(False)
+        copy.requires_grad_(False)
     return shared
 
 

@@ -44,7 +44,7 @@ SEED = 0
 
 # Blur estimator, trained before that unless START_FROM has one
 ESTIMATOR_VERSIONS = 24  # blurry versions of each photo, if they are blurred on the fly
-ESTIMATOR_PASSES = 16  # over all of them
+ESTIMATOR_PASSES = 4  # over all of them, for the estimator of the teacher and then for that of its students
 ESTIMATOR_LEARNING_RATE = 4e-3  # peak
 
 # Machine

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
+from blur.estimator import EMBEDDING
 from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset
 from evaluate import find_degradations
@@ -44,12 +45,13 @@ class WithoutFilter(StudentCNN):
 
 
 class OwnFilter(StudentCNN):
-    """The filters are predicted from the blur embedding alone; the estimator's own are not added to them."""
+    """The filters are predicted from the blur embedding alone: those of the estimator are replaced by the identity."""
 
-    def __init__(self):
-        super().__init__()
-        self.tapers.data.zero_()
-        self.tapers.requires_grad_(False)
+    def embed_blur(self, spectra: Tensor) -> Tensor:
+        embedded = super().embed_blur(spectra).unflatten(1, (2, -1))
+        filters = embedded[..., EMBEDDING:-16]
+        filters.zero_()[..., filters.shape[-1] // 2] = 1
+        return embedded.flatten(1)
 
 
 class OneFilter(StudentCNN):

@@ -22,18 +22,24 @@ EMBEDDING = 64  # numbers
 class BlurEstimator(nn.Module):
     """Predicts an inverse filter and a blur embedding from spectra. Starts with the identity filter.
 
+    Args:
+        kernel_radius: pixels, of the filter. One that is trained for a small radius makes more of it than the middle of a
+            large filter would.
     Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region, the softest windows or the whole photo, and after it that
-        of the whole photo -> kernels (N, 1, 63, 63), embeddings (N, 64).
+        of the whole photo -> kernels (N, 1, k, k), embeddings (N, 64).
     """
 
-    def __init__(self, width: int = 16, deep_width: int = 32):
+    def __init__(self, width: int = 16, deep_width: int = 32, kernel_radius: int = KERNEL_RADIUS):
         super().__init__()
         rows, columns = torch.arange(-32, 32)[:, None] / WINDOW, torch.arange(33) / WINDOW
         radius = (rows**2 + columns**2).sqrt()  # periods per pixel
         ring = (radius * WINDOW).round().long().flatten()
         rings = F.one_hot(ring, RINGS).float()
-        fade = (torch.arange(-KERNEL_RADIUS, KERNEL_RADIUS + 1).abs() - 12).clamp(min=0) / 20 * math.pi / 2
-        fade = fade.cos().square()  # 1 within 12 pixels, then down to 0
+        # 1 within 12 pixels, then down to 0, or over all of a small filter: one that ends abruptly would ring
+        flat = 12 if kernel_radius > 12 else 0
+        fade = (torch.arange(-kernel_radius, kernel_radius + 1).abs() - flat).clamp(min=0)
+        fade = fade / (kernel_radius + 1 - flat) * math.pi / 2
+        fade = fade.cos() if flat == 0 else fade.cos().square()
         self.register_buffer("radius", radius * 4 - 1, persistent=False)
         self.register_buffer("ring", ring, persistent=False)
         self.register_buffer("rings", rings / rings.sum(0), persistent=False)
@@ -75,7 +81,9 @@ class BlurEstimator(nn.Module):
             return self.to_kernel(response), embedding
 
     def to_kernel(self, response: Tensor) -> Tensor:
-        """Frequency responses, (N, 64, 33), as kernels of sum 1, (N, 1, 63, 63)."""
+        """Frequency responses, (N, 64, 33), as kernels of sum 1."""
+        radius = len(self.fade) // 2
         kernel = torch.fft.irfft2(response.roll(WINDOW // 2, 1), s=(WINDOW, WINDOW)).roll((WINDOW // 2,) * 2, (1, 2))
-        kernel = kernel[:, None, 1:, 1:] * self.fade  # a filter that ends abruptly would ring
+        centre = slice(WINDOW // 2 - radius, WINDOW // 2 + radius + 1)
+        kernel = kernel[:, None, centre, centre] * self.fade
         return kernel + (1 - kernel.sum((2, 3), keepdim=True)) * (self.fade / self.fade.sum())

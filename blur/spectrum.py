@@ -21,7 +21,7 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = Fa
     from 0 to 32; the other half is redundant.
 
     Args:
-        with_softest: the same of the softest windows (``select_softest_windows``), too: (N, 4, 64, 33), these first. They
+        with_softest: the same of the softest windows (``softest_windows``), too: (N, 4, 64, 33), these first. They
             show a blur that is in a part of the photo.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
@@ -39,13 +39,13 @@ def average_spectrum(windows: Tensor, trust: float | Tensor, with_softest: bool)
         trust: 0 to 1, the share of their spectrum; the rest is ``typical_spectrum``.
     """
     windows = power(windowed_fft(windows))
-    parts = [select_softest_windows(windows), windows] if with_softest else [windows]
+    parts = [take_windows(windows, softest_windows(windows)), windows] if with_softest else [windows]
     spectrum = torch.cat([log_means(part) for part in parts], 1)
     return typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1).lerp(spectrum, trust)
 
 
-def select_softest_windows(power: Tensor) -> Tensor:
-    """Of (N, n, 64, 33), the twelfth of the windows whose high frequencies have the least power relative to their low ones.
+def softest_windows(power: Tensor) -> Tensor:
+    """Numbers of the twelfth of the windows (N, n, 64, 33) whose high frequencies have the least power relative to low ones.
 
     In any one of four directions, since motion takes away the high frequencies of one alone. Only of the two thirds with
     the most power at low frequencies: the others hold no texture that could be blurry.
@@ -64,8 +64,12 @@ def select_softest_windows(power: Tensor) -> Tensor:
     )  # (4, N, n)
     textured = low.sum(0).topk(math.ceil(count * 2 / 3), 1).indices
     ratio = ((high + 1e-7) / (low + 1e-7)).amin(0).gather(1, textured)
-    chosen = textured.gather(1, ratio.topk(math.ceil(count / 12), 1, largest=False).indices)
-    return power.gather(1, chosen[..., None, None].expand(-1, -1, *power.shape[2:]))
+    return textured.gather(1, ratio.topk(math.ceil(count / 12), 1, largest=False).indices)
+
+
+def take_windows(windows: Tensor, numbers: Tensor) -> Tensor:
+    """(N, n, 64, 33) and numbers (N, m) -> (N, m, 64, 33)."""
+    return windows.gather(1, numbers[..., None, None].expand(-1, -1, *windows.shape[2:]))
 
 
 def nll(powers: Tensor, model: Tensor) -> Tensor:

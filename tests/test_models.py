@@ -225,7 +225,7 @@ def test_a_student_reuses_the_estimator_of_its_teacher_and_does_not_train_it():
     teacher, student = trained(TeacherCNN(**SMALL[TeacherCNN])), StudentCNN(**SMALL[StudentCNN])
     share_estimator(teacher, student)
     described = log_power_spectrum(torch.rand(1, 3, 80, 80), with_softest=True)
-    assert torch.equal(teacher.estimator(described)[0], student.estimator(described)[0])
+    assert torch.equal(teacher.student_estimator(described)[0], student.estimator(described)[0])
     assert not any(parameter.requires_grad for parameter in student.estimator.parameters())
     assert all(parameter.requires_grad for parameter in student.convs.parameters())
     share_estimator(torch.nn.Conv2d(3, 3, 1), student)  # a network of another kind has none to give

@@ -245,13 +245,13 @@ def test_the_student_reuses_the_teachers_estimator_whatever_the_target(constants
     monkeypatch.setattr(train, "CACHE_TEACHER", cached)
     monkeypatch.setattr(train, "NUM_EPOCHS", 1)
     teacher = small_teacher()
-    nn.init.normal_(teacher.estimator.tail.weight, std=0.02)
+    nn.init.normal_(teacher.student_estimator.tail.weight, std=0.02)
     save_model("teacher.pth", teacher)
     for weight in 0, 1:
         monkeypatch.setattr(train, "DISTILL_WEIGHT", weight)
         train.main()
         estimator = load_model("best_student_model.pth").estimator
-        assert torch.equal(estimator.tail.weight, teacher.estimator.tail.weight)
+        assert torch.equal(estimator.tail.weight, teacher.student_estimator.tail.weight)
 
 
 def test_a_student_of_ones_own_without_an_estimator_can_be_trained(constants, monkeypatch):

@@ -1,7 +1,8 @@
 """The blur estimator is trained first and alone: which linear filter brings each blurry photo closest to its sharp version.
 
-How close a filter brings it follows from two power spectra and a cross spectrum. They are computed once, from a random
-region of each version of each photo; after that a step costs as little as one patch of the main training.
+How close a filter brings it follows from two power spectra and a cross spectrum. They are computed once, from the whole of
+each version of each photo, its softest windows and a random region; after that a step costs as little as one patch of the
+main training.
 """
 
 import contextlib
@@ -15,7 +16,16 @@ from tqdm import tqdm
 
 from blur.estimator import BlurEstimator
 from blur.local import surroundings
-from blur.spectrum import WINDOW, extract_windows, log_means, log_power_spectrum, power, transform_spectrum, windowed_fft
+from blur.spectrum import (
+    WINDOW,
+    extract_windows,
+    log_means,
+    log_power_spectrum,
+    power,
+    softest_windows,
+    transform_spectrum,
+    windowed_fft,
+)
 from images.files import read_torch_file, write_torch_file
 from training.config import TrainConfig
 from training.distributed import main_process_first
@@ -30,19 +40,20 @@ BATCH_SIZE = 32
 def train_estimator(
     network: nn.Module, train_set: Dataset, val_set: Dataset, file: Path, config: TrainConfig, device: torch.device
 ) -> None:
-    """Train ``network.estimator`` on the number of blurry versions of each photo, and for the passes, that ``config`` says.
+    """Train ``network.estimator``, and then from its weights ``network.student_estimator``, if there are such.
 
-    The result is stored in ``file`` and reused for the same estimator, photos and settings. A network without a
-    ``BlurEstimator`` is left alone.
+    The result is stored in ``file`` and reused for the same estimator, photos and settings. How many blurry versions of each
+    photo they are trained on, and for how many passes, ``config`` says.
 
     Args:
         train_set, val_set: ``whole(index, blur_version)`` gives a blurry and a sharp photo, (3, H, W) each.
     """
-    estimator = getattr(network, "estimator", None)
-    if not isinstance(estimator, BlurEstimator):
+    both = [getattr(network, name, None) for name in ("estimator", "student_estimator")]
+    estimators = nn.ModuleList(each for each in both if isinstance(each, BlurEstimator))
+    if not estimators:
         return
     names = "estimator_versions", "estimator_passes", "estimator_learning_rate", "seed"
-    settings = {name: getattr(config, name) for name in names} | dict(photos=train_set.key, start=fingerprint(estimator))
+    settings = {name: getattr(config, name) for name in names} | dict(photos=train_set.key, start=fingerprint(estimators))
     with main_process_first():
         stored = {}
         with contextlib.suppress(UserError):  # missing or damaged: it is trained again
@@ -50,20 +61,25 @@ def train_estimator(
         if stored.get("settings") != settings:
             spectra = compute_spectra(train_set, config.estimator_versions, config.num_workers)
             val_spectra = compute_spectra(val_set, 1, config.num_workers)
-            fit_filters(estimator, spectra, config, device)
-            with torch.no_grad():
-                gain = filter_gain(response_of(estimator.cpu()(val_spectra[:, :4])[0]), val_spectra).mean()
-            if not math.isfinite(gain):
-                raise UserError("the blur estimator's filters are not finite: lower ESTIMATOR_LEARNING_RATE")
-            print0(f"the blur estimator's filters alone gain {gain:+.2f} dB in the gray mean on the validation photos")
-            stored = {"settings": settings, "weights": estimator.state_dict()}
+            gains = []
+            for estimator in estimators:
+                estimator.load_state_dict(estimators[0].state_dict())
+                fit_filters(estimator, spectra, config, device)
+                with torch.no_grad():
+                    gain = filter_gain(response_of(estimator.cpu()(val_spectra[:, :4])[0]), val_spectra).mean()
+                if not math.isfinite(gain):
+                    raise UserError("the blur estimator's filters are not finite: lower ESTIMATOR_LEARNING_RATE")
+                gains.append(f"{gain:+.2f} dB")
+            small = ", the small ones for students ".join(gains)
+            print0(f"on the validation photos the blur estimator's filters alone gain {small}")
+            stored = {"settings": settings, "weights": estimators.state_dict()}
             write_torch_file(file, stored)
-    estimator.load_state_dict(stored["weights"])
-    estimator.to(device)
+    estimators.load_state_dict(stored["weights"])
+    estimators.to(device)
 
 
 class CrossSpectra(Dataset):
-    """Item k: a list of the spectra of a region of one blurry version of a photo, (7, 64, 33): see ``compute_spectra``."""
+    """Item k: a list of the spectra of one blurry version of a photo, (3, 7, 64, 33): see ``compute_spectra``."""
 
     def __init__(self, photos: Dataset, versions: int):
         self.photos, self.versions = photos, versions
@@ -74,29 +90,36 @@ class CrossSpectra(Dataset):
     def __getitem__(self, k: int) -> list[Tensor]:
         version, index = divmod(k, len(self.photos))
         pair = self.photos.whole(index, version)
-        whole = log_power_spectrum(pair[0][None])[0]
+        softest, whole = log_power_spectrum(pair[0][None], with_softest=True)[0].chunk(2)
         size, generator = pair[0].shape[-2:], make_generator(5, k)
         centre = tuple(int(torch.randint(length, (), generator=generator)) for length in size)
         region = surroundings(centre, size)
-        blurry, sharp = (windowed_fft(extract_windows(photo[(None, ..., *region)]))[0] for photo in pair)
-        blurry_power, cross = power(blurry), (sharp * blurry.conj()).real
-        powers = torch.stack([blurry_power, power(sharp), cross]).mean(1)
-        return [torch.cat([log_means(blurry_power[None])[0], whole, powers.roll(WINDOW // 2, 1)])]
+        windows = [windowed_fft(extract_windows(photo[None]))[0] for photo in pair]
+        soft = softest_windows(power(windows[0])[None])[0]
+        in_region = [windowed_fft(extract_windows(photo[(None, ..., *region)]))[0] for photo in pair]
+        found = [(whole, windows), (softest, [each[soft] for each in windows])]
+        found.append((log_means(power(in_region[0])[None])[0], in_region))
+        return [torch.stack([torch.cat([spectrum, whole, mean_powers(*part)]) for spectrum, part in found])]
+
+
+def mean_powers(blurry: Tensor, sharp: Tensor) -> Tensor:
+    """Mean power of blurry, that of sharp, and the real part of their cross spectrum, (3, 64, 33), from (n, 64, 33) each."""
+    return torch.stack([power(blurry), power(sharp), (sharp * blurry.conj()).real]).mean(1).roll(WINDOW // 2, 1)
 
 
 def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
-    """Spectra of a region of each version of each photo, (n, 7, 64, 33).
+    """Spectra of each version of each photo: of the whole, the softest windows and a random region, (3 n, 7, 64, 33).
 
-    Four channels are what the estimator is given, the ``log_power_spectrum`` of the blurry region and of the whole photo;
-    the others are the mean power of blurry, that of sharp, and the real part of their cross spectrum.
+    Four channels are what the estimator is given, the ``log_power_spectrum`` of the blurry part and of the whole photo; the
+    others are their ``mean_powers``.
     """
     dataset = CrossSpectra(photos, versions)
-    spectra = torch.empty(len(dataset), 7, WINDOW, WINDOW // 2 + 1)
+    spectra = torch.empty(len(dataset), 3, 7, WINDOW, WINDOW // 2 + 1)
     loader = DataLoader(dataset, batch_size=None, collate_fn=in_shared_memory, num_workers=workers)
     bar = tqdm(loader, "spectra of photos", total=len(dataset), unit="photo", leave=False, disable=None)
     for k, (each,) in enumerate(bar):
         spectra[k] = each  # copied: a tensor from a worker process keeps a file open
-    return spectra
+    return spectra.flatten(0, 1)
 
 
 def filter_gain(response: Tensor, spectra: Tensor) -> Tensor:
@@ -113,9 +136,9 @@ def filter_gain(response: Tensor, spectra: Tensor) -> Tensor:
 
 
 def response_of(kernel: Tensor) -> Tensor:
-    """Frequency responses, (N, 64, 33), of kernels (N, 1, 63, 63)."""
-    centre = kernel.shape[-1] // 2
-    circular = nn.functional.pad(kernel[:, 0], (0, 1, 0, 1)).roll((-centre, -centre), (1, 2))
+    """Frequency responses, (N, 64, 33), of kernels (N, 1, k, k)."""
+    size = kernel.shape[-1]
+    circular = nn.functional.pad(kernel[:, 0], (0, WINDOW - size) * 2).roll((-(size // 2),) * 2, (1, 2))
     return torch.fft.rfft2(circular).real.roll(WINDOW // 2, 1)
 
 
@@ -123,7 +146,8 @@ def fit_filters(estimator: BlurEstimator, spectra: Tensor, config: TrainConfig, 
     """Maximize ``filter_gain``."""
     passes, learning_rate = config.estimator_passes, config.estimator_learning_rate
     steps = max(1, len(spectra) * passes // BATCH_SIZE)
-    estimator.to(device).train()
+    trainable = next(estimator.parameters()).requires_grad  # that for students is frozen
+    estimator.to(device).requires_grad_().train()
     optimizer = torch.optim.AdamW(estimator.parameters(), learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps + 1)
     generator = make_generator(config.seed, 4)
@@ -138,4 +162,4 @@ def fit_filters(estimator: BlurEstimator, spectra: Tensor, config: TrainConfig, 
         nn.utils.clip_grad_norm_(estimator.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    estimator.eval()
+    estimator.eval().requires_grad_(trainable)

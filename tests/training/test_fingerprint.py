@@ -68,7 +68,7 @@ def test_code_that_the_network_does_not_use_does_not_count(monkeypatch):
 
 def test_constants_that_the_code_reads_count(monkeypatch):
     before = code_fingerprint(StudentCNN)
-    monkeypatch.setattr(models, "FILTER_RADIUS", 8)
+    monkeypatch.setattr(models, "FILTER_RADIUS", 4)
     assert code_fingerprint(StudentCNN) != before
 
 
