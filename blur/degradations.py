@@ -67,7 +67,7 @@ class Mixture:
 
 
 # Weights of the kinds of blur of photos that went through a camera, and of noise for each of them
-CAMERA_BLURS = {"none": 0.19, "uniform": 0.14, "layers": 0.23, "graded": 0.05, "moving": 0.15, "shake": 0.11, "resize": 0.13}
+CAMERA_BLURS = {"none": 0.16, "uniform": 0.24, "layers": 0.19, "graded": 0.04, "moving": 0.12, "shake": 0.09, "resize": 0.16}
 UNIFORM_BLURS = {"gaussian": 0.5, "anisotropic": 0.1, "defocus": 0.2, "line": 0.15, "shake": 0.05}
 SPATIAL_BLURS = {"layers": layered_focus, "graded": graded_focus, "moving": moving_object, "shake": camera_shake}
 CAMERA_NOISE = {"none": 0.2, "little": 0.42, "strong": 0.25, "sensor": 0.13}
@@ -133,7 +133,8 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
     smoothed = chance(generator) < SMOOTHED[noise]
     if smoothed:
         blurry = smooth_noise(blurry, generator)
-    if chance(generator) < (0.5 if smoothed else 0.25):  # a phone sharpens what it has smoothed
+    # A phone sharpens what it has smoothed, people what is soft
+    if chance(generator) < (0.5 if smoothed else 0.43 if kind == "uniform" else 0.25):
         blurry = sharpen_too_much(blurry, generator)
     if kind != "resize" and chance(generator) < 0.08:
         blurry = resize_chain(blurry, (1.1, 2.2), generator)
