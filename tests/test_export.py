@@ -17,7 +17,7 @@ from models import load_model, save_model
 from utils import to_pixels, to_tensor
 
 ROOT = Path(__file__).parent.parent
-SIZES = [(203, 301), (64, 64), (33, 50), (8, 9), (96, 128)]  # of which few are multiples of 4 or 16
+SIZES = [(203, 301), (64, 64), (33, 50), (12, 13), (96, 128)]  # of which few are multiples of 4 or 16
 needs_extras = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="the extras are not installed"
 )
@@ -38,7 +38,7 @@ def photo_of(size, noise=0):
 def folder(tmp_path_factory):
     """With both graphs, a plain network and what it was made like; exported once, which takes seconds."""
     folder = tmp_path_factory.mktemp("export")
-    Image.fromarray(photo_of((120, 170), noise=12)).save(folder / "like.png")
+    Image.fromarray(photo_of((120, 170), noise=5)).save(folder / "like.png")
     with pytest.MonkeyPatch.context() as patch:
         run_export(patch, "-o", folder / "student.onnx")
         run_export(patch, "-o", folder / "plain.onnx", "--like", folder / "like.png")
