@@ -239,7 +239,7 @@ def space_to_depth_indices() -> Tensor:
     """(16, 16, 5, 5): which value of a flattened 17x17 kernel, or the zero after it, links two pixels of two blocks."""
     size, radius = 2 * FILTER_RADIUS + 1, FILTER_RADIUS // 4
     target, source = torch.arange(4)[:, None, None], torch.arange(4)[:, None]
-    offset = 4 * torch.arange(-radius, radius + 1) + source - target + FILTER_RADIUS  # (4, 4, 3), along one axis
+    offset = 4 * torch.arange(-radius, radius + 1) + source - target + FILTER_RADIUS  # (4, 4, 5), along one axis
     y, x = offset[:, None, :, None, :, None], offset[None, :, None, :, None, :]
     inside = (y >= 0) & (y < size) & (x >= 0) & (x < size)
     return torch.where(inside, y * size + x, size**2).view(16, 16, 2 * radius + 1, 2 * radius + 1)

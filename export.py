@@ -3,7 +3,7 @@
     python export.py                                   writes student_blur.onnx and student_apply.onnx
     python export.py --like photo.jpg -o plain.onnx    one network, for photos as blurry as that one
 
-Both ways a photo is (1, 3, H, W) float32 RGB in [0, 1], of any H, W >= 12, and so is the result. How the two graphs are run
+Both ways a photo is (1, 3, H, W) float32 RGB in [0, 1], of any H, W >= 8, and so is the result. How the two graphs are run
 is in docs/how_it_works.md.
 """
 
@@ -95,6 +95,8 @@ def export_two(student: StudentCNN) -> tuple:
 
 def export_like(student: StudentCNN, photo: Tensor):
     """``ONNXProgram`` of ``student`` with all that it predicts for ``photo``, (1, 3, H, W), as constants."""
+    from onnxscript import optimizer  # an extra
+
     blur = student.estimate_blur(photo)
     weights, student = student.predict_weights(blur), copy.deepcopy(student)
     student.predict_weights = lambda blur: weights
@@ -105,7 +107,7 @@ def export_like(student: StudentCNN, photo: Tensor):
     with mock.patch.object(models, "smooth_chroma", smooth_chroma):
         program = export(Apply(student, blur), {"photo": {2: ANY, 3: ANY}}, (torch.rand(1, 3, 67, 90),), "sharpened")
     # What follows from constants is computed now, also where it is larger than the exporter's limit
-    importlib.import_module("onnxscript.optimizer").optimize(program.model, input_size_limit=2**16)
+    optimizer.optimize(program.model, input_size_limit=2**16)
     return program
 
 
@@ -159,8 +161,12 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def reflect_pad_to_blocks(photo: Tensor) -> Tensor:
-    bottom, right = (FILTER_RADIUS + -length % 4 for length in photo.shape[-2:])
-    return F.pad(photo, (FILTER_RADIUS, right, FILTER_RADIUS, bottom), mode="reflect")
+    for axis in -2, -1:
+        last = photo.shape[axis] - 1
+        indices = torch.arange(-FILTER_RADIUS, last + 1 + -(last + 1) % 4 + FILTER_RADIUS).abs()
+        indices = (last - (last - indices).abs()).abs()  # twice, for photos smaller than what is added
+        photo = photo.index_select(axis, last - (last - indices).abs())
+    return photo
 
 
 def luma(photo: Tensor) -> Tensor:

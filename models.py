@@ -247,16 +247,16 @@ def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
     Raises:
         UserError: if they differ in size.
     """
-    source, copy = getattr(teacher, "student_estimator", None), getattr(student, "estimator", None)
-    shared = isinstance(source, BlurEstimator) and isinstance(copy, BlurEstimator)
+    source, target = getattr(teacher, "student_estimator", None), getattr(student, "estimator", None)
+    shared = isinstance(source, BlurEstimator) and isinstance(target, BlurEstimator)
     if shared:
         try:
-            copy.load_state_dict(source.state_dict())
+            target.load_state_dict(source.state_dict())
         except RuntimeError:
             raise UserError(
-                "the blur estimators of teacher and student differ in size: create both with BlurEstimator()"
+                "the blur estimators of teacher and student differ in size: create both with the same arguments"
             ) from None
-        copy.requires_grad_(False)
+        target.requires_grad_(False)
     return shared
 
 

@@ -3,7 +3,7 @@
     python pretrain.py
 
 trains on the pairs in data/ or, with PHOTOS, on a folder of sharp photos that are blurred on the fly. First the blur
-estimator learns which filter undoes each blur, then the whole network learns in the same loop as in train.py.
+estimators learn which filter undoes each blur, then the whole network learns in the same loop as in train.py.
 """
 
 import os

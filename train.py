@@ -79,7 +79,7 @@ def main() -> None:
     teacher.to(device, memory_format=torch.channels_last)
     scores = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     check_teacher(scores, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)
-    shared = share_estimator(teacher, student)  # the student reuses the teacher's frozen blur estimator
+    shared = share_estimator(teacher, student)  # a frozen blur estimator, which comes with the teacher
     student.to(device, memory_format=torch.channels_last)
     ask_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
     if CACHE_TEACHER and ask_teacher:

@@ -23,8 +23,8 @@ class BlurEstimator(nn.Module):
     """Predicts an inverse filter and a blur embedding from spectra. Starts with the identity filter.
 
     Args:
-        kernel_radius: pixels, of the filter. One that is trained for a small radius makes more of it than the middle of a
-            large filter would.
+        kernel_radius: pixels, of the filter, 1 to ``KERNEL_RADIUS``; k is twice as much plus 1. An estimator that is trained
+            for small filters makes more of them than the middle of large ones would.
     Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region, the softest windows or the whole photo, and after it that
         of the whole photo -> kernels (N, 1, k, k), embeddings (N, 64).
     """
@@ -36,10 +36,9 @@ class BlurEstimator(nn.Module):
         ring = (radius * WINDOW).round().long().flatten()
         rings = F.one_hot(ring, RINGS).float()
         # 1 within 12 pixels, then down to 0, or over all of a small filter: one that ends abruptly would ring
-        flat = 12 if kernel_radius > 12 else 0
+        flat, exponent = (12, 2) if kernel_radius > 12 else (0, 1)
         fade = (torch.arange(-kernel_radius, kernel_radius + 1).abs() - flat).clamp(min=0)
-        fade = fade / (kernel_radius + 1 - flat) * math.pi / 2
-        fade = fade.cos() if flat == 0 else fade.cos().square()
+        fade = (fade / (kernel_radius + 1 - flat) * math.pi / 2).cos() ** exponent
         self.register_buffer("radius", radius * 4 - 1, persistent=False)
         self.register_buffer("ring", ring, persistent=False)
         self.register_buffer("rings", rings / rings.sum(0), persistent=False)
@@ -81,7 +80,7 @@ class BlurEstimator(nn.Module):
             return self.to_kernel(response), embedding
 
     def to_kernel(self, response: Tensor) -> Tensor:
-        """Frequency responses, (N, 64, 33), as kernels of sum 1."""
+        """Frequency responses, (N, 64, 33), as kernels of sum 1, (N, 1, k, k)."""
         radius = len(self.fade) // 2
         kernel = torch.fft.irfft2(response.roll(WINDOW // 2, 1), s=(WINDOW, WINDOW)).roll((WINDOW // 2,) * 2, (1, 2))
         centre = slice(WINDOW // 2 - radius, WINDOW // 2 + radius + 1)

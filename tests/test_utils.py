@@ -130,10 +130,11 @@ def test_absent_cuda_is_one_sentence(monkeypatch):
 def test_auto_is_an_apple_gpu_that_computes_as_the_cpu_does(monkeypatch, error, device):
     def to(self, device):
         if device == "mps" and error is None:
-            raise RuntimeError("aten::_fft_r2c has no MPS kernel")  # as NotImplementedError, which torch raises, is
+            raise RuntimeError("aten::_fft_r2c has no MPS kernel")  # torch raises a subclass of it
         return self * (1 + error) if device == "mps" else self
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert utils.pick_device().type == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "to", to)
