@@ -159,7 +159,7 @@ class StudentCNN(nn.Module):
         num_experts: experts per convolution.
         hidden: width of the layer that predicts the filters and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
-        whole photo: what ``estimate_blur`` returns, (N, 2 * 369), or spectra whose last four channels are its
+        whole photo: what ``estimate_blur`` returns, (N, 2 * 225), or spectra whose last four channels are its
         ``log_power_spectrum`` with the softest windows, (N, 4 or 6, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
@@ -172,7 +172,7 @@ class StudentCNN(nn.Module):
         self.receptive_radius = self.conv_radius + GainMap.RADIUS
         self.estimator = BlurEstimator(kernel_radius=FILTER_RADIUS)
         size = 2 * FILTER_RADIUS + 1
-        self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2, hidden), nn.ReLU())
+        self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2 // 2 + 1, hidden), nn.ReLU())
         self.router = nn.Linear(2 * hidden, num_experts)
         # For each filter: trust in the estimator's, then a correction
         self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))
@@ -211,25 +211,26 @@ class StudentCNN(nn.Module):
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
         """Blur embedding, the estimator's filter and log energies of DCT coefficients, for the whole photo and then for its
-        softest windows, (N, 2 * (64 + 17 * 17 + 16)), from spectra of whole photos, (N, 4 or 6, 64, 33)."""
+        softest windows, (N, 2 * (64 + 145 + 16)), from spectra of whole photos, (N, 4 or 6, 64, 33). Of the filter, which is
+        symmetric, half and then the centre."""
         softest, whole = spectra[:, -4:].chunk(2, 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, softest)]))
         powers = torch.cat([whole, softest])[:, 0].exp()
         with torch.autocast(spectra.device.type, enabled=False):  # the gate amplifies rounding
             energies = (torch.einsum("nyx,kyx->nk", powers, self.dct_response) + 1e-6).log()
-        embedded = torch.cat([embeddings, kernels.flatten(1), energies], 1)
+        embedded = torch.cat([embeddings, kernels.flatten(1)[:, : kernels[0].numel() // 2 + 1], energies], 1)
         return torch.cat(embedded.chunk(2), 1)
 
     def predict_weights(self, embedded: Tensor) -> StudentWeights:
         """From ``embed_blur``: all that is computed once per photo."""
         size = 2 * FILTER_RADIUS + 1
         with torch.autocast(embedded.device.type, enabled=False):
-            embeddings, estimated, energies = embedded.unflatten(1, (2, -1)).split([EMBEDDING, size**2, 16], 2)
+            embeddings, estimated, energies = embedded.unflatten(1, (2, -1)).split([EMBEDDING, size**2 // 2 + 1, 16], 2)
             # Strong filters have large values
             hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2))
             trust, correction = self.kernel_head(hidden).split([1, size**2], 2)
             hidden = hidden.flatten(1)
-            change = estimated.reshape(-1, 2, size, size).clone()
+            change = torch.cat([estimated, estimated[..., :-1].flip(2)], 2).view(-1, 2, size, size)
             change[..., FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
             kernels = correction.reshape(change.shape) + (1 + trust[..., None]) * change
             # Of sum 0, so that flat areas keep their brightness
