@@ -221,7 +221,7 @@ def luma(photo: Tensor) -> Tensor:
 def reflect_pad_to_blocks(photo: Tensor) -> Tensor:
     """(N, C, H, W) extended by what the student's filter sees beyond the borders, and to a multiple of 4."""
     rows, columns = (padded_indices(length).to(photo.device) for length in photo.shape[-2:])
-    return photo[..., rows, :][..., columns]
+    return photo.index_select(-2, rows).index_select(-1, columns)  # twice as fast as indexing
 
 
 def padded_indices(length: int) -> Tensor:
@@ -232,7 +232,8 @@ def padded_indices(length: int) -> Tensor:
 
 def to_space_to_depth_kernel(kernel: Tensor, indices: Tensor) -> Tensor:
     """Kernels of 17x17 pixels, (N, 17, 17), as convolutions of space-to-depth blocks of 4x4 pixels: (N, 16, 16, 5, 5)."""
-    return F.pad(kernel.flatten(1), (0, 1))[:, indices]  # beyond the kernel there are zeros
+    padded = F.pad(kernel.flatten(1), (0, 1))  # beyond the kernel there are zeros
+    return padded.index_select(1, indices.flatten()).view(-1, *indices.shape)
 
 
 def space_to_depth_indices() -> Tensor:
