@@ -28,7 +28,7 @@ from blur.degradations import Mixture, random_degradation, shrink
 from blur.local import SURROUNDINGS, surroundings
 from blur.spectrum import log_power_spectrum, transform_spectrum
 from blur.variety import vary_photo
-from images.photos import DecodedPhotos, list_problems
+from images.photos import DecodedPhotos, raise_problems
 from utils import UserError, chance, log_uniform, make_generator, to_pixels, to_tensor
 
 # Photos from one source are about equally crisp. A network that has seen no others takes a crisper one for blurry and
@@ -224,11 +224,6 @@ def small_photos(paths: list[Path], shapes: list[tuple[int, int]], patch_size: i
         for path, (height, width) in zip(paths, shapes, strict=True)
         if min(height, width) < (patch_size or 0)
     ]
-
-
-def raise_problems(problems: list[str]) -> None:
-    if problems:
-        raise UserError(list_problems(problems))
 
 
 # Patches

@@ -12,8 +12,7 @@ import glob
 import os
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import lru_cache
 from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
@@ -24,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
-from images.photos import FORMATS, find_photos
+from images.photos import FORMATS, find_photos, look_ahead
 from images.pictures import Picture, read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
@@ -174,16 +173,6 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
     print(f"{done} of {total} files sharpened with {weights}, in {seconds:.1f} seconds on {sharpener.device}")
     if done < total:
         raise SystemExit(1)
-
-
-def look_ahead(items: Iterable, count: int) -> Iterator:
-    """The same ``items``, of which ``count`` more are taken than given: futures, for example, are at work meanwhile."""
-    waiting = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > count:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def read_job(photo: Path, result: Path) -> Picture | None:

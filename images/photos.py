@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tempfile
-import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -254,33 +254,40 @@ class DecodedPhotos(PixelFile):
 def _decode_all(paths: list[Path], file: Path) -> dict:
     """Write the pixels of all photos one after the other; returns their "shapes", (height, width) each, and "key"."""
     shapes, digest, problems = [], hashlib.sha256(), []
-    bar = tqdm(total=len(paths), desc="decoding photos", unit="photo", leave=False, disable=None)
     threads = os.cpu_count() or 1  # Pillow decodes outside the interpreter lock
-    with open(file, "wb") as out, ThreadPoolExecutor(threads) as pool, bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata that does not affect the pixels
-        for start in range(0, len(paths), 2 * threads):  # in groups: a whole data set may not fit in memory
-            for decoded in [pool.submit(read_photo, path) for path in paths[start : start + 2 * threads]]:
-                bar.update()
-                try:
-                    photo = decoded.result()
-                except UserError as error:
-                    problems.append(str(error))
-                    continue
-                shapes.append(photo.shape[:2])
-                digest.update(f"{photo.shape}".encode())
-                digest.update(photo)
-                out.write(photo.data)
-    if problems:
-        raise UserError(list_problems(problems))
+    with open(file, "wb") as out, ThreadPoolExecutor(threads) as pool:
+        jobs = look_ahead((pool.submit(read_photo, path) for path in paths), threads)
+        for decoded in tqdm(jobs, "decoding photos", len(paths), unit="photo", leave=False, disable=None):
+            try:
+                photo = decoded.result()
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            shapes.append(photo.shape[:2])
+            digest.update(f"{photo.shape}".encode())
+            digest.update(photo)
+            out.write(photo.data)
+    raise_problems(problems)
     return {"shapes": shapes, "key": digest.hexdigest()[:20]}
 
 
-def list_problems(problems: list[str]) -> str:
-    """One line per problem, at most 50 of them."""
-    lines = [one_line(problem) for problem in problems[:50]]
-    if len(problems) > 50:
-        lines.append(f"... and {len(problems) - 50} more")
-    return "\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *lines])
+def look_ahead(items: Iterable, count: int) -> Iterator:
+    """The same ``items``, of which ``count`` more are taken than given: futures are at work meanwhile, a few in memory."""
+    waiting = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raise ``UserError`` with a line for each of the first 50 ``problems``, if there are any."""
+    if problems:
+        lines = [one_line(problem) for problem in problems[:50]]
+        if len(problems) > 50:
+            lines.append(f"... and {len(problems) - 50} more")
+        raise UserError("\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *lines]))
 
 
 def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:

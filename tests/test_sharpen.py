@@ -11,6 +11,7 @@ from PIL import Image
 
 import sharpen
 from fused_student import FusedStudent
+from images.photos import look_ahead
 from images.pictures import read_picture
 from inference import Sharpener, VideoSharpener, sharpen_pixels
 from models import TeacherCNN
@@ -249,7 +250,7 @@ def test_photos_are_read_ahead_in_order_and_never_many():
     taken = []
     with ThreadPoolExecutor(3) as pool:
         results = (pool.submit(lambda k: k * k, taken.append(k) or k) for k in range(20))
-        for done, result in enumerate(sharpen.look_ahead(results, 3)):
+        for done, result in enumerate(look_ahead(results, 3)):
             assert result.result() == done**2 and done < len(taken) <= done + 4
     assert len(taken) == 20
 
