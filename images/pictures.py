@@ -41,11 +41,7 @@ class Picture:
 
 
 def read_picture(path: Path | str) -> Picture:
-    """Read everything in an image file; its ``notes`` tell what cannot be kept.
-
-    Raises:
-        UserError: if it is missing, cannot be decoded completely, or has pixels of another kind, such as floating point.
-    """
+    """Read everything in an image file; its ``notes`` tell what cannot be kept. Raises ``UserError`` as ``open_image`` does."""
     with open_image(path) as image:
         deep = any(";16" in str(tile[3]) for tile in image.tile)
         if isinstance(image.info.get("transparency"), str):  # a text of that name
@@ -174,14 +170,12 @@ def _read_deep(path: Path | str, image: Image.Image) -> np.ndarray:
     halves = []
     with open_image(path) as again:
         for half, order in (image, "B"), (again, "L"):
-            layouts = [[tile[3]] if isinstance(tile[3], str) else tile[3] for tile in half.tile]
-            last = layouts[0][0][-1]  # B, L or N: the order of the bytes in the file
-            layouts = [(layout[:-1] + order, *rest) for layout, *rest in layouts]
-            half.tile = [
-                getattr(tile, "_make", tuple)((*tile[:3], layout)) for tile, layout in zip(half.tile, layouts, strict=True)
-            ]
+            for k, tile in enumerate(half.tile):
+                layout, *rest = [tile.args] if isinstance(tile.args, str) else tile.args
+                stored = layout[-1]  # B, L or N: the order of the bytes in the file
+                half.tile[k] = tile._replace(args=(layout[:-1] + order, *rest))
             halves.append(np.array(half, np.uint16))
-    if last == "L" or (last == "N" and sys.byteorder == "little"):
+    if stored == "L" or (stored == "N" and sys.byteorder == "little"):
         halves.reverse()
     return halves[0] * 256 + halves[1]
 
@@ -203,19 +197,13 @@ def _exif(image: Image.Image) -> bytes | None:
 
 
 def write_picture(path: Path | str, picture: Picture) -> list[str]:
-    """Write ``picture`` in the format of ``path``'s suffix, whole or not at all.
+    """Write ``picture`` in the format of ``path``'s suffix, one of FORMATS, whole or not at all.
 
-    Returns its ``notes``, to which what the format cannot hold is added.
-
-    JPEG and WebP at quality 95, AVIF and HEIC at 90, WebP that was read from a lossless one lossless.
-
-    Raises:
-        UserError: if the format cannot store it, or the file cannot be written.
+    Returns its ``notes``, to which descriptions that the format cannot hold are added; for pixels that it cannot hold it
+    raises ``UserError``. WebP that was read from a lossless one is lossless.
     """
     path = Path(path)
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise UserError(f"{path} does not end in one of {', '.join(FORMATS)}")
+    kind = FORMATS[path.suffix.lower()]
     for feature, formats, needed in (
         ("animations", ANIMATED, picture.pixels.ndim == 4),
         ("transparency", TRANSPARENT, picture.alpha is not None),
