@@ -41,7 +41,7 @@ class Picture:
 
 
 def read_picture(path: Path | str) -> Picture:
-    """Read everything in an image file; its ``notes`` tell what cannot be kept. Raises ``UserError`` as ``open_image`` does."""
+    """Read everything in an image file; its ``notes`` tell what cannot be kept. Raises as ``open_image`` does."""
     with open_image(path) as image:
         deep = any(";16" in str(tile[3]) for tile in image.tile)
         if isinstance(image.info.get("transparency"), str):  # a text of that name

@@ -1,6 +1,5 @@
 """Videos whose frames are changed one by one, with PyAV 18 or newer (``pip install -r requirements-extras.txt``)."""
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from images.files import atomic_write
+from images.files import atomic
 from images.photos import describe_error
 from utils import UserError
 
@@ -24,17 +23,11 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
 
     Frames keep their times, also of a variable rate, and their size, rotation, pixel shape, color matrix and range, and are
     encoded as H.264. Sound and subtitles are copied as they are, with titles, languages and dates. Chapters, attachments and
-    other data, such as GPS tracks, are not kept. ``result`` is written whole or not at all.
-
-    Raises:
-        UserError: if PyAV is missing or too old, if ``video`` cannot be read or ``result`` cannot be written, or if the
-            video is interlaced, has more than 8 bits per color or no frames.
+    other data, such as GPS tracks, are not kept. ``result`` is written whole or not at all. Interlaced videos and those with
+    more than 8 bits per color are refused.
     """
     av = _import_av(video)
-    if not video.is_file():
-        raise UserError(f"{video} is missing")
-
-    def write(partial: Path) -> None:
+    with atomic(result) as partial:
         try:
             with av.open(f"file:{video}", container_options=READABLE) as probe:
                 stream = probe.streams.best("video")
@@ -50,12 +43,11 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
             advice = f"replace it, or if its sound does not fit into {result.suffix}, choose .mkv with -o"
             raise UserError(f"{video} cannot be sharpened as a video ({describe_error(error)}): {advice}") from None
 
-    atomic_write(result, write)
-
 
 def _import_av(video: Path):
     try:
-        av = importlib.import_module("av")
+        import av  # an extra
+
         if int(av.__version__.partition(".")[0]) >= 18:
             return av
     except ImportError:
@@ -74,14 +66,11 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
         after.metadata.update(before.metadata)
     frame = first
-    to_rgb, from_rgb = (av.video.reformatter.VideoReformatter() for _ in range(2))
     with tqdm(desc="sharpening", total=video.frames or None, unit="frame", leave=False, disable=None) as bar:
         for packet in source.demux(video, *others):
             if packet.stream.index == video.index:
                 for frame in packet.decode():
-                    pixels = _convert(av, to_rgb, frame, frame, "rgb24").to_ndarray()
-                    changed = av.VideoFrame.from_ndarray(change(pixels), format="rgb24")
-                    target.mux(written.encode(_convert(av, from_rgb, changed, frame, written.codec_context.pix_fmt)))
+                    target.mux(written.encode(_changed(av, frame, change, written.codec_context.pix_fmt)))
                     bar.update()
             elif packet.dts is not None:  # None: the end of the stream
                 packet.stream = copies[packet.stream.index]
@@ -93,11 +82,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
 
 
 def _configure(written, video, frame, name: str) -> None:
-    """Tell the encoder of the stream ``written`` what is known of ``video``, called ``name``, and its first frame.
-
-    Raises:
-        UserError: if it is interlaced or has more than 8 bits per color.
-    """
+    """Tell the encoder of the stream ``written`` what is known of ``video``, called ``name``, and its first frame."""
     bits = max(component.bits for component in frame.format.components)
     if bits > 8 or frame.interlaced_frame:
         reason = "is interlaced" if frame.interlaced_frame else f"has {bits} bits per color"
@@ -115,16 +100,16 @@ def _configure(written, video, frame, name: str) -> None:
         written.set_display_rotation(frame.rotation)
 
 
-def _convert(av, converter, frame, like, pix_fmt: str):
-    """``frame`` in another pixel format, to RGB or back, with the matrix, range and time of ``like``."""
-    matrix = like.colorspace if like.colorspace in set(av.video.reformatter.Colorspace) else None
+def _changed(av, frame, change: Callable[[np.ndarray], np.ndarray], pix_fmt: str):
+    """``change(frame)`` in that pixel format, with the color matrix, range and times of ``frame``."""
+    matrix = frame.colorspace if frame.colorspace in set(av.video.reformatter.Colorspace) else None
     full, methods = av.video.reformatter.ColorRange.JPEG, av.video.reformatter.Interpolation
-    source, target = (like.color_range, full) if pix_fmt == "rgb24" else (full, like.color_range)
     # Without these flags each frame becomes darker by a gray level
     exact = methods.BICUBIC | methods.ACCURATE_RND | methods.FULL_CHR_H_INT | methods.FULL_CHR_H_INP
-    matrices = dict(src_colorspace=matrix, dst_colorspace=matrix, interpolation=exact)
-    converted = converter.reformat(frame, format=pix_fmt, src_color_range=source, dst_color_range=target, **matrices)
-    converted.pts, converted.time_base, converted.duration = like.pts, like.time_base, like.duration
-    for name in COLORS:
-        setattr(converted, name, getattr(like, name))
-    return converted
+    same = dict(src_colorspace=matrix, dst_colorspace=matrix, interpolation=exact)
+    pixels = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range, dst_color_range=full, **same)
+    changed = av.VideoFrame.from_ndarray(change(pixels), format="rgb24")
+    changed = changed.reformat(format=pix_fmt, src_color_range=full, dst_color_range=frame.color_range, **same)
+    for name in ("pts", "time_base", "duration", *COLORS):
+        setattr(changed, name, getattr(frame, name))
+    return changed
