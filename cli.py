@@ -116,10 +116,10 @@ def whole_number(minimum: int, maximum: int = 2**31) -> Callable[[str], int]:
     return parse
 
 
-def parse_size(name: str, text: str) -> tuple[int, int]:
-    """(height, width) of ``text``, WIDTHxHEIGHT, the value of the argument ``name``."""
+def image_size(text: str) -> tuple[int, int]:
+    """For ``add_argument(type=...)``: WIDTHxHEIGHT -> (height, width)."""
     if not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", text):  # more pixels would hardly fit in memory
-        raise UserError(f"{name} {text} must be WIDTHxHEIGHT, such as 1280x720, below 10000 each")
+        raise argparse.ArgumentTypeError(f"{text} must be WIDTHxHEIGHT, such as 1280x720, below 10000 each")
     width, height = map(int, text.split("x"))
     return height, width
 

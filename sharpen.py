@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cli import CliParser, check_writable, is_out_of_memory, parse_size, run_cli
+from cli import CliParser, check_writable, image_size, is_out_of_memory, run_cli
 from images.photos import FORMATS, find_photos, look_ahead
-from images.pictures import Picture, read_picture, write_picture
+from images.pictures import read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
 from models import load_model
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MAX_STRENGTH}, 1 is as trained")
     parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, ...")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
-    parser.add_argument("--frames", metavar="WIDTHxHEIGHT", help="raw RGB frames from standard input to standard output")
+    parser.add_argument("--frames", type=image_size, metavar="WIDTHxHEIGHT", help="raw RGB frames from stdin to stdout")
     options = parser.parse_args()
     if not 0 <= options.strength <= MAX_STRENGTH:
         raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MAX_STRENGTH}")
@@ -55,18 +55,15 @@ def main() -> None:
         raise UserError("name photos, videos or folders to sharpen, or --frames WIDTHxHEIGHT for a pipe, not both")
     if options.frames and options.out != Path(OUT):
         raise UserError("--frames writes to standard output: leave out -o, and send the output to a file or a program")
-    size = parse_size("--frames", options.frames) if options.frames else None
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ({}, [])
     for result in list(jobs)[:1]:
         check_writable(result.parent, "-o")
-    weights = options.weights or next((file for file in (Path(WEIGHTS), SHIPPED) if file.is_file()), None)
-    if weights is None:
-        raise UserError(f"there is no {WEIGHTS} here: train one with train.py, or name another file with --weights")
+    weights = options.weights or (Path(WEIGHTS) if os.path.isfile(WEIGHTS) else SHIPPED)
     device = pick_device(options.device, "--device")
     use_idle_cores()
     sharpener = Sharpener(load_model(weights).requires_grad_(False), device)
-    if size:
-        sharpen_frames(sharpener, *size, options.strength)
+    if options.frames:
+        sharpen_frames(sharpener, *options.frames, options.strength)
     else:
         sharpen_files(sharpener, jobs, problems, options.strength, weights)
 
@@ -149,14 +146,16 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
 
     Photos before and after the one that is being sharpened are decoded and encoded in threads meanwhile.
     """
-    done, start = 0, time.perf_counter()
+    done, start, cores = 0, time.perf_counter(), torch.get_num_threads()
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     threads = min(4, os.cpu_count() or 1)  # as many photos wait before and after the network, which bounds the memory
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(jobs), unit="file", leave=False, disable=None) as bar:
-        reads = look_ahead((pool.submit(read_job, photo, result) for result, photo in jobs.items()), threads)
-        work = zip(jobs.items(), reads, strict=True)
-        cores = torch.get_num_threads() if len(jobs) > 1 else None
+        reads = (
+            None if result.suffix.lower() in VIDEO_FORMATS else pool.submit(read_picture, photo)
+            for result, photo in jobs.items()
+        )
+        work = zip(jobs.items(), look_ahead(reads, threads), strict=True)
         written = (sharpen_job(pool, photo, result, read, sharpener, strength, cores) for (result, photo), read in work)
         for (result, photo), job in zip(jobs.items(), look_ahead(written, threads), strict=True):
             bar.update()
@@ -175,25 +174,19 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
         raise SystemExit(1)
 
 
-def read_job(photo: Path, result: Path) -> Picture | None:
-    return None if result.suffix.lower() in VIDEO_FORMATS else read_picture(photo)
-
-
 def sharpen_job(
-    pool: Executor, photo: Path, result: Path, read: Future, sharpener: Sharpener, strength: float, cores: int | None
+    pool: Executor, photo: Path, result: Path, read: Future | None, sharpener: Sharpener, strength: float, cores: int
 ) -> Future:
-    """Sharpen the picture that was ``read``, and write it in ``pool``, giving its notes; if there is none, the video.
-
-    Args:
-        cores: for large pictures, if there are several; for small ones, where reading and writing take longer, one.
-    """
+    """Sharpen the picture that is ``read`` and write it in ``pool``, or the video if that is None; gives its notes."""
     try:
-        picture, video = read.result(), VideoSharpener(sharpener)
-        if cores:
-            torch.set_num_threads(1 if sharpener.fused and picture and picture.pixels.size < SMALL else cores)
-        if picture is None:
+        video = VideoSharpener(sharpener)
+        torch.set_num_threads(cores)
+        if read is None:
             map_frames(photo, result, lambda frame: video(frame, strength))
             return pool.submit(list)  # no notes
+        picture = read.result()
+        if sharpener.fused and picture.pixels.size < SMALL:
+            torch.set_num_threads(1)  # the others read and write meanwhile
         if picture.pixels.ndim == 4:
             picture.pixels = np.stack([video(frame, strength) for frame in picture.pixels])
         else:

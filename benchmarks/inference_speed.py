@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from cli import CliParser, parse_size, run_cli, whole_number
+from cli import CliParser, image_size, run_cli, whole_number
 from fused_student import FusedStudent
 from inference import Sharpener, VideoSharpener
 from models import StudentCNN, TeacherCNN
@@ -38,13 +38,13 @@ SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}
 
 def main() -> None:
     parser = CliParser(__doc__)
-    parser.add_argument("--size", default="1920x1080", help="WIDTHxHEIGHT of the frame")
+    parser.add_argument("--size", type=image_size, default="1920x1080", help="WIDTHxHEIGHT of the frame")
     parser.add_argument("--threads", type=whole_number(1, 1024), help="of torch on the CPU; all cores, if not given")
     parser.add_argument("--rounds", type=whole_number(1), default=15, help="frames of each method in each round")
     parser.add_argument("--slow-rounds", type=whole_number(1), default=2, help="the same for what takes seconds on a CPU")
     parser.add_argument("--beside", type=whole_number(1, 1024), default=0, help="other processes that keep a core busy each")
     options = parser.parse_args()
-    height, width = parse_size("--size", options.size)
+    height, width = options.size
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.beside)]
     try:
         time.sleep(0.5 * options.beside)  # seconds, until they run

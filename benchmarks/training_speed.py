@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from blur.degradations import random_degradation
-from cli import CliParser, parse_size, run_cli, whole_number
+from cli import CliParser, image_size, run_cli, whole_number
 from dataset import PairedImageDataset
 from images.files import atomic_write
 from inference import run_patches
@@ -45,7 +45,7 @@ def main() -> None:
     torch.manual_seed(0)
     parser = CliParser(__doc__)
     parser.add_argument("--pairs", type=whole_number(1), nargs="+", default=[100], help="numbers of pairs to measure with")
-    parser.add_argument("--size", default="480x320", help="WIDTHxHEIGHT of the photos")
+    parser.add_argument("--size", type=image_size, default="480x320", help="WIDTHxHEIGHT of the photos")
     parser.add_argument("--batch", type=whole_number(1), default=train.BATCH_SIZE)
     parser.add_argument("--patch", type=whole_number(1), default=train.PATCH_SIZE)
     parser.add_argument("--rounds", type=whole_number(1), default=5)
@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.pairs) < arguments.batch:
         parser.error("--pairs is fewer than --batch: the plain loop would have no whole batch")
-    height, width = parse_size("--size", arguments.size)
+    height, width = arguments.size
     device = pick_device()
     with tempfile.TemporaryDirectory() as temporary:
         for count in arguments.pairs:

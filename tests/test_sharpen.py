@@ -228,7 +228,7 @@ def test_what_cannot_be_sharpened_is_said_and_the_rest_goes_on(run, tmp_path):
         (("a.png", "--strength", "nan"), "--strength nan must be between 0"),
         (("a.png", "--device", "abacus"), "abacus"),
         (("a.png", "--weights", "none.pth"), "none.pth is not a file"),
-        (("--frames", "0x10"), "--frames 0x10 must be WIDTHxHEIGHT"),
+        (("--frames", "0x10"), "argument --frames: 0x10 must be WIDTHxHEIGHT"),
         (("a.png", "--frames", "10x10"), "not both"),
         (("--frames", "10x10", "-o", "better.raw"), "--frames writes to standard output: leave out -o"),
     ],
@@ -239,11 +239,11 @@ def test_a_mistake_is_one_sentence(run, tmp_path, arguments, said):
     assert code == 1 and errors.startswith("error: ") and said in errors and "\n" not in errors.strip()
 
 
-def test_without_any_student_it_says_how_to_get_one(run, tmp_path, monkeypatch):
-    (tmp_path / "best_student_model.pth").unlink()
+def test_without_a_student_of_ones_own_the_shipped_one_is_taken(run, tmp_path, monkeypatch):
+    (tmp_path / "best_student_model.pth").rename(tmp_path / "student.pth")
     monkeypatch.setattr(sharpen, "SHIPPED", tmp_path / "student.pth")
     save(tmp_path / "a.png")
-    assert "train one with train.py, or name another" in run("a.png")[2]
+    assert f"1 of 1 files sharpened with {tmp_path / 'student.pth'}" in run("a.png")[1]
 
 
 def test_photos_are_read_ahead_in_order_and_never_many():
