@@ -50,18 +50,17 @@ def run_cli(main: Callable[[], None]) -> None:
                 raise
             traceback.print_exc()
             end = 1
-    if not dist.is_initialized():
-        if end:
-            sys.exit(end)
-        return
-    if isinstance(end, str):
-        print(end, file=sys.stderr)
-        end = 1
-    if not end:
-        dist.barrier()  # rank 0 may still be writing; torchrun ends all when one has ended with an error
-    for stream in streams:
-        stream.flush()
-    os._exit(end or 0)
+    if dist.is_initialized():
+        if isinstance(end, str):
+            print(end, file=sys.stderr)
+            end = 1
+        if not end:
+            dist.barrier()  # rank 0 may still be writing; torchrun ends all when one has ended with an error
+        for stream in streams:
+            stream.flush()
+        os._exit(end or 0)
+    if end:
+        sys.exit(end)
 
 
 def _sentence(error: Exception) -> str | int | None:

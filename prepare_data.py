@@ -193,15 +193,19 @@ def make(pairs: list[Pair], folder: Path, longest: int | None, seed: int) -> lis
         except UserError as error:
             problems.append(str(error))
             continue
-        write_pair(folder / pair.name, pair, *images)
+        with atomic(folder / pair.name) as partial:  # all files or none
+            partial.mkdir()
+            for name, pixels in zip(("blurry.png", "sharp.png"), images, strict=False):
+                Image.fromarray(pixels).save(partial / name, compress_level=3)
+            (partial / SOURCE).write_bytes(source_of(pair))
     return problems
 
 
-def images_of(pair: Pair, photo: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(blurry, sharp) of ``pair``, (H, W, 3) uint8 each; ``photo`` is what it calls sharp. Raises ``UserError``."""
+def images_of(pair: Pair, photo: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
+    """Blurry and sharp of ``pair``, (H, W, 3) uint8 each, or blurry alone; ``photo`` is what it calls sharp."""
     if pair.unpaired:
         top, left, bottom, right = pair.tile
-        return photo[top:bottom, left:right], None
+        return (photo[top:bottom, left:right],)
     if pair.blurry is None:
         return blur_tile(photo, pair, seed)
     blurry = read_photo(pair.blurry)
@@ -215,8 +219,7 @@ def images_of(pair: Pair, photo: np.ndarray, seed: int) -> tuple[np.ndarray, np.
 
 def source_of(pair: Pair) -> bytes:
     """Distinguishes photos of the same name, for a file beside the pair."""
-    files = [file for file in (pair.blurry, pair.sharp) if file]
-    return b"".join(os.fsencode(f"{file.name} {file.stat().st_size}\n") for file in files)
+    return b"".join(os.fsencode(f"{file.name} {file.stat().st_size}\n") for file in (pair.blurry, pair.sharp) if file)
 
 
 def blur_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -233,16 +236,6 @@ def blur_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, np.
     factor = uniform((1, min(2, height / SMALLEST, width / SMALLEST)), generator)
     sharp = vary_photo(shrink(sharp, (round(height / factor), round(width / factor))), generator)
     return tuple(map(to_pixels, random_degradation(sharp, generator, MIXTURE)))
-
-
-def write_pair(folder: Path, pair: Pair, blurry: np.ndarray, sharp: np.ndarray | None) -> None:
-    """Write both images, or blurry.png alone, whole or not at all."""
-    with atomic(folder) as partial:
-        partial.mkdir()
-        for name, pixels in ("blurry.png", blurry), ("sharp.png", sharp):
-            if pixels is not None:
-                Image.fromarray(pixels).save(partial / name, compress_level=3)
-        (partial / SOURCE).write_bytes(source_of(pair))
 
 
 if __name__ == "__main__":

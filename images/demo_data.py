@@ -50,12 +50,9 @@ def find_or_make_data(root: Path | str) -> Path:
 
 
 def make_demo_data(root: Path | str) -> None:
-    """Write 32 training and 8 validation pairs of 144x144 pixels to ``root``/{train,val}/NNN, without a download.
+    """Write 32 training and 8 validation pairs of 144x144 pixels to ``root``/{train,val}/NNN, unless they are there.
 
-    Demo data that already exists is kept.
-
-    Raises:
-        UserError: if ``root`` contains anything else, which is never touched, or cannot be written.
+    Anything else in ``root`` is never touched, but a ``UserError``.
     """
     root = Path(root)
     if (root / "DEMO.txt").is_file():

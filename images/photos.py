@@ -32,13 +32,10 @@ SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volu
 
 
 def find_photos(folder: Path | str, others: list[Path] | None = None, problems: list[str] | None = None) -> list[Path]:
-    """The image files in ``folder`` and its sub-folders, sorted; what is hidden or of the system is skipped.
+    """The image files in ``folder`` and its sub-folders, sorted, at least one; what is hidden or of the system is skipped.
 
     Linked folders are followed, and each folder is read once. If given, ``others`` gets all other files, and ``problems`` a
-    sentence for each sub-folder that cannot be listed.
-
-    Raises:
-        UserError: if it is not a folder, contains no photos, or cannot be read completely.
+    sentence for each sub-folder that cannot be listed, which else is a ``UserError``.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
@@ -69,9 +66,6 @@ def read_photo(path: Path | str) -> np.ndarray:
     """Read an image of any kind as (H, W, 3) uint8 RGB, rotated as its EXIF orientation says.
 
     Gray, palette and CMYK images become RGB, transparency is dropped, 16 bits become 8, animations their first frame.
-
-    Raises:
-        UserError: if the file is missing or cannot be decoded completely.
     """
     with open_image(path) as image:
         image.load()
@@ -85,11 +79,7 @@ def read_photo(path: Path | str) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_image(path: Path | str) -> Iterator[Image.Image]:
-    """Context manager: the image in a file of one of the DECODERS; any error in the block is one sentence about it.
-
-    Raises:
-        UserError: if the file is missing, is HEIC and pillow-heif is missing, or cannot be decoded.
-    """
+    """Context manager: the image in a file of one of the DECODERS; any error in the block is a ``UserError`` about it."""
     PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: color profiles of printers have some megabytes
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     Image.core.set_block_size(2**26)  # bytes: smaller blocks the C library keeps when a large photo is freed
