@@ -203,22 +203,18 @@ class DecodedPhotos(PixelFile):
 
     The pixels are stored in ``cache``, in a file whose name depends on each photo's path, size and modification time: a
     photo that was changed, added or removed leads to a new file. It is written whole or not at all, so that two processes
-    may start together. If ``cache`` cannot be written to, a temporary folder is used for this run.
-
-    Attributes:
-        key: 20 characters that depend on the content alone, not on paths and times.
-    Raises:
-        UserError: listing every photo that cannot be read.
+    may start together. If ``cache`` cannot be written to, a temporary folder is used for this run. ``key``, 20 characters,
+    depends on the content alone. Photos that cannot be read are all listed in one ``UserError``.
     """
 
     def __init__(self, paths: list[Path], cache: Path):
-        state = hashlib.sha256()
+        state, root = hashlib.sha256(), os.path.commonpath([path.parent for path in paths])
         for path in paths:
             try:
                 status = path.stat()
             except OSError:
                 raise UserError(f"{path} is missing or cannot be opened: remove or replace it") from None
-            name = os.path.relpath(path, cache.parent)  # relative: a moved data set stays decoded
+            name = path.relative_to(root)  # a moved data set stays decoded
             state.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         name = state.hexdigest()[:20]
         self.cache = cache

@@ -159,6 +159,14 @@ def test_a_moved_folder_stays_decoded(tmp_path, monkeypatch):
     assert DecodedPhotos(sorted((tmp_path / "new").glob("*.png")), tmp_path / "new" / "cache").key == decoded.key
 
 
+def test_photos_may_be_on_another_drive_than_their_cache(tmp_path, monkeypatch):
+    def refuse(path, start):  # as on Windows
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    assert len(DecodedPhotos(photos_in(tmp_path), tmp_path / "cache")) == 3
+
+
 def test_a_complete_cache_in_a_folder_that_cannot_be_written_to_is_used(tmp_path, monkeypatch, capsys):
     paths = photos_in(tmp_path)
     DecodedPhotos(paths, tmp_path / "cache")
