@@ -21,7 +21,7 @@ from blur.filters import convolve, gaussian_kernel
 from cli import CliParser, check_writable, run_cli
 from dataset import find_pairs
 from images.demo_data import find_or_make_data
-from images.files import atomic_write
+from images.files import atomic
 from images.photos import read_photo
 from inference import Sharpener
 from models import load_model
@@ -86,7 +86,8 @@ def main() -> None:
     print("\n".join(f"{name} is {file}" for name, file in files.items()), end="\n\n")
     print(text)
     if options.markdown:
-        atomic_write(options.markdown, lambda partial: partial.write_text(text + "\n", "utf-8"))
+        with atomic(options.markdown) as partial:
+            partial.write_text(text + "\n", "utf-8")
     if options.csv:
         write_table(options.csv, [
             dict(degradation=degradation, photo=photo, sharpener=name, psnr=value.psnr, ssim=value.ssim)
@@ -94,7 +95,8 @@ def main() -> None:
         ])  # fmt: skip
     if options.picture:
         spaced = [np.pad(picture, ((0, 12), (0, 0), (0, 0)), constant_values=255) for picture in pictures]
-        atomic_write(options.picture, Image.fromarray(np.concatenate(spaced)).save)
+        with atomic(options.picture) as partial:
+            Image.fromarray(np.concatenate(spaced)).save(partial)
 
 
 def find_degradations(pairs: Path) -> dict[str, list[Path]]:

@@ -26,7 +26,7 @@ import models
 from blocks import FILTER_RADIUS, LUMA
 from blur.spectrum import WINDOW, average_spectrum, extract_windows
 from cli import CliParser, check_writable, run_cli
-from images.files import atomic_write
+from images.files import atomic
 from images.photos import read_photo
 from models import StudentCNN, load_model
 from utils import UserError, to_tensor
@@ -59,7 +59,8 @@ def main() -> None:
         files = (out.with_name(f"{out.stem}_{part}{out.suffix}") for part in ("blur", "apply"))
         programs = dict(zip(files, export_two(student), strict=True))
     for file, program in programs.items():
-        atomic_write(file, program.save)
+        with atomic(file) as partial:
+            program.save(partial)
         print(f"{file} written, {file.stat().st_size / 1e6:.1f} MB")
 
 

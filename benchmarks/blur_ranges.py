@@ -8,7 +8,6 @@ except for noise and JPEG. The same photos and version give the same pixels.
 """
 
 import dataclasses
-import functools
 import math
 import sys
 import zlib
@@ -20,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from blur.degradations import Mixture, random_degradation
 from cli import CliParser, check_writable, run_cli, whole_number
-from images.files import atomic_write
+from images.files import atomic
 from images.photos import find_photos, read_photo
 from utils import UserError, make_generator, to_pixels, to_tensor
 
@@ -52,8 +51,8 @@ def main() -> None:
             blurry, _ = random_degradation(sharp, make_generator(zlib.crc32(f"{case}/{path.stem}".encode())), mixture)
             folder = options.out / case / f"{number:03d}-{path.stem}"  # photos in sub-folders may share a name
             for name, image in ("blurry", blurry), ("sharp", sharp):
-                picture = Image.fromarray(to_pixels(image))
-                atomic_write(folder / f"{name}.png", functools.partial(picture.save, compress_level=3))
+                with atomic(folder / f"{name}.png") as partial:
+                    Image.fromarray(to_pixels(image)).save(partial, compress_level=3)
     print(f"{len(paths)} photos in {len(cases)} cases are in {options.out}")
 
 

@@ -17,7 +17,7 @@ from blur.camera import add_noise, jpeg
 from blur.filters import convolve_linear_light, disk_kernel
 from blur.spatial import camera_shake
 from cli import CliParser, check_writable, run_cli
-from images.files import atomic_write
+from images.files import atomic
 from inference import Sharpener
 from models import load_model
 from training.report import score
@@ -45,7 +45,8 @@ def main() -> None:
             ImageDraw.Draw(page).text((place[0] + 2, place[1] + 2), label, "black", ImageFont.load_default(14))
             crop = image[:, corner[0] : corner[0] + SIZE, corner[1] : corner[1] + SIZE]
             page.paste(Image.fromarray(to_pixels(crop)), (place[0], place[1] + HEAD))
-    atomic_write(options.picture, page.save)
+    with atomic(options.picture) as partial:
+        page.save(partial)
 
 
 if __name__ == "__main__":

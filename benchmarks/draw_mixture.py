@@ -16,7 +16,7 @@ from PIL import Image
 from blur.degradations import random_degradation
 from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli, whole_number
-from images.files import atomic_write
+from images.files import atomic
 from images.photos import find_photos, read_photo
 from utils import make_generator, to_pixels, to_tensor
 
@@ -37,7 +37,8 @@ def main() -> None:
         blurry, sharp = random_degradation(vary_photo(photo, generator), generator)
         crops += [center_crop(image, [SIZE, SIZE]) for image in (sharp, blurry)]
     page = make_grid(torch.stack(crops), nrow=10, padding=4, pad_value=1)
-    atomic_write(options.page, Image.fromarray(to_pixels(page)).save)
+    with atomic(options.page) as partial:
+        Image.fromarray(to_pixels(page)).save(partial)
 
 
 if __name__ == "__main__":

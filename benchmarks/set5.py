@@ -10,7 +10,6 @@ The protocol is that of the published figures: sides cut to even numbers, bicubi
 MATLAB has it, 2 pixels cut off at each border. Published, for a scale of 2: SRCNN arXiv:1501.00092, VDSR arXiv:1511.04587.
 """
 
-import functools
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cli import CliParser, check_writable, run_cli
-from images.files import atomic_write
+from images.files import atomic
 from images.photos import find_photos, read_photo
 from inference import Sharpener
 from models import load_model
@@ -88,7 +87,8 @@ def make_pairs(folder: Path, out: Path) -> None:
     for number, path in enumerate(tqdm(find_photos(folder), "halving and enlarging", unit="photo", disable=None)):
         pair = out / ("train" if number % VAL_EVERY else "val") / f"{number:05d}"
         for name, pixels in zip(("sharp.png", "blurry.png"), halved_and_enlarged(path), strict=True):
-            atomic_write(pair / name, functools.partial(Image.fromarray(pixels).save, compress_level=3))
+            with atomic(pair / name) as partial:
+                Image.fromarray(pixels).save(partial, compress_level=3)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ train.py's own step on a batch that is already in memory. All are measured in tu
 and networks; medians of the rounds are printed. Close other programs first.
 """
 
-import functools
 import itertools
 import resource
 import shutil
@@ -30,7 +29,7 @@ import train
 from blur.degradations import random_degradation
 from cli import CliParser, image_size, run_cli, whole_number
 from dataset import PairedImageDataset
-from images.files import atomic_write
+from images.files import atomic
 from inference import run_patches
 from models import StudentCNN, TeacherCNN, load_model, share_estimator
 from training.config import TrainConfig
@@ -235,15 +234,17 @@ def make_pairs(folder: Path, count: int, height: int, width: int) -> None:
         sharp = (sharp + rng.integers(0, 6, sharp.shape)).clip(0, 255).astype(np.uint8)  # the grain of a sensor
         blurry = to_pixels(random_degradation(to_tensor(sharp), torch.Generator().manual_seed(k))[0])
         pair.mkdir(parents=True, exist_ok=True)
-        atomic_write(pair / "sharp.png", lambda partial: Image.fromarray(sharp).save(partial, compress_level=3))
-        atomic_write(pair / "blurry.png", lambda partial: Image.fromarray(blurry).save(partial, compress_level=3))
+        for name, pixels in ("sharp.png", sharp), ("blurry.png", blurry):
+            with atomic(pair / name) as partial:
+                Image.fromarray(pixels).save(partial, compress_level=3)
 
     def copy(k: int) -> None:
         pair, source = folder / f"{k:05d}", folder / f"{k % 100:05d}"
         pair.mkdir(exist_ok=True)
         for name in ("sharp.png", "blurry.png"):
             if not (pair / name).is_file():
-                atomic_write(pair / name, functools.partial(shutil.copyfile, source / name))
+                with atomic(pair / name) as partial:
+                    shutil.copyfile(source / name, partial)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(make, range(min(count, 100))))

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -20,10 +20,9 @@ from utils import UserError
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Context manager: where to write what becomes the file or folder ``path`` at the end, if there is no error.
+    """Context manager: where to write what becomes the file or folder ``path`` at the end, whole or not at all.
 
-    Raises:
-        UserError: if the disk is full or the folder cannot be written to; what was there is untouched.
+    An ``OSError`` in the block, such as a full disk, becomes a ``UserError``.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,16 +33,6 @@ def atomic(path: Path) -> Iterator[Path]:
             os.replace(Path(folder, path.name), path)
     except OSError as error:
         raise _write_error(path, error) from None
-
-
-def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
-    """Call ``write(partial_path)`` and move its file to ``path``: the old file or the new, never half of one.
-
-    Raises:
-        UserError: if the disk is full or the folder cannot be written to; the old file is untouched.
-    """
-    with atomic(Path(path)) as partial:
-        write(partial)
 
 
 @lru_cache  # once per folder and process: listing a large folder at each write would take quadratic time
@@ -60,10 +49,7 @@ def _remove_stale(folder: Path) -> None:
 def resumable_file(path: Path) -> Iterator[BinaryIO]:
     """Context manager: a file to append to, with what an interrupted process wrote to it; becomes ``path`` at the end.
 
-    The caller makes sure that no other process does the same (``lock_file``).
-
-    Raises:
-        UserError: if it cannot be written.
+    The caller makes sure that no other process does the same (``lock_file``). Errors as in ``atomic``.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -98,7 +84,7 @@ def lock_file(file: IO) -> bool:
 
 
 def write_torch_file(path: Path | str, content) -> None:
-    """``torch.save(content, path)``, whole or not at all; errors as ``atomic_write``."""
+    """``torch.save(content, path)``, whole or not at all; errors as in ``atomic``."""
     with atomic(Path(path)) as partial:
         try:
             torch.save(content, partial)
@@ -107,12 +93,7 @@ def write_torch_file(path: Path | str, content) -> None:
 
 
 def read_torch_file(path: Path | str):
-    """What ``torch.save`` wrote to ``path``, on the CPU. No code in the file is ever executed.
-
-    Raises:
-        UserError: if it is missing or damaged.
-        PermissionError: if it may not be read.
-    """
+    """What ``torch.save`` wrote to ``path``, on the CPU. No code in the file is ever executed."""
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
     try:

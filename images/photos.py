@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
-from images.files import atomic, atomic_write
+from images.files import atomic
 from utils import UserError, one_line, print0
 
 FORMATS = {  # suffix -> Pillow's name
@@ -222,7 +222,8 @@ class DecodedPhotos(PixelFile):
             self.cache, self._temporary = _writable(cache)
             with atomic(self.cache / f"{name}.pixels") as partial:
                 index = json.dumps(_decode_all(paths, partial))
-            atomic_write(self.cache / f"{name}.json", lambda partial: partial.write_text(index))
+            with atomic(self.cache / f"{name}.json") as partial:
+                partial.write_text(index)
             remove_files(p for suffix in ("pixels", "json") for p in self.cache.glob(f"*.{suffix}") if p.stem != name)
             self._load(name)
 

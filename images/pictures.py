@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from images.files import atomic_write
+from images.files import atomic
 from images.photos import FORMATS, MAX_PIXELS, cmyk_to_rgb, deep_gray, load_heif, open_image
 from utils import UserError
 
@@ -225,7 +225,8 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
         content = _encode(picture, kind)
     except Exception as error:  # damaged EXIF or too long a side may raise anything
         raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
-    atomic_write(path, lambda partial: partial.write_bytes(content))
+    with atomic(path) as partial:
+        partial.write_bytes(content)
     return picture.notes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dataset import PairedImageDataset
-from images.files import atomic_write
+from images.files import atomic
 from inference import Sharpener
 from models import load_model
 from training.distributed import rank
@@ -72,14 +72,10 @@ def share_of(gain: float, teachers: float) -> str:
 
 def write_table(path: Path, rows: list[dict]) -> None:
     """Write ``rows`` as CSV, a column for each key of the first."""
-
-    def write(partial: Path) -> None:
-        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-
-    atomic_write(path, write)
+    with atomic(path) as partial, open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
@@ -110,7 +106,8 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
             for px, py in points:  # a single epoch has no line
                 draw.ellipse([px - 2, py - 2, px + 2, py + 2], color)
             draw.text((x, 400), name, color, font, anchor="lm")
-    atomic_write(path, picture.save)
+    with atomic(path) as partial:
+        picture.save(partial)
 
 
 def draw_comparison(run, val_set: Dataset, networks: dict[str, nn.Module]) -> None:
@@ -126,7 +123,8 @@ def draw_comparison(run, val_set: Dataset, networks: dict[str, nn.Module]) -> No
         blurry, sharp = val_set[index]
         outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
         picture = side_by_side({"blurry": blurry, **outputs, "sharp": sharp})
-        atomic_write(run.outputs / f"comparison_{k}.png", picture.save)
+        with atomic(run.outputs / f"comparison_{k}.png") as partial:
+            picture.save(partial)
         if run.writer:
             run.writer.add_image(f"comparison_{k}", np.array(picture), dataformats="HWC")
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from images.files import atomic_write, resumable_file
+from images.files import atomic, resumable_file
 from utils import UserError
 
 
@@ -28,20 +28,17 @@ def test_a_folder_is_listed_once_for_many_writes_and_old_leftovers_are_removed(t
     listed, glob = [], type(tmp_path).glob
     monkeypatch.setattr(type(tmp_path), "glob", lambda self, *_, **__: listed.append(self) or glob(self, *_, **__))
     for k in range(5):
-        atomic_write(tmp_path / f"{k}.txt", lambda partial: partial.write_text("all"))
+        with atomic(tmp_path / f"{k}.txt") as partial:
+            partial.write_text("all")
     assert listed == [tmp_path] and not old.exists() and all(path.exists() for path in (young, slow, resumable))
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-
-    def fails_halfway(partial):
+    with pytest.raises(UserError, match="file.txt cannot be written .*No space left"), atomic(path) as partial:
         partial.write_text("half")
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="file.txt cannot be written .*No space left"):
-        atomic_write(path, fails_halfway)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -53,12 +50,13 @@ def test_a_file_that_cannot_grow_is_one_sentence(tmp_path):
 
 def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path):
     for name in "a" * 251 + ".txt", "ä" * 125 + ".txt":
-        atomic_write(tmp_path / name, lambda partial: partial.write_text("all"))
+        with atomic(tmp_path / name) as partial:
+            partial.write_text("all")
         assert [path.name for path in tmp_path.iterdir()] == [name]
         (tmp_path / name).unlink()
 
 
 def test_a_name_of_bytes_that_the_locale_cannot_spell_is_taken_as_it_is(tmp_path):
-    seen = []
-    atomic_write(tmp_path / "\udcc3\udca9.png", lambda partial: seen.append(partial.name) or partial.touch())
-    assert seen == ["\udcc3\udca9.png"], "in the POSIX locale the name cannot be written as a letter"
+    with atomic(tmp_path / "\udcc3\udca9.png") as partial:
+        partial.touch()
+    assert partial.name == "\udcc3\udca9.png", "in the POSIX locale the name cannot be written as a letter"
