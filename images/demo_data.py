@@ -18,17 +18,10 @@ PHOTOS = {  # sample photos of scikit-image, and how many tiles of each; no phot
 }
 # The middle of the default ranges: eight photos that hardly need sharpening would show nothing
 MIXTURE = Mixture(
-    identity=0,
-    camera=0,
-    blurs={"gaussian": 0.4, "anisotropic": 0.2, "defocus": 0.3, "line": 0.05, "shake": 0.05},
-    sigma=(0.8, 2.5),
-    radius=(1.5, 3.5),
-    line_length=(3, 10),
-    shake_length=(4, 14),
-    noise_sigma=(0.2, 1.5),
-    jpeg=0.15,
-    quality=(60, 95),
-)
+    identity=0, camera=0, blurs={"gaussian": 0.4, "anisotropic": 0.2, "defocus": 0.3, "line": 0.05, "shake": 0.05},
+    sigma=(0.8, 2.5), radius=(1.5, 3.5), line_length=(3, 10), shake_length=(4, 14),
+    noise_sigma=(0.2, 1.5), jpeg=0.15, quality=(60, 95),
+)  # fmt: skip
 NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by blur/degradations.py. Safe to delete.\n"
 
 
