@@ -17,20 +17,22 @@ def test_an_interrupted_file_continues_where_it_was(tmp_path):
 
 
 def test_a_folder_is_listed_once_for_many_writes_and_old_leftovers_are_removed(tmp_path, monkeypatch):
-    names = ".a.partial", ".b.partial", ".c.partial", ".d.outputs.partial"
-    old, young, slow, resumable = (tmp_path / name for name in names)
-    for path in old, young, slow:
+    names = ".sharpening-a", ".sharpening-b", ".sharpening-c", ".download", ".d.outputs"
+    old, young, slow, foreign, resumable = (tmp_path / f"{name}.partial" for name in names)
+    for path in old, young, slow, foreign:
         path.mkdir()
         (path / "half.txt").touch()
     resumable.touch()
-    for path in old, old / "half.txt", slow, resumable:  # slow: a long video, of which a frame was written just now
+    # slow: a long video, of which a frame was written just now; foreign: of another program
+    for path in old, old / "half.txt", slow, foreign, foreign / "half.txt", resumable:
         os.utime(path, (1, 1))
     listed, glob = [], type(tmp_path).glob
     monkeypatch.setattr(type(tmp_path), "glob", lambda self, *_, **__: listed.append(self) or glob(self, *_, **__))
     for k in range(5):
         with atomic(tmp_path / f"{k}.txt") as partial:
             partial.write_text("all")
-    assert listed == [tmp_path] and not old.exists() and all(path.exists() for path in (young, slow, resumable))
+    assert listed == [tmp_path] and not old.exists()
+    assert all(path.exists() for path in (young, slow, foreign / "half.txt", resumable))
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
