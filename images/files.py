@@ -95,7 +95,7 @@ def write_torch_file(path: Path | str, content) -> None:
 
 
 def read_torch_file(path: Path | str):
-    """What ``torch.save`` wrote to ``path``, on the CPU. No code in the file is ever executed."""
+    """What ``torch.save`` wrote to ``path``, on the CPU, or a ``UserError``. No code in the file is ever executed."""
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
     try:

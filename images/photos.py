@@ -66,6 +66,7 @@ def read_photo(path: Path | str) -> np.ndarray:
     """Read an image of any kind as (H, W, 3) uint8 RGB, rotated as its EXIF orientation says.
 
     Gray, palette and CMYK images become RGB, transparency is dropped, 16 bits become 8, animations their first frame.
+    Raises ``UserError`` if the file is missing or damaged.
     """
     with open_image(path) as image:
         image.load()
