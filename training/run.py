@@ -176,6 +176,7 @@ class TrainingRun:
 
     def _save(self, loss_sum: float = 0.0) -> None:
         """Write everything that the rest of the training depends on: the old file or the new, never half."""
+        self.last_save = time.monotonic()
         if rank() != 0:
             return
         generators = {"cpu": torch.get_rng_state()}  # networks with dropout draw from these
@@ -184,7 +185,6 @@ class TrainingRun:
         states = {name: part.state_dict() for name, part in self.parts.items()}
         progress = dict(done=self.done, history=self.history, loss_sum=loss_sum, threads=torch.get_num_threads())
         write_torch_file(self.checkpoint, dict(identity=self.identity, states=states, generators=generators, **progress))
-        self.last_save = time.monotonic()
 
     def _resume(self) -> None:
         try:

@@ -18,7 +18,7 @@ import utils
 from cli import run_cli
 from dataset import PairedImageDataset
 from models import StudentCNN, TeacherCNN, save_model, share_estimator
-from training import report
+from training import report, run
 from training.distributed import init_distributed, main_process_first, rank, wrap_ddp
 from training.loop import load_batches, validate
 
@@ -71,6 +71,7 @@ def whole(folder: Path) -> None:
 def main(folder: Path, bad: bool = False) -> None:
     # bad: only rank 1 sees the folder with the bad file, as if the machines held different data
     torch.set_num_threads(1)
+    run.CHECK_EVERY = 2  # steps, so that loss and clock are checked within an epoch
     init_distributed("cpu")
     train_folder = "bad" if bad and rank() == 1 else "train"
     run_cli(lambda: (training(folder, train_folder), whole(folder)))
