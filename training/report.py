@@ -23,23 +23,6 @@ COLUMN = 360  # width of a photo in them, in pixels
 ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
 
 
-def epoch_row(epoch: int, loss: float, seconds: float, scores: dict[str, Scores]) -> dict[str, float]:
-    """A row of the table of epochs: "epoch", "loss", "seconds", and "NAME_psnr" (dB) and "NAME_ssim" for each network."""
-    row = {"epoch": epoch, "loss": loss, "seconds": seconds}
-    for name, value in scores.items():
-        row |= {f"{name}_psnr": value.psnr, f"{name}_ssim": value.ssim}
-    return row
-
-
-def print_epoch(title: str, row: dict[str, float], scores: Scores, baselines: dict[str, Scores], better: bool) -> None:
-    others = ", ".join(f"{name} {value.psnr:.2f} {value.ssim:.4f}" for name, value in baselines.items())
-    print(
-        f"{title}  loss {row['loss']:.6f}  {scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}  ({others})"
-        f"  {row['seconds']:.1f} s{'  best' if better else ''}",
-        flush=True,
-    )
-
-
 def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
     """End a student's ``TrainingRun``: load its best weights, print the final table, draw pictures, say what to do next."""
     if rank() != 0:
@@ -79,7 +62,7 @@ def write_table(path: Path, rows: list[dict]) -> None:
 
 
 def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
-    """SSIM and PSNR by epoch, a line for each network in ``history``, a list of ``epoch_row``."""
+    """SSIM and PSNR by epoch, a line for each network in ``TrainingRun.history``."""
     picture = Image.new("RGB", (1040, 420), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     top, bottom, last = 50, 350, len(history) - 1

@@ -20,7 +20,7 @@ from training.config import TrainConfig
 from training.distributed import gather, rank, world_size, wrap_ddp
 from training.fingerprint import identity_of
 from training.loop import load_batches
-from training.report import draw_curves, epoch_row, print_epoch, write_table
+from training.report import draw_curves, write_table
 from utils import Scores, UserError, print0
 
 CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number waits for the GPU
@@ -64,18 +64,17 @@ class TrainingRun:
         outputs: Path | str,
         extra: dict | None = None,
     ):
-        self.name, self.network, self.train_set, self.config, self.device = name, network, train_set, config, device
+        self.name, self.network, self.config, self.device = name, network, config, device
         self.baselines, self.best_file, self.outputs = baselines, Path(best_file), Path(outputs)
         self.steps = max(1, len(train_set) * config.patches_per_photo // config.batch_size)  # per epoch
         total = config.num_epochs * self.steps
-        optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
-        self.parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        self.optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_cosine(step, total))
         self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"}
         self.identity |= extra or {}
         self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
         self.done = 0  # steps, over all epochs
-        self.history: list[dict[str, float]] = []  # a row for each epoch
+        self.history: list[dict[str, float]] = []  # a row for each epoch: epoch, loss, seconds, NAME_psnr (dB), NAME_ssim
         self.loss_sum = torch.zeros((), device=device)  # over this epoch
         if config.resume and self.checkpoint.is_file():
             self._resume()
@@ -120,8 +119,7 @@ class TrainingRun:
         self.model.train()
         first = self.done % self.steps
         hidden = None if rank() == 0 else True  # None: shown on a terminal, not in a log file
-        bar = tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden)
-        with bar:
+        with tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden) as bar:
             for step, batch in enumerate(islice(self.loader, self.steps - first), start=first + 1):
                 yield [part.to(self.device, non_blocking=True) for part in batch]
                 bar.update()
@@ -133,19 +131,23 @@ class TrainingRun:
 
     def step(self, loss: Tensor) -> None:
         """One step of the optimizer."""
-        self.parts["optimizer"].zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.parts["optimizer"].step()
-        self.parts["schedule"].step()
+        self.optimizer.step()
+        self.schedule.step()
         self.loss_sum += loss.detach().squeeze()
 
     def finish_epoch(self, scores: Scores) -> None:
         """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
-        loss = self._mean_loss_sum(scores) / self.steps
-        seconds = time.perf_counter() - self.started
-        title, better = self._title(), scores.ssim > self.best_ssim
-        self.history.append(epoch_row(len(self.history) + 1, loss, seconds, self.baselines | {self.name: scores}))
+        loss, seconds = self._mean_loss_sum(scores) / self.steps, time.perf_counter() - self.started
+        line = f"{self._title()}  loss {loss:.6f}  {scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}"
+        others = ", ".join(f"{name} {value.psnr:.2f} {value.ssim:.4f}" for name, value in self.baselines.items())
+        better = scores.ssim > self.best_ssim
+        row = {"epoch": len(self.history) + 1, "loss": loss, "seconds": seconds}
+        for name, value in (self.baselines | {self.name: scores}).items():
+            row |= {f"{name}_psnr": value.psnr, f"{name}_ssim": value.ssim}
+        self.history.append(row)
         self.loss_sum.zero_()
         if rank() == 0:
             metadata = dict(epoch=len(self.history), val=scores._asdict(), training=self.identity)
@@ -155,11 +157,11 @@ class TrainingRun:
             write_table(self.outputs / f"{self.name}_epochs.csv", self.history)
             draw_curves(self.outputs / f"{self.name}_curves.png", self.history)
             if self.writer:
-                for name, value in self.history[-1].items():
+                for name, value in row.items():
                     self.writer.add_scalar(name, value, len(self.history))
                 self.writer.flush()
             self._save()
-            print_epoch(title, self.history[-1], scores, self.baselines, better)
+            print(f"{line}  ({others})  {seconds:.1f} s{'  best' if better else ''}", flush=True)
 
     def _title(self) -> str:
         return f"{self.name} {len(self.history) + 1}/{self.config.num_epochs}"
@@ -182,7 +184,7 @@ class TrainingRun:
         generators = {"cpu": torch.get_rng_state()}  # networks with dropout draw from these
         if torch.cuda.is_initialized():
             generators["cuda"] = torch.cuda.get_rng_state()
-        states = {name: part.state_dict() for name, part in self.parts.items()}
+        states = [part.state_dict() for part in (self.network, self.optimizer, self.schedule)]
         progress = dict(done=self.done, history=self.history, loss_sum=loss_sum, threads=torch.get_num_threads())
         write_torch_file(self.checkpoint, dict(identity=self.identity, states=states, generators=generators, **progress))
 
@@ -190,32 +192,29 @@ class TrainingRun:
         try:
             content = read_torch_file(self.checkpoint)
             old, new = content["identity"], self.identity
-            changed = [
-                f"{name} was {old.get(name)}, is {new.get(name)}"
-                for name in dict.fromkeys([*new, *old])
-                if old.get(name) != new.get(name)
-            ]
+            different = [name for name in new | old if old.get(name) != new.get(name)]
+            changed = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in different)
             if not changed:
-                for name, part in self.parts.items():
-                    part.load_state_dict(content["states"][name])
+                for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
+                    part.load_state_dict(state)
                 self.done, self.history = content["done"], content["history"]
                 self.loss_sum.fill_(content["loss_sum"])
                 if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
-                    torch.set_num_threads(content.get("threads", torch.get_num_threads()))
+                    torch.set_num_threads(content["threads"])
                 torch.set_rng_state(content["generators"]["cpu"])
                 if "cuda" in content["generators"] and torch.cuda.is_initialized():
                     torch.cuda.set_rng_state(content["generators"]["cuda"])
         except (UserError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
             raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
-        if not changed and self.history and not self.best_file.is_file():
+        if changed:
+            raise UserError(
+                f"{self.checkpoint} belongs to an interrupted training with other settings ({changed}): "
+                "set RESUME = False to discard it and start over, or restore the old values to resume it"
+            )
+        if self.history and not self.best_file.is_file():
             raise UserError(
                 f"{self.best_file}, the best weights of the interrupted training, is missing: "
                 "put it back or set RESUME = False to start over"
-            )
-        if changed:
-            raise UserError(
-                f"{self.checkpoint} belongs to an interrupted training with other settings ({'; '.join(changed)}): "
-                "set RESUME = False to discard it and start over, or restore the old values to resume it"
             )
 
 
