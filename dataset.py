@@ -7,7 +7,8 @@
   photo, randomly flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so
   that any k >= 0 can be read in any order, from any process, and a resumed training sees exactly the patches it would
   have seen. ``input_mse`` is the mean squared error of the whole blurry photo.
-- ``dataset[range]``: those patches at once, [blurry, target, spectra, input_mse], as the training loop takes them.
+- ``dataset[range]``: those patches at once, as the training loop takes them: [blurry, target, spectra, input_mse], the
+  images (N, 3, S, S), the spectra (N, 6, 64, 33) or in their place blur embeddings (N, E), and (N,).
 - ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
 """
@@ -15,7 +16,7 @@
 import difflib
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -47,17 +48,12 @@ class PatchDataset(Dataset):
 
     def __getitem__(self, k: int | range) -> Sequence[Tensor]:
         if isinstance(k, range):
-            return self.batch(k)
+            *images, spectra, errors = zip(*map(self.patch, k), strict=True)
+            blurry, targets = (to_tensor(torch.from_numpy(np.stack(each))) for each in images)
+            return [blurry, targets, torch.stack(spectra), torch.tensor(errors)]
         if self.patch_size:
-            return tuple(part[0] for part in self.batch([k]))
+            return tuple(part[0] for part in self[range(k, k + 1)])
         return self.whole(range(len(self))[k])  # raises IndexError past the end, which ends a for loop
-
-    def batch(self, items: Iterable[int]) -> list[Tensor]:
-        """The patches ``items``: blurry and target, (N, 3, S, S), spectra (N, 6, 64, 33) or embeddings (N, E), and the mean
-        squared error of each whole blurry photo, (N,)."""
-        *images, spectra, errors = zip(*map(self.patch, items), strict=True)
-        blurry, targets = (to_tensor(torch.from_numpy(np.stack(each))) for each in images)
-        return [blurry, targets, torch.stack(spectra), torch.tensor(errors)]
 
 
 class PairedImageDataset(PatchDataset):
@@ -80,8 +76,8 @@ class PairedImageDataset(PatchDataset):
         self.root, self.patch_size, self.seed = Path(root), patch_size, seed
         self.folders = find_pairs(self.root, need_sharp)
         self.paired = [(folder / "sharp.png").is_file() for folder in self.folders]
-        second = ["sharp.png" if paired else "blurry.png" for paired in self.paired]
-        paths = [path for f, name in zip(self.folders, second, strict=True) for path in (f / "blurry.png", f / name)]
+        halves = (("blurry.png", "sharp.png" if paired else "blurry.png") for paired in self.paired)
+        paths = [folder / name for folder, names in zip(self.folders, halves, strict=True) for name in names]
         photos = DecodedPhotos(paths, self.root / ".cache")
         self.key, self.cache = photos.key, photos.cache
         self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # every second from there on

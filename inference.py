@@ -1,5 +1,6 @@
 """Applies a network to photos of any size, in tiles, exactly, or with a FusedStudent for 8 bits, and to videos."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -93,12 +94,9 @@ def sharpen_pixels(
     network: nn.Module, pixels: np.ndarray, strength: float, device: torch.device, tile: int = TILE
 ) -> np.ndarray:
     """As ``Sharpener``, for any network and depth, tile by tile."""
-    peak = np.iinfo(pixels.dtype).max
-    result = np.empty_like(pixels)
-    height, width, channels = pixels.shape
-    radius, tile = tile_geometry(network, (height, width), tile)
+    peak, result = np.iinfo(pixels.dtype).max, np.empty_like(pixels)
     blur = blur_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
-    for outer, inner, place in tiles(height, width, (tile, tile), radius):
+    for outer, inner, place in tiles(network, pixels.shape[:2], tile):
         part = torch.from_numpy(pixels[outer].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
         part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         with autocast(device):
@@ -106,27 +104,15 @@ def sharpen_pixels(
         if not torch.isfinite(change).all():
             raise UserError(NOT_FINITE)
         sharpened = (part + strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
-        sharpened = sharpened.mean(2, keepdim=True) if channels == 1 else sharpened
+        sharpened = sharpened.mean(2, keepdim=True) if pixels.shape[2] == 1 else sharpened
         result[place] = sharpened.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
     return result
 
 
 def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
-    """``network(photo)`` for a photo of any size with the memory of one tile.
-
-    Each tile is processed with the surroundings that affect it (``network.receptive_radius``), which are cut off again.
-
-    Args:
-        photo: (N, 3, H, W) in [0, 1].
-        tile: rows and columns of a tile without its surroundings, a multiple of 16.
-    """
-    height, width = photo.shape[-2:]
-    radius, tile = tile_geometry(network, (height, width), tile)
-    if height * width <= tile * tile:
-        return network(photo)
-    blur = blur_of(network, photo)
-    output = torch.empty_like(photo)
-    for outer, inner, place in tiles(height, width, (tile, tile), radius):
+    """``network(photo)`` for (N, 3, H, W) of any size with the memory of one tile."""
+    blur, output = blur_of(network, photo), torch.empty_like(photo)
+    for outer, inner, place in tiles(network, photo.shape[-2:], tile):
         output[(..., *place)] = network(photo[(..., *outer)], *crop_blur(blur, outer))[(..., *inner)]
     return output
 
@@ -164,21 +150,21 @@ def run_patches(network: nn.Module, patches: Tensor, blur: Tensor) -> Tensor:
     return network(patches, blur) if estimates_blur(network) else network(patches)
 
 
-def tile_geometry(network: nn.Module, size: tuple[int, int], tile: int) -> tuple[int, int]:
-    """(receptive radius, tile): a network without ``receptive_radius`` processes the photo as one tile."""
-    return (network.receptive_radius, tile) if hasattr(network, "receptive_radius") else (0, max(size))
+def tiles(network: nn.Module, size: tuple[int, int], tile: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
+    """For each tile of a photo of (H, W): rows and columns to process, which part of the result to keep, and its place.
 
-
-def tiles(height: int, width: int, tile: tuple[int, int], radius: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
-    """For each tile of a photo: rows and columns to process, which part of the result to keep, and its place."""
-    margin = -(-radius // 16) * 16  # tiles keep the grid of the strided layers and of the student's cells
-    # All of about equal size: for very small ones torch chooses another algorithm, which rounds differently
-    counts = math.ceil(height / tile[0]), math.ceil(width / tile[1])
-    step_down, step_right = 16 * math.ceil(height / counts[0] / 16), 16 * math.ceil(width / counts[1] / 16)
-    for top in range(0, height, step_down):
-        for left in range(0, width, step_right):
-            bottom, right = min(top + step_down, height), min(left + step_right, width)
-            first_row, first_column = max(0, top - margin), max(0, left - margin)
-            outer = slice(first_row, bottom + margin), slice(first_column, right + margin)
-            inner = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
-            yield outer, inner, (slice(top, bottom), slice(left, right))
+    What is processed includes the surroundings that affect the tile (``network.receptive_radius``). A photo with no more
+    pixels than a tile is one, and so is any photo for a network whose radius is not known.
+    """
+    if math.prod(size) <= tile**2 or not hasattr(network, "receptive_radius"):
+        tile = max(size)
+    # Tiles keep the grid of the strided layers and of the student's cells
+    margin, axes = 16 * math.ceil(getattr(network, "receptive_radius", 0) / 16), ([], [])
+    for length, axis in zip(size, axes, strict=True):
+        # All of about equal size: for very small ones torch chooses another algorithm, which rounds differently
+        step = 16 * math.ceil(length / math.ceil(length / tile) / 16)
+        for start in range(0, length, step):
+            first, stop = max(0, start - margin), min(start + step, length)
+            axis.append((slice(first, stop + margin), slice(start - first, stop - first), slice(start, stop)))
+    for rows, columns in itertools.product(*axes):
+        yield tuple(zip(rows, columns, strict=True))

@@ -184,12 +184,12 @@ def test_each_patch_comes_with_the_squared_error_of_its_whole_photo(pairs, tmp_p
     train_set = PairedImageDataset(pairs / "train", 16)
     whole = [train_set.whole(k) for k in range(len(train_set))]
     errors = {round(float((blurry - sharp)[:, ::4].square().mean()), 7) for blurry, sharp in whole}
-    assert {round(float(error), 7) for error in train_set.batch(range(12))[3]} == errors
+    assert {round(float(error), 7) for error in train_set[range(12)][3]} == errors
     photos = SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", 16, mixture=Mixture(identity=1))
-    assert not photos.batch(range(4))[3].any(), "photos that are left as they are"
+    assert not photos[range(4)][3].any(), "photos that are left as they are"
     blurred = SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", 16, mixture=Mixture(identity=0))
     expected = [float((blurry - sharp).square().mean()) for blurry, sharp in [blurred.whole(0, 0)]]
-    assert any(float(error) == pytest.approx(expected[0], rel=1e-4) for error in blurred.batch(range(len(blurred)))[3])
+    assert any(float(error) == pytest.approx(expected[0], rel=1e-4) for error in blurred[range(len(blurred))][3])
 
 
 def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):

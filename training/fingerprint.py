@@ -5,7 +5,6 @@ import contextlib
 import functools
 import hashlib
 import inspect
-import operator
 import re
 import sys
 import textwrap
@@ -68,7 +67,10 @@ def code_fingerprint(*objects) -> str:
         with contextlib.suppress(OSError, TypeError, SyntaxError):
             if not in_project(inspect.getsourcefile(thing)):
                 continue
-            tree = without_docstrings(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+            tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+            for node in ast.walk(tree):
+                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                    del node.body[0]
             dumps.add(ast.dump(tree))
             for name, value in values_used(tree, thing).items():
                 if inspect.isclass(value) or inspect.isroutine(value):
@@ -80,9 +82,9 @@ def code_fingerprint(*objects) -> str:
 
 def values_used(tree: ast.AST, thing) -> dict[str, object]:
     """What the code of ``thing``, a function or class, reads of its file, the functions around it, and other files here."""
-    functions = [thing] if inspect.isfunction(thing) else filter(inspect.isfunction, vars(thing).values())
-    around = [inspect.getclosurevars(function).nonlocals for function in functions]
-    namespace = functools.reduce(operator.or_, around, vars(sys.modules[thing.__module__]))
+    namespace = dict(vars(sys.modules[thing.__module__]))
+    for function in [thing] if inspect.isfunction(thing) else filter(inspect.isfunction, vars(thing).values()):
+        namespace |= inspect.getclosurevars(function).nonlocals
     nodes = list(ast.walk(tree))
     values = {node.id: namespace[node.id] for node in nodes if isinstance(node, ast.Name) and node.id in namespace}
     for node in nodes:  # module.name
@@ -95,13 +97,6 @@ def values_used(tree: ast.AST, thing) -> dict[str, object]:
 def in_project(file: str) -> bool:
     path = Path(file).resolve()
     return path.is_relative_to(PROJECT) and "site-packages" not in path.parts
-
-
-def without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -100,11 +100,9 @@ class TrainingRun:
             epochs = f"{len(self.history)} of {self.config.num_epochs} epochs"
             raise KeyboardInterrupt(f"\nStopped after {epochs}: {self._kept()}. Run again to resume.") from None
 
-    def epochs(self) -> Iterator[int]:
+    def epochs(self) -> range:
         """Numbers of the epochs that are left, from 1."""
-        while len(self.history) < self.config.num_epochs:
-            self.started = time.perf_counter()
-            yield len(self.history) + 1
+        return range(len(self.history) + 1, self.config.num_epochs + 1)
 
     @property
     def best_ssim(self) -> float:
@@ -117,6 +115,7 @@ class TrainingRun:
     def batches(self) -> Iterator[list[Tensor]]:
         """The batches left in this epoch, on the device; shows a progress bar and saves checkpoints between them."""
         self.model.train()
+        self.started = time.perf_counter()
         first = self.done % self.steps
         hidden = None if rank() == 0 else True  # None: shown on a terminal, not in a log file
         with tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden) as bar:

@@ -221,8 +221,8 @@ def test_an_estimator_learns_to_sharpen_and_is_found_again(tmp_path, pairs, caps
 def test_patches_of_photos_blurred_on_the_fly_come_with_the_description_of_the_whole(pairs, tmp_path):
     paths = sorted((pairs / "train").glob("*/sharp.png"))
     photos = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
-    blurry, sharp, spectrum, _ = photos.batch(range(4))
+    blurry, sharp, spectrum, _ = photos[range(4)]
     assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 6, 64, 33)
     again = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
-    late = again.batch([30])  # of a later version
-    assert torch.equal(again.batch([2])[2][0], spectrum[2]) and torch.equal(late[0], photos.batch([30])[0])
+    late = again[range(30, 31)]  # of a later version
+    assert torch.equal(again[range(2, 3)][2][0], spectrum[2]) and torch.equal(late[0], photos[range(30, 31)][0])

@@ -1,6 +1,5 @@
 """What a training depends on: code without comments, weights, and nothing else."""
 
-import ast
 import copy
 import functools
 import inspect
@@ -15,7 +14,7 @@ import utils
 from blur import filters, spectrum
 from models import StudentCNN, TeacherCNN
 from training import fingerprint as module
-from training.fingerprint import code_fingerprint, fingerprint, identity_of, without_docstrings
+from training.fingerprint import code_fingerprint, fingerprint, identity_of
 from utils import RelativeMSEAndSSIMLoss
 
 SMALL = dict(width=4, deep_width=8, blocks=1, fine_blocks=1)
@@ -147,8 +146,3 @@ def test_a_loss_that_is_any_function_has_an_identity():
     cases = [torch.cosine_similarity, nn.functional.l1_loss, (  # a lambda in lines that are not valid code alone
         lambda prediction, target: (prediction - target).abs().mean())]  # fmt: skip
     assert len({identity_of(nn.Conv2d(1, 1, 1), loss)["the code and parts of the loss"] for loss in cases}) == 3
-
-
-def test_a_class_of_docstrings_alone_stays_valid_code():
-    tree = without_docstrings(ast.parse('class A:\n    """Nothing else."""\n'))
-    assert ast.unparse(tree) == "class A:\n    pass"

@@ -44,8 +44,8 @@ def test_a_target_can_be_a_mixture_of_the_output_and_the_sharp_photo(pairs, prec
     for weight in 0, 0.25, 1:
         train_set = PairedImageDataset(pairs / "train", patch_size=32)
         train_set.targets = cache_teacher_outputs(teacher_of(1), train_set, weight, CPU)
-        targets[weight] = train_set.batch(range(6))[1]
-    assert torch.equal(targets[0], PairedImageDataset(pairs / "train", patch_size=32).batch(range(6))[1])
+        targets[weight] = train_set[range(6)][1]
+    assert torch.equal(targets[0], PairedImageDataset(pairs / "train", patch_size=32)[range(6)][1])
     assert (targets[1] - targets[0]).abs().max() > 0.1
     assert (targets[0].lerp(targets[1], 0.25) - targets[0.25]).abs().max() <= 0.76 / 255, "two roundings"
 
@@ -122,9 +122,9 @@ def test_a_student_given_cached_embeddings_computes_as_one_given_spectra(pairs):
     train_set, student = PairedImageDataset(pairs / "train", patch_size=32), StudentCNN().eval()
     torch.nn.init.normal_(student.kernel_head.weight, std=0.05)
     torch.nn.init.normal_(student.estimator.tail.weight, std=0.05)
-    spectra = train_set.batch(range(9))
+    spectra = train_set[range(9)]
     train_set.embeddings = cache_blur_embeddings(student, train_set, CPU)
-    embedded = train_set.batch(range(9))
+    embedded = train_set[range(9)]
     assert torch.equal(spectra[0], embedded[0]) and torch.equal(spectra[1], embedded[1])
     assert spectra[2].shape == (9, 6, 64, 33) and embedded[2].shape == (9, 2 * (64 + 145 + 16))
     with torch.no_grad():
