@@ -42,9 +42,26 @@ class Sharpener:
             UserError: if the network's output is not finite.
         """
         if self.fused is None or pixels.dtype != np.uint8:
-            return sharpen_pixels(self.network, pixels, strength, self.device, self.tile)
+            return self.sharpen_in_tiles(pixels, strength)
         picture = torch.from_numpy(pixels).to(self.device).expand(-1, -1, 3)
         return self.fused(picture, strength)[..., : pixels.shape[2]].cpu().numpy()
+
+    @torch.inference_mode()
+    def sharpen_in_tiles(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        """The same with the network itself, without a ``FusedStudent``."""
+        peak, result = np.iinfo(pixels.dtype).max, np.empty_like(pixels)
+        blur = blur_of(self.network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device), peak)
+        for outer, inner, place in tiles(self.network, pixels.shape[:2], self.tile):
+            part = torch.from_numpy(pixels[outer].astype(np.float32)).to(self.device).div_(peak).permute(2, 0, 1)[None]
+            part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            with autocast(self.device):
+                change = self.network(part, *crop_blur(blur, outer)).float() - part
+            if not torch.isfinite(change).all():
+                raise UserError(NOT_FINITE)
+            sharpened = (part + strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
+            sharpened = sharpened.mean(2, keepdim=True) if pixels.shape[2] == 1 else sharpened
+            result[place] = sharpened.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
+        return result
 
 
 class VideoSharpener:
@@ -87,26 +104,6 @@ class VideoSharpener:
             gains = fused.predict_gains(energies, weights)
             self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
         return fused.sharpen(picture, blocks, weights, self.gains, strength).cpu().numpy()
-
-
-@torch.inference_mode()
-def sharpen_pixels(
-    network: nn.Module, pixels: np.ndarray, strength: float, device: torch.device, tile: int = TILE
-) -> np.ndarray:
-    """As ``Sharpener``, for any network and depth, tile by tile."""
-    peak, result = np.iinfo(pixels.dtype).max, np.empty_like(pixels)
-    blur = blur_of(network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), peak)
-    for outer, inner, place in tiles(network, pixels.shape[:2], tile):
-        part = torch.from_numpy(pixels[outer].astype(np.float32)).to(device).div_(peak).permute(2, 0, 1)[None]
-        part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with autocast(device):
-            change = network(part, *crop_blur(blur, outer)).float() - part
-        if not torch.isfinite(change).all():
-            raise UserError(NOT_FINITE)
-        sharpened = (part + strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
-        sharpened = sharpened.mean(2, keepdim=True) if pixels.shape[2] == 1 else sharpened
-        result[place] = sharpened.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
-    return result
 
 
 def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:

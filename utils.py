@@ -48,12 +48,9 @@ def print0(text: str) -> None:
 
 
 def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
-    """The device called ``name``; ``"auto"`` is CUDA or Apple's GPU if available, else the CPU.
+    """The device called ``name``, by the user in ``setting``; ``"auto"`` is CUDA or Apple's GPU if available, else the CPU.
 
-    Args:
-        setting: where the user wrote ``name``, for the error message.
-    Raises:
-        UserError: if torch cannot use that device here.
+    Raises ``UserError`` if torch cannot use that device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple_gpu_works() else "cpu")
@@ -270,24 +267,23 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, weight: float = 0.01, weights: str | None = "IMAGENET1K_V1"):
         super().__init__()
-        from torchvision.models import vgg16  # takes a second to import
+        from torchvision import models, transforms  # takes a second to import
 
-        self.weight, self.taps = weight, (3, 8, 15)
+        self.weight = weight
         try:
-            self.features = vgg16(weights=weights).features[:16].eval().requires_grad_(False)
+            layers = models.vgg16(weights=weights).features.eval().requires_grad_(False)
         except (OSError, ValueError, RuntimeError) as error:  # no network, or a damaged file
             reason = one_line(str(error))[:120]
             raise UserError(f"PerceptualLoss cannot download VGG16 ({reason}): connect once, or use nn.MSELoss()") from None
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        self.normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of ImageNet
+        self.stages = nn.ModuleList([layers[:4], layers[4:9], layers[9:16]])  # each ends with one of the features
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         loss = F.mse_loss(prediction, target)
-        x, y = ((image - self.mean) / self.std for image in (prediction, target))
-        for i, layer in enumerate(self.features):
-            x, y = layer(x), layer(y)
-            if i in self.taps:
-                loss = loss + self.weight * F.mse_loss(x, y)
+        x, y = self.normalize(prediction), self.normalize(target)
+        for stage in self.stages:
+            x, y = stage(x), stage(y)
+            loss = loss + self.weight * F.mse_loss(x, y)
         return loss
 
 

@@ -244,10 +244,6 @@ def changing_network(kind=StudentCNN, strength=0.01, **arguments):
     return made.eval()
 
 
-def channels_last(made):
-    return made.to(memory_format=torch.channels_last)  # as sharpen.py has it: in another order of bytes rounding differs
-
-
 @pytest.fixture
 def run_sharpen(tmp_path, monkeypatch, capsys):
     """Runs ``python sharpen.py ARGUMENTS`` in ``tmp_path``; returns its exit code, what it printed, and its errors."""

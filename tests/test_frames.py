@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import changing_network, channels_last, dummy_photo, texture
+from conftest import changing_network, dummy_photo, texture
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -18,7 +18,7 @@ from video import mean_gradient, pan
 import sharpen
 from blur.camera import add_noise
 from blur.filters import convolve, gaussian_kernel
-from inference import Sharpener, VideoSharpener, sharpen_pixels
+from inference import Sharpener, VideoSharpener
 from models import TeacherCNN, load_model, save_model
 from utils import to_pixels
 
@@ -104,7 +104,7 @@ def test_frames_can_go_through_a_teacher_too(run_sharpen, tmp_path, pipe):
     sink = pipe(frame.tobytes())
     run_sharpen("--frames", "40x24", "--weights", "teacher.pth")
     found = np.frombuffer(sink.getvalue(), np.uint8).reshape(frame.shape)
-    assert np.array_equal(found, sharpen_pixels(channels_last(teacher), frame, 1.0, CPU))
+    assert np.array_equal(found, Sharpener(teacher, CPU)(frame))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import pytest
 import tifffile
 import torch
 from conftest import changing_network as network
-from conftest import channels_last, dummy_photo
+from conftest import dummy_photo
 from PIL import Image
 
 import sharpen
 from fused_student import FusedStudent
 from images.photos import look_ahead
 from images.pictures import read_picture
-from inference import Sharpener, VideoSharpener, sharpen_pixels
+from inference import Sharpener, VideoSharpener
 from models import TeacherCNN
 
 CPU = torch.device("cpu")
@@ -52,16 +52,14 @@ def test_a_photo_becomes_what_the_network_makes_of_it(run, tmp_path):
 @pytest.mark.parametrize("size", [(260, 403), (130, 500), (297, 270)])
 def test_tiles_give_the_whole_to_the_last_bit(made, size):
     pixels = dummy_photo(*size, seed=1)
-    whole = sharpen_pixels(made, pixels, 1.0, CPU)
-    assert np.array_equal(whole, sharpen_pixels(made, pixels, 1.0, CPU, tile=128))
-    assert np.array_equal(whole, sharpen_pixels(made, pixels, 1.0, CPU, tile=160))
+    whole, *others = (Sharpener(made, CPU, tile).sharpen_in_tiles(pixels) for tile in (1024, 128, 160))
+    assert all(np.array_equal(whole, other) for other in others)
 
 
 def test_a_network_that_does_not_say_how_far_it_looks_sees_the_photo_whole():
     made = torch.nn.Conv2d(3, 3, 31, padding=15)
     pixels = dummy_photo(70, 90, seed=1)
-    results = [sharpen_pixels(made, pixels, 1.0, CPU, tile=tile) for tile in (64, 1024)]
-    assert np.array_equal(*results)
+    assert np.array_equal(*(Sharpener(made, CPU, tile)(pixels) for tile in (64, 1024)))
 
 
 def test_8_bits_go_through_the_fused_student_and_16_bits_through_the_network_itself(run, tmp_path):
@@ -72,7 +70,7 @@ def test_8_bits_go_through_the_fused_student_and_16_bits_through_the_network_its
     assert run("photos")[0] == 0
     plain, deep = (read_picture(tmp_path / "sharpened" / name).pixels for name in ("plain.png", "deep.tif"))
     assert np.array_equal(plain, FusedStudent(network())(torch.from_numpy(rgb)).numpy())
-    assert np.array_equal(deep, sharpen_pixels(channels_last(network()), rgb.astype(np.uint16) * 257, 1.0, CPU))
+    assert np.array_equal(deep, Sharpener(network(), CPU).sharpen_in_tiles(rgb.astype(np.uint16) * 257))
 
 
 def test_strength_scales_the_change(run, tmp_path):

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from inference import run_tiled
 from training.distributed import gather, rank, world_size
-from utils import MAX_PSNR, Scores, UserError, autocast, one_line, print0, psnr, quantize_8bit, ssim
+from training.report import score
+from utils import Scores, UserError, autocast, one_line, print0, quantize_8bit
 
 
 @torch.no_grad()
@@ -20,14 +21,14 @@ def validate(network: nn.Module, val_set: Dataset, device: torch.device) -> Scor
     its share of the photos, each photo once.
     """
     network.eval()
-    total = torch.zeros(2, dtype=torch.float64)
+    scores = []
     for index in range(rank(), len(val_set), world_size()):
         blurry, sharp = (photo[None].to(device, memory_format=torch.channels_last) for photo in val_set[index])
         with autocast(device):
             prediction = quantize_8bit(run_tiled(network, blurry))
-        scores = torch.cat([psnr(prediction, sharp).clamp(max=MAX_PSNR), ssim(prediction, sharp)])
-        total += scores.cpu().double()
-    return Scores(*(sum(gather(total)) / len(val_set)).tolist())
+        scores.append(score(prediction[0], sharp[0]))
+    everywhere = [each for share in gather(scores) for each in share]
+    return Scores(*(sum(values) / len(val_set) for values in zip(*everywhere, strict=True)))
 
 
 def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path, required: bool) -> None:
