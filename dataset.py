@@ -30,7 +30,7 @@ from blur.local import SURROUNDINGS, surroundings
 from blur.spectrum import log_power_spectrum, transform_spectrum
 from blur.variety import vary_photo
 from images.photos import DecodedPhotos, raise_problems
-from utils import UserError, chance, log_uniform, make_generator, to_pixels, to_tensor
+from utils import UserError, chance, choose, log_uniform, make_generator, to_pixels, to_tensor
 
 # Photos from one source are about equally crisp. A network that has seen no others takes a crisper one for blurry and
 # over-sharpens it, or its texture for noise; a photo that was shrunk is crisper than before
@@ -116,7 +116,7 @@ class PairedImageDataset(PatchDataset):
         """Blurry and target, (S, S, 3) uint8 each, spectra or embedding, and ``input_mse``."""
         index, generator = sample_index(k, len(self), self.seed)
         window = random_window(self.shapes[index], self.patch_size, generator)
-        dihedral = int(torch.randint(8, (), generator=generator))
+        dihedral = choose(range(8), generator)
         if self.embeddings is not None:
             blur = self.embeddings[index, dihedral]
         else:
@@ -175,7 +175,7 @@ class SyntheticBlurDataset(PatchDataset):
         index, generator = sample_index(k, len(self), self.seed)
         blurry, sharp, spectrum, input_mse = self._version(index, k // len(self) // PATCHES_PER_VERSION)
         window = random_window(blurry.shape[:2], self.patch_size, generator)
-        dihedral = int(torch.randint(8, (), generator=generator))
+        dihedral = choose(range(8), generator)
         spectra = patch_spectra(blurry[patch_surroundings(window, blurry.shape[:2])], spectrum, dihedral)
         return augment(blurry[window], dihedral), augment(sharp[window], dihedral), spectra, input_mse
 

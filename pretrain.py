@@ -50,7 +50,6 @@ ESTIMATOR_LEARNING_RATE = 4e-3  # peak
 # Machine
 DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
 NUM_WORKERS = 0  # processes that load and blur patches: about 8 for a GPU
-CHECKPOINT_MINUTES = 5.0  # between checkpoints within an epoch; one is always written after each epoch
 TENSORBOARD = False  # also write scores to OUTPUTS for TensorBoard: pip install tensorboard
 RESUME = True  # resume an interrupted training; False: discard it and start over
 
@@ -60,7 +59,7 @@ def main() -> None:
         num_epochs=NUM_EPOCHS, patches_per_photo=PATCHES_PER_PHOTO, batch_size=BATCH_SIZE, patch_size=PATCH_SIZE,
         learning_rate=LEARNING_RATE, seed=SEED, estimator_versions=ESTIMATOR_VERSIONS if PHOTOS else 1,  # pairs have one
         estimator_passes=ESTIMATOR_PASSES, estimator_learning_rate=ESTIMATOR_LEARNING_RATE,
-        num_workers=NUM_WORKERS, checkpoint_minutes=CHECKPOINT_MINUTES, tensorboard=TENSORBOARD, resume=RESUME,
+        num_workers=NUM_WORKERS, tensorboard=TENSORBOARD, resume=RESUME,
     )  # fmt: skip
     optional = {"START_FROM": START_FROM, "PHOTOS": PHOTOS, "VAL_PHOTOS": VAL_PHOTOS}
     read = {"DATA": DATA} | {name: value for name, value in optional.items() if value is not None}
@@ -82,7 +81,6 @@ def main() -> None:
             train_set, val_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED), PairedImageDataset(data / "val")
     print0(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
-    extra = {"START_FROM": START_FROM and fingerprint(teacher)}
     scores = {"input": validate(nn.Identity(), val_set, device)}
     if START_FROM:
         scores["start"] = validate(teacher.to(device), val_set, device)
@@ -91,7 +89,7 @@ def main() -> None:
     teacher.to(device, memory_format=torch.channels_last)
     run = TrainingRun(
         "teacher", teacher, loss_fn, train_set, val_set.key, config, device,
-        baselines=scores, best_file=TEACHER, outputs=outputs, extra=extra,
+        baselines=scores, best_file=TEACHER, outputs=outputs, extra={"START_FROM": START_FROM and fingerprint(teacher)},
     )  # fmt: skip
     with run:
         for _ in run.epochs():

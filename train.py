@@ -47,7 +47,6 @@ SEED = 0  # the same seed gives the same weights on the same CPU and as many thr
 # Machine
 DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
 NUM_WORKERS = 0  # processes that load patches; more than 0 pays off with slow disks
-CHECKPOINT_MINUTES = 5.0  # between checkpoints within an epoch; one is always written after each epoch
 TENSORBOARD = False  # also write scores and pictures to OUTPUTS for TensorBoard: pip install tensorboard
 RESUME = True  # resume an interrupted training; False: discard it and start over
 
@@ -56,8 +55,7 @@ def main() -> None:
     config = TrainConfig(
         num_epochs=NUM_EPOCHS, patches_per_photo=PATCHES_PER_PHOTO, batch_size=BATCH_SIZE, patch_size=PATCH_SIZE,
         learning_rate=LEARNING_RATE, seed=SEED, distill_weight=DISTILL_WEIGHT, cache_teacher=CACHE_TEACHER,
-        teacher_orientations=TEACHER_ORIENTATIONS,
-        num_workers=NUM_WORKERS, checkpoint_minutes=CHECKPOINT_MINUTES, tensorboard=TENSORBOARD, resume=RESUME,
+        teacher_orientations=TEACHER_ORIENTATIONS, num_workers=NUM_WORKERS, tensorboard=TENSORBOARD, resume=RESUME,
     )  # fmt: skip
     check_paths(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": TEACHER_WEIGHTS, "DATA": DATA})
     device = init_distributed(DEVICE)

@@ -72,7 +72,7 @@ def use_idle_cores() -> None:
     if "OMP_NUM_THREADS" in os.environ:
         return
     running = []
-    with contextlib.suppress(OSError, ValueError, IndexError):  # only Linux tells
+    with contextlib.suppress(OSError):  # only Linux tells
         for _ in range(5):
             fields = Path("/proc/loadavg").read_text().split()
             running.append(int(fields[3].partition("/")[0]) - 1)  # threads of all programs, without this one

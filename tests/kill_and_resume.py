@@ -45,9 +45,7 @@ def training(folder: Path, name: str, workers: int, steps: int) -> None:
     torch.manual_seed(0)
     student = dropout_student()
     train_set, val_set = PairedImageDataset(folder / "pairs", 16), PairedImageDataset(folder / "pairs")
-    config = small_config(
-        num_epochs=EPOCHS, batch_size=2, patches_per_photo=steps, num_workers=workers, checkpoint_minutes=1e-9
-    )
+    config = small_config(num_epochs=EPOCHS, batch_size=2, patches_per_photo=steps, num_workers=workers)
     fit(student, train_set, val_set, config, folder / name / "best.pth", folder / name)
     torch.save(student.state_dict(), folder / f"{name}.pth")
 
@@ -83,7 +81,7 @@ def kill_and_resume(kills: int, workers: int, seed: int) -> None:
     """Raises AssertionError if a training that was killed ``kills`` times differs from one that was left alone."""
     warnings.filterwarnings("ignore", "This DataLoader will create")  # on few cores
     rng = random.Random(seed)
-    training_run.CHECK_EVERY = 10
+    training_run.CHECK_EVERY, training_run.CHECKPOINT_SECONDS = 10, 0
     steps = 5 + 10 * kills  # per epoch: enough for a checkpoint between all kills
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

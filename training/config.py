@@ -17,11 +17,7 @@ from utils import UserError, make_generator, one_line
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The constants of train.py and pretrain.py that take numbers, in lower case.
-
-    Raises:
-        UserError: if one is out of range or of another type.
-    """
+    """The constants of train.py and pretrain.py that take numbers; raises ``UserError`` if one is not in its range."""
 
     num_epochs: int
     patches_per_photo: int
@@ -37,7 +33,6 @@ class TrainConfig:
     estimator_learning_rate: float = 4e-3
     # These may change when a training is resumed
     num_workers: int = 0
-    checkpoint_minutes: float = 5.0
     tensorboard: bool = False
     resume: bool = True
 
@@ -64,17 +59,14 @@ class TrainConfig:
 
     def identity(self) -> dict:
         """The constants that must be the same when a training is resumed."""
-        free = ("num_workers", "checkpoint_minutes", "tensorboard", "resume")
+        free = ("num_workers", "tensorboard", "resume")
         return {name.upper(): value for name, value in asdict(self).items() if name not in free}
 
 
 def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[str, str | Path]) -> None:
     """Raise ``UserError`` if a file cannot be written, or would overwrite one that is read.
 
-    Args:
-        outputs: the constant OUTPUTS.
-        written: name of the constant -> file for weights.
-        read: name of the constant -> file or folder.
+    ``outputs`` is the constant OUTPUTS. ``written`` are files for weights, ``read`` files and folders, by their constants.
     """
     for name, value in {"OUTPUTS": outputs, **written, **read}.items():
         if not isinstance(value, (str, Path)) or not str(value):
@@ -113,10 +105,7 @@ def check_network(network: nn.Module) -> None:
 
 
 def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: int, with_input_mse: bool = False) -> None:
-    """Move ``loss_fn``, a module or a function, to ``device``; raise ``UserError`` if it cannot be minimized there.
-
-    It is called once for that.
-    """
+    """Move ``loss_fn`` to ``device`` and call it once; raise ``UserError`` if it cannot be minimized there."""
     name = getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__)
     size = min(patch_size, 256)  # some losses need a few windows of 11 pixels, none needs more
     patches = torch.rand(4, 3, size, size, generator=make_generator(0))

@@ -85,12 +85,14 @@ def values_used(tree: ast.AST, thing) -> dict[str, object]:
     namespace = dict(vars(sys.modules[thing.__module__]))
     for function in [thing] if inspect.isfunction(thing) else filter(inspect.isfunction, vars(thing).values()):
         namespace |= inspect.getclosurevars(function).nonlocals
-    nodes = list(ast.walk(tree))
-    values = {node.id: namespace[node.id] for node in nodes if isinstance(node, ast.Name) and node.id in namespace}
-    for node in nodes:  # module.name
-        module = values.get(node.value.id) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
-        if inspect.ismodule(module) and in_project(getattr(module, "__file__", None) or "/"):
-            values[f"{node.value.id}.{node.attr}"] = getattr(module, node.attr, None)
+    values = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in namespace:
+            values[node.id] = namespace[node.id]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):  # module.name
+            module = namespace.get(node.value.id)
+            if inspect.ismodule(module) and in_project(getattr(module, "__file__", None) or "/"):
+                values[f"{node.value.id}.{node.attr}"] = getattr(module, node.attr, None)
     return values
 
 

@@ -68,8 +68,7 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
     top, bottom, last = 50, 350, len(history) - 1
     for left, unit, title, digits in (70, "_ssim", "validation SSIM", 3), (590, "_psnr", "validation PSNR, dB", 1):
         right = left + 430
-        keys = [key for key in history[0] if key.endswith(unit)]
-        lines = {key.removesuffix(unit): [row[key] for row in history] for key in keys}
+        lines = {key.removesuffix(unit): [row[key] for row in history] for key in history[0] if key.endswith(unit)}
         low, high = min(map(min, lines.values())), max(map(max, lines.values()))
         margin = max(0.08 * (high - low), 10**-digits)
         scale = [low - margin, high + margin], [bottom, top]
@@ -86,8 +85,8 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
         for x, (name, values) in zip(range(left, right, 130), lines.items(), strict=False):
             points, color = list(zip(xs, np.interp(values, *scale), strict=True)), COLORS.get(name, "black")
             draw.line(points, color, 2)
-            for px, py in points:  # a single epoch has no line
-                draw.ellipse([px - 2, py - 2, px + 2, py + 2], color)
+            for point in points:  # a single epoch has no line
+                draw.circle(point, 2, color)
             draw.text((x, 400), name, color, font, anchor="lm")
     with atomic(path) as partial:
         picture.save(partial)
@@ -115,8 +114,7 @@ def draw_comparison(run, val_set: Dataset, networks: dict[str, nn.Module]) -> No
 def side_by_side(columns: dict[str, Tensor]) -> Image.Image:
     """A picture with one column per image: name, PSNR and SSIM, the whole photo, a crop magnified four times.
 
-    Args:
-        columns: name -> (3, H, W) in [0, 1]; the first is blurry and the last sharp, and the crop is where they differ most.
+    The images are (3, H, W) in [0, 1]; the first is blurry and the last sharp, and the crop is where these differ most.
     """
     blurry, *_, sharp = columns.values()
     height, width = sharp.shape[-2:]

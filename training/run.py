@@ -24,6 +24,7 @@ from training.report import draw_curves, write_table
 from utils import Scores, UserError, print0
 
 CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number waits for the GPU
+CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always written after each epoch
 
 
 class TrainingRun:
@@ -35,18 +36,16 @@ class TrainingRun:
 
     Attributes:
         model: ``network``, under torchrun wrapped so that gradients are averaged over the processes.
-        best_ssim: on the validation set, so far.
-        writer: TensorBoard's, or None.
+        history: a row of the table for each epoch: "epoch", "loss", "seconds", and "NAME_psnr" (dB) and "NAME_ssim" of each
+            network.
     Args:
         name: "student" or "teacher", for what is printed and for the names of files in ``outputs``.
         val_key: ``key`` of the validation set.
         baselines: scores of others on the validation set, shown beside this network's.
-        best_file: where ``save_model`` writes the best weights.
         extra: more that must be the same when the training is resumed; name -> plain value.
     Raises:
         UserError: if an interrupted training cannot be resumed, the loss is no longer finite (the best weights are kept),
             or a file cannot be written.
-        KeyboardInterrupt: after Ctrl-C, with what to tell the user.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class TrainingRun:
         self.identity |= extra or {}
         self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
         self.done = 0  # steps, over all epochs
-        self.history: list[dict[str, float]] = []  # a row for each epoch: epoch, loss, seconds, NAME_psnr (dB), NAME_ssim
+        self.history: list[dict[str, float]] = []
         self.loss_sum = torch.zeros((), device=device)  # over this epoch
         if config.resume and self.checkpoint.is_file():
             self._resume()
@@ -125,7 +124,7 @@ class TrainingRun:
                 self.done += 1
                 if step % CHECK_EVERY == 0 and step < self.steps:
                     loss_sum = self._mean_loss_sum()
-                    if time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes:
+                    if time.monotonic() - self.last_save > CHECKPOINT_SECONDS:
                         self._save(loss_sum)
 
     def step(self, loss: Tensor) -> None:
@@ -228,12 +227,11 @@ def warmup_cosine(step: int, steps: int) -> float:
 def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
     """Keep other trainings from writing to ``path``, a folder or a .pth file, as long as the returned file is open.
 
-    Raises:
-        UserError: if another one does.
+    Raises ``UserError`` if another one does.
     """
-    path = Path(path)
     if rank() != 0:
         return contextlib.nullcontext()
+    path = Path(path)
     lock = path.with_name(f".{path.name}.lock") if path.suffix == ".pth" else path / ".lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = open(lock, "w")  # noqa: SIM115
