@@ -131,20 +131,17 @@ class SyntheticBlurDataset(PatchDataset):
 
     A photo is blurred as a whole, or a part of VERSION_SIZE of it, and PATCHES_PER_VERSION patches are cut from it before
     it is blurred again; until then it stays in memory, six bytes a pixel, in each process that cuts patches. Without
-    ``patch_size`` photo k is blurred as a whole, always in the same way.
+    ``patch_size`` photo k is blurred as a whole, always in the same way. The decoded photos are stored in ``cache``.
 
-    Args:
-        paths: photos, as ``images.photos.find_photos`` lists them.
-        cache: folder for their decoded pixels.
     Raises:
         UserError: listing every photo that cannot be read or is smaller than the patch.
     """
 
     def __init__(
-        self, paths: list[Path], cache: Path | str, patch_size: int | None = None, seed: int = 0, mixture: Mixture = MIXTURE
+        self, paths: list[Path], cache: Path, patch_size: int | None = None, seed: int = 0, mixture: Mixture = MIXTURE
     ):
         self.patch_size, self.seed, self.mixture = patch_size, seed, mixture
-        self.photos = DecodedPhotos(list(paths), Path(cache))
+        self.photos = DecodedPhotos(paths, cache)
         raise_problems(small_photos(paths, self.photos.shapes, patch_size))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
         self.version_size = max(VERSION_SIZE, patch_size or 0)
@@ -254,9 +251,9 @@ def patch_spectra(region: np.ndarray, whole: Tensor, dihedral: int) -> Tensor:
 
 
 def augment(patch: np.ndarray, dihedral: int) -> np.ndarray:
-    """Rotate a (S, S, 3) uint8 patch by ``dihedral`` % 4 quarter turns, from 4 on after a horizontal flip."""
+    """Rotate a (S, S, 3) uint8 patch by ``dihedral`` quarter turns, from 4 on after a horizontal flip."""
     patch = patch.view("V3")  # one item of three bytes per pixel: three times faster to rotate
-    return np.ascontiguousarray(np.rot90(patch[:, ::-1] if dihedral >= 4 else patch, dihedral % 4)).view(np.uint8)
+    return np.ascontiguousarray(np.rot90(patch[:, ::-1] if dihedral >= 4 else patch, dihedral)).view(np.uint8)
 
 
 def mean_squared_error(blurry: np.ndarray, sharp: np.ndarray) -> float:

@@ -21,8 +21,7 @@ TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does
 class Sharpener:
     """Sharpens the pixels of photos with ``network``: 8 bits with a ``FusedStudent`` if it is a student, else exactly.
 
-    Args:
-        tile: rows and columns of a tile, a multiple of 16.
+    The latter in tiles of ``tile`` rows and columns, a multiple of 16.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, tile: int = TILE):
@@ -32,14 +31,9 @@ class Sharpener:
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
-        """Add ``strength`` times the network's change.
+        """Add ``strength`` times the network's change to (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16.
 
-        Args:
-            pixels: (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16.
-        Returns:
-            the same shape and type.
-        Raises:
-            UserError: if the network's output is not finite.
+        Raises ``UserError`` if the network's output is not finite.
         """
         if self.fused is None or pixels.dtype != np.uint8:
             return self.sharpen_in_tiles(pixels, strength)
@@ -122,7 +116,7 @@ def run_ensemble(network: nn.Module, photo: Tensor, orientations: int) -> Tensor
     total = torch.zeros_like(photo)
     for dihedral in range(orientations):
         flipped = photo.flip(-1) if dihedral >= 4 else photo
-        output = run_tiled(network, flipped.rot90(dihedral % 4, (2, 3))).rot90(-(dihedral % 4), (2, 3))
+        output = run_tiled(network, flipped.rot90(dihedral, (2, 3))).rot90(-dihedral, (2, 3))
         total += output.flip(-1) if dihedral >= 4 else output
     return total / orientations
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from utils import UserError, pick_device, use_idle_cores
 
@@ -90,10 +89,3 @@ def main_process_first() -> Iterator[None]:
         yield
     if rank() == 0:
         gather(None)  # waits for the others
-
-
-def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:
-    """``network`` with gradients averaged over the processes; ``network`` itself if there is only one."""
-    if world_size() == 1:
-        return network
-    return nn.parallel.DistributedDataParallel(network, [device] if device.type == "cuda" else None)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from images.files import lock_file, read_torch_file, write_torch_file
 from models import save_model
 from training.config import TrainConfig
-from training.distributed import gather, rank, world_size, wrap_ddp
+from training.distributed import gather, rank, world_size
 from training.fingerprint import identity_of
 from training.loop import load_batches
 from training.report import draw_curves, write_table
@@ -79,7 +79,7 @@ class TrainingRun:
             self._resume()
             print0(f"resuming the interrupted training after step {self.done} of {total}")
         self.loader = load_batches(train_set, device, range(self.done, total), config.batch_size, config.num_workers)
-        self.model = wrap_ddp(network, device)
+        self.model = nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
         self.writer = None
         if config.tensorboard and rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # an extra, which TrainConfig has looked for

@@ -19,7 +19,7 @@ from cli import run_cli
 from dataset import PairedImageDataset
 from models import StudentCNN, TeacherCNN, save_model, share_estimator
 from training import report, run
-from training.distributed import init_distributed, main_process_first, rank, wrap_ddp
+from training.distributed import init_distributed, main_process_first, rank, world_size
 from training.loop import load_batches, validate
 
 STUDENT = dict(convs=2, num_experts=2, hidden=8)
@@ -46,7 +46,7 @@ def training(folder: Path, train_folder: str) -> None:
         nn.init.normal_(layer.weight, std=0.1)
     for layer in untrained.estimator.tail, untrained.estimator.film:
         nn.init.normal_(layer.weight, std=0.02)
-    wrapped = wrap_ddp(untrained, device)  # kept: without it the gradients would not be averaged
+    wrapped = nn.parallel.DistributedDataParallel(untrained) if world_size() > 1 else untrained  # as TrainingRun does
     blurry, sharp, spectrum, _ = next(load_batches(train_set, device, range(99, 100), 6, 0))
     nn.functional.mse_loss(wrapped(blurry, spectrum), sharp).backward()
     gradients = {name: parameter.grad for name, parameter in untrained.named_parameters()}
