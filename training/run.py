@@ -27,7 +27,7 @@ CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number wai
 CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always written after each epoch
 
 
-class TrainingRun:
+class TrainingRun(contextlib.AbstractContextManager):
     """Trains ``network`` over ``config.num_epochs`` epochs and keeps the weights with the best validation SSIM.
 
     The loop is in train.py. AdamW; the learning rate rises over the first 5% of the steps, then a cosine takes it to 0. A
@@ -86,9 +86,6 @@ class TrainingRun:
 
             self.writer = SummaryWriter(self.outputs / "tensorboard", purge_step=len(self.history) + 1)
         self._save(self.loss_sum.item())  # now, so that a folder that cannot be written to is reported before the work
-
-    def __enter__(self) -> "TrainingRun":
-        return self
 
     def __exit__(self, kind, error, traceback) -> None:
         if self.writer:
