@@ -47,6 +47,12 @@ def shipped(name: str) -> nn.Module:
     return load_model(Path(__file__).parent.parent / "weights" / f"{name}.pth")
 
 
+@functools.cache
+def gmac_of(kind: type, *arguments) -> float:
+    """``gmac_per_megapixel`` of an untrained network, which takes half a second and does not depend on its weights."""
+    return utils.gmac_per_megapixel(kind(*arguments))
+
+
 @contextlib.contextmanager
 def code_parsed_once():
     """A training reads and parses the code of its networks six times, which takes longer than two epochs of a small one.
