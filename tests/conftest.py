@@ -79,8 +79,11 @@ def parsed_once():
 
 @pytest.fixture(scope="session")
 def perceptual_loss() -> utils.PerceptualLoss:
-    """With random weights: to draw those of VGG16 takes a second."""
-    return utils.PerceptualLoss(weights=None)
+    """With random weights; those of the linear layers of VGG16, which it leaves out, are not drawn: that takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Linear, "reset_parameters", lambda layer: None)
+        patch.setattr(nn.init, "normal_", lambda *_: None)
+        return utils.PerceptualLoss(weights=None)
 
 
 def dummy_photo(height: int, width: int, seed: int) -> np.ndarray:
