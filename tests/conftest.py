@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import functools
+import gc
 import inspect
 import multiprocessing
 import os
@@ -163,6 +164,7 @@ def pairs(tmp_path) -> Path:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Set going what ``start`` forks its processes from, which imports torch while other tests are at work."""
+    gc.freeze()  # what was imported stays: the garbage collector need not go through it again and again
     if any("start" in item.fixturenames for item in session.items):
         from multiprocessing import forkserver  # which Windows has not
 
