@@ -162,6 +162,10 @@ def pairs(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    utils.use_idle_cores()  # beside another program two threads are several times slower than one
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Set going what ``start`` forks its processes from, which imports torch while other tests are at work."""
     gc.freeze()  # what was imported stays: the garbage collector need not go through it again and again
