@@ -1,7 +1,5 @@
 """Dummy photos and pairs, made in a temporary folder, and processes beside the tests."""
 
-import ast
-import contextlib
 import functools
 import gc
 import inspect
@@ -11,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,11 +29,13 @@ from blur.filters import convolve, gaussian_kernel
 from dataset import PairedImageDataset
 from inference import run_patches
 from models import StudentCNN, TeacherCNN, load_model, save_model
-from training import fingerprint
 from training.config import TrainConfig
 from training.loop import validate
 from training.run import TrainingRun, lock_path
 from utils import to_pixels, to_tensor
+
+# Parses the whole file of a class, which takes longer than two epochs of a small training
+inspect.getsource = functools.cache(inspect.getsource)
 
 # For tests of what runs on a GPU too
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA"))]
@@ -52,30 +51,6 @@ def shipped(name: str) -> nn.Module:
 def gmac_of(kind: type, *arguments) -> float:
     """``gmac_per_megapixel`` of an untrained network, which takes half a second and does not depend on its weights."""
     return utils.gmac_per_megapixel(kind(*arguments))
-
-
-@contextlib.contextmanager
-def code_parsed_once():
-    """A training reads and parses the code of its networks six times, which takes longer than two epochs of a small one.
-
-    That code is the same in all tests: the source of a class or function is remembered, and the tree of a source. Where a
-    test edits what ``inspect.getsource`` returns, that is another source.
-    """
-    strip, remember = fingerprint.without_docstrings, functools.cache
-    trees = remember(lambda source: strip(ast.parse(source)))
-    once = dict(parse=trees, dump=remember(ast.dump), walk=remember(lambda tree: list(ast.walk(tree))))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "getsource", remember(inspect.getsource))
-        patch.setattr(fingerprint, "ast", SimpleNamespace(**vars(ast) | once))
-        patch.setattr(fingerprint, "without_docstrings", lambda tree: tree)  # the remembered ones have none
-        patch.setattr(fingerprint, "in_project", remember(fingerprint.in_project))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def parsed_once():
-    with code_parsed_once():
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -204,8 +179,7 @@ def _as_if_alone(start_method: str, log: Path, work: Callable, *arguments) -> No
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    with code_parsed_once():
-        work(*arguments)
+    work(*arguments)
 
 
 def fit(network, train_set, val_set, config, best, outputs, target_of=None, loss_fn=None, validate=validate) -> None:

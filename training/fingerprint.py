@@ -67,12 +67,9 @@ def code_fingerprint(*objects) -> str:
         with contextlib.suppress(OSError, TypeError, SyntaxError):
             if not in_project(inspect.getsourcefile(thing)):
                 continue
-            tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-            for node in ast.walk(tree):
-                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-                    del node.body[0]
-            dumps.add(ast.dump(tree))
-            for name, value in values_used(tree, thing).items():
+            dump, nodes = parse(textwrap.dedent(inspect.getsource(thing)))
+            dumps.add(dump)
+            for name, value in values_used(nodes, thing).items():
                 if inspect.isclass(value) or inspect.isroutine(value):
                     todo.append(value)
                 elif not inspect.ismodule(value):  # its text holds the path to its file
@@ -80,13 +77,23 @@ def code_fingerprint(*objects) -> str:
     return hashlib.sha256("\n".join(sorted(dumps)).encode()).hexdigest()[:20]
 
 
-def values_used(tree: ast.AST, thing) -> dict[str, object]:
+@functools.cache  # a training asks for the same code six times
+def parse(source: str) -> tuple[str, list[ast.AST]]:
+    """The syntax tree of ``source`` without docstrings, as text, and its nodes."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree), list(ast.walk(tree))
+
+
+def values_used(nodes: list[ast.AST], thing) -> dict[str, object]:
     """What the code of ``thing``, a function or class, reads of its file, the functions around it, and other files here."""
     namespace = dict(vars(sys.modules[thing.__module__]))
     for function in [thing] if inspect.isfunction(thing) else filter(inspect.isfunction, vars(thing).values()):
         namespace |= inspect.getclosurevars(function).nonlocals
     values = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Name) and node.id in namespace:
             values[node.id] = namespace[node.id]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):  # module.name
@@ -96,6 +103,7 @@ def values_used(tree: ast.AST, thing) -> dict[str, object]:
     return values
 
 
+@functools.cache
 def in_project(file: str) -> bool:
     path = Path(file).resolve()
     return path.is_relative_to(PROJECT) and "site-packages" not in path.parts
