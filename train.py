@@ -37,7 +37,7 @@ TEACHER_ORIENTATIONS = 8  # flips and rotations over which the cached outputs ar
 REQUIRE_GOOD_TEACHER = True  # stop if the teacher does not beat the blurry input on the validation pairs
 
 # Training
-NUM_EPOCHS = 40
+NUM_EPOCHS = 30
 PATCHES_PER_PHOTO = 32  # random patches from each training photo per epoch
 BATCH_SIZE = 8  # patches per step, over all processes
 PATCH_SIZE = 128  # pixels
