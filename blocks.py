@@ -96,16 +96,16 @@ class GainMap(nn.Module):
         0 to 1.9, interpolated; at the start the first two add up to 1, and the third is 1.
     """
 
-    # Pixels, an upper bound: five cells (smoothing, three convolutions and the interpolation), and from the far side of one
-    RADIUS = 16 * 5 + 15
+    # Pixels, an upper bound: six cells (smoothing, four convolutions and the interpolation), and from the far side of one
+    RADIUS = 16 * 6 + 15
 
-    def __init__(self, hidden: int, width: int = 16):
+    def __init__(self, hidden: int, width: int = 32):
         super().__init__()
         self.register_buffer("dct", dct_basis(), persistent=False)
         self.gate = nn.Parameter(torch.tensor([16.0, -2.0]))  # slope and offset, for the log-likelihood ratio
         options = dict(kernel_size=3, padding=1, padding_mode="replicate")
         self.head = nn.Conv2d(18, width, **options)
-        self.body = nn.Conv2d(width, width, **options)
+        self.body = nn.ModuleList(nn.Conv2d(width, width, **options) for _ in range(2))
         self.tail = zero_init(nn.Conv2d(width, 3, **options))
         self.film = zero_init(nn.Linear(hidden, 2 * width))
 
@@ -133,8 +133,10 @@ class GainMap(nn.Module):
         gate = (slope * softness + offset).sigmoid()
         x = torch.cat([energies.log() / 3 + 3, means / 4 - 0.5, 2 * softness.tanh()], 1)  # each about -1 to 1
         x = F.relu(modulate(self.head(x), film[..., None, None].chunk(2, 1)))
+        for conv in self.body:
+            x = x + F.relu(conv(x))
         # A gain of exactly 0 would silence what it is for, and no gradient would bring it back
-        gains = 1 + 0.9 * self.tail(x + F.relu(self.body(x))).tanh()
+        gains = 1 + 0.9 * self.tail(x).tanh()
         return gains * torch.cat([1 - gate, gate, torch.ones_like(gate)], 1)
 
 

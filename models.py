@@ -6,6 +6,7 @@ a quarter of the resolution, where a 3x3 convolution costs a sixteenth and cover
 the identity and last layers at zero, so that an untrained network returns its input.
 """
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ from blur.spectrum import log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
 
+STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True)  # of all students, in the teacher's file
+
 
 class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
@@ -62,7 +65,7 @@ class TeacherCNN(nn.Module):
         self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS
         self.estimator = BlurEstimator()
         # Not used here, students copy it: trained for its filters alone, the one above then together with the rest
-        self.student_estimator = BlurEstimator(kernel_radius=FILTER_RADIUS).requires_grad_(False)
+        self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
         self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
         self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
@@ -132,7 +135,7 @@ class StudentWeights(NamedTuple):
         kernels: (N, 2, 17, 17), filters whose results are added to the photo.
         routing: (N, experts), weights of the experts of each convolution.
         smoothing: (N, 1), the share of smooth chroma.
-        film: (N, 32), scales and shifts in the ``GainMap``.
+        film: (N, 64), scales and shifts in the ``GainMap``.
         references: (N, 2, 16), log energies of DCT coefficients in the softest windows and in the whole photo.
     """
 
@@ -170,7 +173,7 @@ class StudentCNN(nn.Module):
         self.arguments = dict(convs=convs, num_experts=num_experts, hidden=hidden)
         self.conv_radius = 4 * convs + 3  # pixels; 3: from the far side of a space-to-depth block
         self.receptive_radius = self.conv_radius + GainMap.RADIUS
-        self.estimator = BlurEstimator(kernel_radius=FILTER_RADIUS)
+        self.estimator = BlurEstimator(**STUDENT_ESTIMATOR)
         size = 2 * FILTER_RADIUS + 1
         self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2 // 2 + 1, hidden), nn.ReLU())
         self.router = nn.Linear(2 * hidden, num_experts)
@@ -245,20 +248,19 @@ class StudentCNN(nn.Module):
 def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
     """Copy ``teacher``'s blur estimator for students to ``student`` and freeze it; returns whether both have one.
 
-    Raises:
-        UserError: if they differ in size.
+    A student that is a small ``TeacherCNN`` gets the teacher's own. Raises ``UserError`` if neither fits.
     """
-    source, target = getattr(teacher, "student_estimator", None), getattr(student, "estimator", None)
-    shared = isinstance(source, BlurEstimator) and isinstance(target, BlurEstimator)
-    if shared:
-        try:
+    target = getattr(student, "estimator", None)
+    sources = [getattr(teacher, name, None) for name in ("student_estimator", "estimator")]
+    sources = [source for source in sources if isinstance(source, BlurEstimator)]
+    if not sources or not isinstance(target, BlurEstimator):
+        return False
+    for source in sources:
+        with contextlib.suppress(RuntimeError):  # of another size
             target.load_state_dict(source.state_dict())
-        except RuntimeError:
-            raise UserError(
-                "the blur estimators of teacher and student differ in size: create both with the same arguments"
-            ) from None
-        target.requires_grad_(False)
-    return shared
+            target.requires_grad_(False)
+            return True
+    raise UserError("the blur estimators of teacher and student differ in size: create both with the same arguments")
 
 
 # Files

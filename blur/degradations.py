@@ -67,7 +67,7 @@ class Mixture:
 
 
 # Weights of the kinds of blur of photos that went through a camera, and of noise for each of them
-CAMERA_BLURS = {"none": 0.16, "uniform": 0.24, "layers": 0.19, "graded": 0.04, "moving": 0.12, "shake": 0.09, "resize": 0.16}
+CAMERA_BLURS = {"none": 0.15, "uniform": 0.22, "layers": 0.23, "graded": 0.04, "moving": 0.13, "shake": 0.09, "resize": 0.14}
 UNIFORM_BLURS = {"gaussian": 0.5, "anisotropic": 0.1, "defocus": 0.2, "line": 0.15, "shake": 0.05}
 SPATIAL_BLURS = {"layers": layered_focus, "graded": graded_focus, "moving": moving_object, "shake": camera_shake}
 CAMERA_NOISE = {"none": 0.2, "little": 0.42, "strong": 0.25, "sensor": 0.13}

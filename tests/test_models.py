@@ -43,9 +43,9 @@ def test_any_size_comes_out_as_it_went_in(network_class, size):
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
 def test_padding_does_not_reach_far_into_the_photo(network_class):
     network = trained(network_class(**SMALL[network_class]))
-    photo = torch.rand(1, 3, 128, 128)
+    photo = torch.rand(1, 3, 168, 168)
     described = log_power_spectrum(photo).repeat(1, 3, 1, 1)
-    whole, cropped = network(photo, described), network(photo[..., :127, :126], described)
+    whole, cropped = network(photo, described), network(photo[..., :167, :166], described)
     assert torch.allclose(whole[..., :40, :40], cropped[..., :40, :40], atol=1e-5)
 
 
@@ -228,7 +228,9 @@ def test_a_student_reuses_the_estimator_of_its_teacher_and_does_not_train_it():
     assert torch.equal(teacher.student_estimator(described)[0], student.estimator(described)[0])
     assert not any(parameter.requires_grad for parameter in student.estimator.parameters())
     assert all(parameter.requires_grad for parameter in student.convs.parameters())
-    share_estimator(torch.nn.Conv2d(3, 3, 1), student)  # a network of another kind has none to give
+    small = TeacherCNN(**SMALL[TeacherCNN])
+    assert share_estimator(teacher, small) and torch.equal(teacher.estimator(described)[0], small.estimator(described)[0])
+    assert not share_estimator(torch.nn.Conv2d(3, 3, 1), student), "a network of another kind has none to give"
 
 
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])

@@ -104,4 +104,4 @@ def test_a_short_seeded_training_gains_what_it_always_did(pairs, tmp_path):
     with torch.no_grad():
         gains = [psnr(student.eval()(b[None]), s[None]) - psnr(b[None], s[None]) for b, s in val_set]
     gain = float(torch.cat(gains).mean())
-    assert 0.36 < gain < 0.5, "dB; it was 0.43 when this was written, and 0.41 to 0.43 with other seeds"
+    assert 0.44 < gain < 0.6, "dB; it was 0.52 when this was written, and 0.46 to 0.49 with other seeds"

@@ -40,7 +40,7 @@ BATCH_SIZE = 32
 def train_estimator(
     network: nn.Module, train_set: Dataset, val_set: Dataset, file: Path, config: TrainConfig, device: torch.device
 ) -> None:
-    """Train ``network.estimator``, and then from its weights ``network.student_estimator``, if there are such.
+    """Train ``network.estimator`` and then, from the layers that both have, ``network.student_estimator``, if any.
 
     The result is stored in ``file`` and reused for the same estimator, photos and settings. How many blurry versions of each
     photo they are trained on, and for how many passes, ``config`` says.
@@ -63,7 +63,9 @@ def train_estimator(
             val_spectra = compute_spectra(val_set, 1, config.num_workers)
             gains = []
             for estimator in estimators:
-                estimator.load_state_dict(estimators[0].state_dict())
+                own, first = estimator.state_dict(), estimators[0].state_dict()
+                same = {name: value for name, value in first.items() if value.shape == own[name].shape}
+                estimator.load_state_dict(same, strict=False)  # the layers that both have
                 fit_filters(estimator, spectra, config, device)
                 with torch.no_grad():
                     gain = filter_gain(response_of(estimator.cpu()(val_spectra[:, :4])[0]), val_spectra).mean()

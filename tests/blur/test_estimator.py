@@ -125,17 +125,21 @@ def test_a_twelfth_of_the_windows_is_selected_the_same_in_any_batch(count):
     assert all(any(torch.equal(window, each) for each in powers[0]) for window in selected[0])
 
 
-@pytest.mark.parametrize("radius", [4, 8, 31])
-def test_an_estimator_starts_with_the_filter_that_changes_nothing(radius):
+@pytest.mark.parametrize("exponential", [False, True])
+@pytest.mark.parametrize("radius", [8, 31])
+def test_an_estimator_starts_with_the_filter_that_changes_nothing(radius, exponential):
     photo, size = torch.rand(2, 3, 50, 70), 2 * radius + 1
-    kernel, code = BlurEstimator(kernel_radius=radius)(log_power_spectrum(photo, with_softest=True))
+    estimator = BlurEstimator(kernel_radius=radius, exponential=exponential)
+    kernel, code = estimator(log_power_spectrum(photo, with_softest=True))
     assert kernel.shape == (2, 1, size, size) and code.shape == (2, 64)
     torch.testing.assert_close(convolve(photo, kernel), photo, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("exponential", [False, True])
 @pytest.mark.parametrize("radius", [8, 31])
-def test_a_filter_keeps_brightness_and_is_symmetric(radius):
-    kernel, _ = trained(BlurEstimator(kernel_radius=radius))(log_power_spectrum(torch.rand(3, 3, 90, 80), with_softest=True))
+def test_a_filter_keeps_brightness_and_is_symmetric(radius, exponential):
+    estimator = trained(BlurEstimator(kernel_radius=radius, exponential=exponential))
+    kernel, _ = estimator(log_power_spectrum(torch.rand(3, 3, 90, 80), with_softest=True))
     assert (kernel[:, 0].flatten(1).abs().sum(1) - 1).abs().min() > 1e-3, "it does something"
     torch.testing.assert_close(kernel.sum((1, 2, 3)), torch.ones(3))
     torch.testing.assert_close(kernel, kernel.flip(2, 3))
