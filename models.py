@@ -6,7 +6,6 @@ a quarter of the resolution, where a 3x3 convolution costs a sixteenth and cover
 the identity and last layers at zero, so that an untrained network returns its input.
 """
 
-import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -248,19 +247,18 @@ class StudentCNN(nn.Module):
 def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
     """Copy ``teacher``'s blur estimator for students to ``student`` and freeze it; returns whether both have one.
 
-    A student that is a small ``TeacherCNN`` gets the teacher's own. Raises ``UserError`` if neither fits.
+    A student that is a small ``TeacherCNN`` gets the teacher's own. Raises ``UserError`` if they differ in size.
     """
+    source = getattr(teacher, "estimator" if isinstance(student, TeacherCNN) else "student_estimator", None)
     target = getattr(student, "estimator", None)
-    sources = [getattr(teacher, name, None) for name in ("student_estimator", "estimator")]
-    sources = [source for source in sources if isinstance(source, BlurEstimator)]
-    if not sources or not isinstance(target, BlurEstimator):
+    if not (isinstance(source, BlurEstimator) and isinstance(target, BlurEstimator)):
         return False
-    for source in sources:
-        with contextlib.suppress(RuntimeError):  # of another size
-            target.load_state_dict(source.state_dict())
-            target.requires_grad_(False)
-            return True
-    raise UserError("the blur estimators of teacher and student differ in size: create both with the same arguments")
+    sizes = [[value.shape for value in (each.fade, *each.parameters())] for each in (source, target)]
+    if sizes[0] != sizes[1]:
+        raise UserError("the blur estimators of teacher and student differ in size: create both with the same arguments")
+    target.load_state_dict(source.state_dict())
+    target.requires_grad_(False)
+    return True
 
 
 # Files

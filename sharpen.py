@@ -186,7 +186,7 @@ def sharpen_job(
             return pool.submit(list)  # no notes
         picture = read.result()
         if sharpener.fused and picture.pixels.size < SMALL:
-            torch.set_num_threads(1)  # the others read and write meanwhile
+            torch.set_num_threads(1)  # as fast, and others are free to read and write
         if picture.pixels.ndim == 4:
             picture.pixels = np.stack([video(frame, strength) for frame in picture.pixels])
         else:

@@ -57,10 +57,10 @@ def main() -> None:
     device = pick_device()
     with tempfile.TemporaryDirectory() as temporary:
         for count in arguments.pairs:
-            folder = (arguments.keep or Path(temporary)) / f"{count}_{arguments.size}"
+            folder = (arguments.keep or Path(temporary)) / f"{count}_{width}x{height}"
             make_pairs(folder, count, height, width)
             print(
-                f"\n{count} pairs of {arguments.size}, batches of {arguments.batch} patches of {arguments.patch}, {device}"
+                f"\n{count} pairs of {width}x{height}, batches of {arguments.batch} patches of {arguments.patch}, {device}"
             )
             teacher = TeacherCNN(8, 8, 1, 1) if arguments.small_teacher else load_model(WEIGHTS)
             teacher = teacher.to(device).eval().requires_grad_(False)

@@ -202,10 +202,10 @@ def _read_at(file: io.FileIO, count: int, offset: int) -> bytes:
 class DecodedPhotos(PixelFile):
     """Photos decoded once: ``photos[i]`` is ``paths[i]`` as (H, W, 3) uint8.
 
-    The pixels are stored in ``cache``, in a file whose name depends on each photo's path, size and modification time: a
-    photo that was changed, added or removed leads to a new file. It is written whole or not at all, so that two processes
-    may start together. If ``cache`` cannot be written to, a temporary folder is used for this run. ``key``, 20 characters,
-    depends on the content alone. Photos that cannot be read are all listed in one ``UserError``.
+    The pixels are stored in ``cache``, in a file whose name depends on each photo's path below the folder that all are in,
+    size and modification time: a photo that was changed, added or removed leads to a new file. It is written whole or not
+    at all, so that two processes may start together. If ``cache`` cannot be written to, a temporary folder is used for this
+    run. ``key``, 20 characters, depends on the content alone. A ``UserError`` lists all photos that cannot be read.
     """
 
     def __init__(self, paths: list[Path], cache: Path):

@@ -27,6 +27,8 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
     more than 8 bits per color are refused.
     """
     av = _import_av(video)
+    if not video.is_file():
+        raise UserError(f"{video} is missing")
     with atomic(result) as partial:
         try:
             with av.open(f"file:{video}", container_options=READABLE) as probe:
