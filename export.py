@@ -113,7 +113,10 @@ def export_like(student: StudentCNN, photo: Tensor):
 
 
 def export(network: nn.Module, inputs: dict[str, dict | None], example: tuple[Tensor, ...], output: str):
-    """``ONNXProgram`` of ``network`` with dynamic axes as in ``inputs``, of which ``example`` is one."""
+    """``ONNXProgram`` of ``network`` with dynamic axes as in ``inputs``, of which ``example`` is one.
+
+    Raises ``UserError`` if these versions of torch and onnxscript cannot.
+    """
     options = dict(dynamo=True, dynamic_shapes=inputs, input_names=list(inputs), output_names=[output], verbose=False)
     with exportable_operations(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about itself

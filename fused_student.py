@@ -79,8 +79,7 @@ class FusedStudent(nn.Module):
 
     def predict_gains(self, energies: Tensor, weights: StudentWeights) -> Tensor:
         """(1, 17, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""
-        with torch.autocast(energies.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.student.gain_map.predict_gains(energies, weights.film, weights.references)
+        return self.student.gain_map.predict_gains(energies, weights.film, weights.references)
 
     def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
         """``forward`` for what is known already, as the methods above return it."""

@@ -101,7 +101,10 @@ class VideoSharpener:
 
 
 def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
-    """``network(photo)`` for (N, 3, H, W) of any size with the memory of one tile."""
+    """``network(photo)`` for (N, 3, H, W) in [0, 1] of any size, with the memory of one tile.
+
+    Each of ``tile`` rows and columns, a multiple of 16, is processed with the surroundings that affect it.
+    """
     blur, output = blur_of(network, photo), torch.empty_like(photo)
     for outer, inner, place in tiles(network, photo.shape[-2:], tile):
         output[(..., *place)] = network(photo[(..., *outer)], *crop_blur(blur, outer))[(..., *inner)]

@@ -256,6 +256,7 @@ class PerceptualLoss(nn.Module):
     """Mean squared error of the pixels plus that of VGG16 features: textures look crisper, at some cost in PSNR.
 
     Args:
+        weight: of the feature term.
         weights: torchvision's name of those of VGG16, which it downloads at the first use (528 MB); None: random weights.
     Shapes: two (N, 3, H, W) in [0, 1] -> ().
     Raises:

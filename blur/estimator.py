@@ -17,6 +17,7 @@ from utils import zero_init
 RINGS = 46  # bins of radial frequency
 KERNEL_RADIUS = 31  # pixels
 EMBEDDING = 64  # numbers
+WIDTH, DEEP_WIDTH = 16, 32  # channels: of the whole spectrum, and at a half and a quarter of its resolution
 
 
 class BlurEstimator(nn.Module):
@@ -26,15 +27,16 @@ class BlurEstimator(nn.Module):
         blocks: residual blocks at a quarter of the resolution.
         kernel_radius: pixels, of the filter, 1 to ``KERNEL_RADIUS``; k is twice as much plus 1. An estimator that is trained
             for small filters makes more of them than the middle of large ones would.
-        exponential: predict the logarithm of the frequency response, and a factor for its sign. Learns faster.
+        exponential: the frequency response is (1 + b) exp(a), of either sign, instead of 1 + 2 a, for outputs a and b of the
+            last layer. Learns faster.
     Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region, the softest windows or the whole photo, and after it that
         of the whole photo -> kernels (N, 1, k, k), embeddings (N, 64).
     """
 
-    def __init__(self, width=16, deep_width=32, blocks=1, kernel_radius=KERNEL_RADIUS, exponential=False):
+    def __init__(self, blocks: int = 1, kernel_radius: int = KERNEL_RADIUS, exponential: bool = False):
         super().__init__()
         self.exponential = exponential
-        planes = 2 if exponential else 1  # that the response is made of
+        outputs = 2 if exponential else 1
         rows, columns = torch.arange(-32, 32)[:, None] / WINDOW, torch.arange(33) / WINDOW
         radius = (rows**2 + columns**2).sqrt()  # periods per pixel
         ring = (radius * WINDOW).round().long().flatten()
@@ -47,19 +49,19 @@ class BlurEstimator(nn.Module):
         self.register_buffer("ring", ring, persistent=False)
         self.register_buffer("rings", rings / rings.sum(0), persistent=False)
         self.register_buffer("fade", fade[:, None] * fade, persistent=False)
-        self.head = nn.Conv2d(7, width, 3, padding=1)
-        self.down = nn.Conv2d(width, deep_width, 4, stride=2, padding=1)
-        self.deep = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(2))
-        self.down2 = nn.Conv2d(deep_width, deep_width, 2, stride=2)
-        self.deepest = nn.ModuleList(nn.Conv2d(deep_width, deep_width, 3, padding=1) for _ in range(2 * blocks))
+        self.head = nn.Conv2d(7, WIDTH, 3, padding=1)
+        self.down = nn.Conv2d(WIDTH, DEEP_WIDTH, 4, stride=2, padding=1)
+        self.deep = nn.ModuleList(nn.Conv2d(DEEP_WIDTH, DEEP_WIDTH, 3, padding=1) for _ in range(2))
+        self.down2 = nn.Conv2d(DEEP_WIDTH, DEEP_WIDTH, 2, stride=2)
+        self.deepest = nn.ModuleList(nn.Conv2d(DEEP_WIDTH, DEEP_WIDTH, 3, padding=1) for _ in range(2 * blocks))
         self.embedding = nn.Sequential(
-            nn.Linear(4 * RINGS + 2 * deep_width, 128), nn.ReLU(), nn.Linear(128, EMBEDDING), nn.ReLU()
+            nn.Linear(4 * RINGS + 2 * DEEP_WIDTH, 128), nn.ReLU(), nn.Linear(128, EMBEDDING), nn.ReLU()
         )
-        self.film = zero_init(nn.Linear(EMBEDDING, 2 * deep_width + planes * RINGS))
-        self.up2 = nn.Conv2d(deep_width, deep_width, 1)
-        self.up = nn.ConvTranspose2d(deep_width, width, 2, stride=2)
-        self.last = nn.Conv2d(width, width, 3, padding=1)
-        self.tail = zero_init(nn.Conv2d(width, planes, 3, padding=1))
+        self.film = zero_init(nn.Linear(EMBEDDING, 2 * DEEP_WIDTH + outputs * RINGS))
+        self.up2 = nn.Conv2d(DEEP_WIDTH, DEEP_WIDTH, 1)
+        self.up = nn.ConvTranspose2d(DEEP_WIDTH, WIDTH, 2, stride=2)
+        self.last = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.tail = zero_init(nn.Conv2d(WIDTH, outputs, 3, padding=1))
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(spectrum.device.type, enabled=False):
@@ -68,8 +70,8 @@ class BlurEstimator(nn.Module):
             # What differs from the mean of its ring: motion blurs one direction
             power = logs[:, ::2]
             anisotropy = 2 * (power - profile[:, ::2, self.ring].view_as(power))
-            planes = [logs[:, :2], anisotropy[:, :1], self.radius.expand_as(logs[:, :1]), logs[:, 2:], anisotropy[:, 1:]]
-            full = torch.cat(planes, 1)
+            inputs = [logs[:, :2], anisotropy[:, :1], self.radius.expand_as(logs[:, :1]), logs[:, 2:], anisotropy[:, 1:]]
+            full = torch.cat(inputs, 1)
             full = F.relu(self.head(full.contiguous(memory_format=torch.channels_last)))
             half = F.relu(self.down(F.pad(full, (0, 1))))
             half = half + self.deep[1](F.relu(self.deep[0](half)))
@@ -77,7 +79,7 @@ class BlurEstimator(nn.Module):
             for first, second in zip(self.deepest[::2], self.deepest[1::2], strict=True):
                 quarter = quarter + second(F.relu(first(quarter)))
             embedding = self.embedding(torch.cat([profile.flatten(1), quarter.mean((2, 3)), quarter.amax((2, 3))], 1))
-            scale, shift, radial = self.film(embedding).tensor_split([quarter.shape[1], 2 * quarter.shape[1]], 1)
+            scale, shift, radial = self.film(embedding).tensor_split([DEEP_WIDTH, 2 * DEEP_WIDTH], 1)
             quarter = F.relu(quarter * (1 + scale[..., None, None]) + shift[..., None, None])
             half = F.relu(half + self.up2(quarter.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :17]))
             full = F.relu(self.last(F.relu(full + self.up(half)[..., :33])))

@@ -17,7 +17,7 @@ import torch
 
 from utils import UserError
 
-HIDDEN = ".sharpening-"  # how the folders begin in which files are written: those of other programs are left alone
+PARTIAL_PREFIX = ".sharpening-"  # of the folders in which files are written: those of other programs are left alone
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path.parent)
-        hidden = dict(prefix=HIDDEN, suffix=".partial", ignore_cleanup_errors=True)
+        hidden = dict(prefix=PARTIAL_PREFIX, suffix=".partial", ignore_cleanup_errors=True)
         with tempfile.TemporaryDirectory(dir=path.parent, **hidden) as folder:
             yield Path(folder, path.name)
             os.replace(Path(folder, path.name), path)
@@ -40,7 +40,7 @@ def atomic(path: Path) -> Iterator[Path]:
 @lru_cache  # once per folder and process: listing a large folder at each write would take quadratic time
 def _remove_stale(folder: Path) -> None:
     """Remove what killed processes left behind a day ago or earlier; younger folders may belong to a running one."""
-    for partial in folder.glob(f"{HIDDEN}*.partial"):
+    for partial in folder.glob(f"{PARTIAL_PREFIX}*.partial"):
         with contextlib.suppress(OSError):  # another process may have been faster
             newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
             if time.time() - newest > 86400:  # seconds

@@ -23,8 +23,10 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
 
     Frames keep their times, also of a variable rate, and their size, rotation, pixel shape, color matrix and range, and are
     encoded as H.264. Sound and subtitles are copied as they are, with titles, languages and dates. Chapters, attachments and
-    other data, such as GPS tracks, are not kept. ``result`` is written whole or not at all. Interlaced videos and those with
-    more than 8 bits per color are refused.
+    other data, such as GPS tracks, are not kept. ``result`` is written whole or not at all.
+
+    Raises ``UserError`` if ``video`` is interlaced, has more than 8 bits per color or cannot be read, if ``result`` cannot
+    be written, and without PyAV.
     """
     av = _import_av(video)
     if not video.is_file():

@@ -155,7 +155,7 @@ def test_a_teacher_of_ones_own_is_tried_before_any_photo_is_decoded(constants, m
 def test_estimators_of_two_sizes_are_told_before_the_teacher_is_asked(constants, monkeypatch):
     def other():
         student = StudentCNN()
-        student.estimator = BlurEstimator(8, 16)
+        student.estimator = BlurEstimator(kernel_radius=4)
         return student
 
     monkeypatch.setattr(train, "StudentCNN", other)
