@@ -182,8 +182,8 @@ def sharpen_job(
         video = VideoSharpener(sharpener)
         torch.set_num_threads(cores)
         if read is None:
-            map_frames(photo, result, lambda frame: video(frame, strength))
-            return pool.submit(list)  # no notes
+            notes = map_frames(photo, result, lambda frame: video(frame, strength))
+            return pool.submit(list, notes)
         picture = read.result()
         if sharpener.fused and picture.pixels.size < SMALL:
             torch.set_num_threads(1)  # as fast, and others are free to read and write

@@ -16,14 +16,15 @@ VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"
 READABLE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts", "protocol_whitelist": "file"}
 QUALITY = {"crf": "16", "preset": "medium"}  # of H.264: visually lossless
 COLORS = "colorspace", "color_range", "color_primaries", "color_trc"
+BT709 = 1  # as a ``colorspace``
 
 
-def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndarray]) -> list[str]:
     """Write ``video`` with ``change(frame)`` in place of each frame, (H, W, 3) uint8 RGB.
 
     Frames keep their times, also of a variable rate, and their size, rotation, pixel shape, color matrix and range, and are
-    encoded as H.264. Sound and subtitles are copied as they are, with titles, languages and dates. Chapters, attachments and
-    other data, such as GPS tracks, are not kept. ``result`` is written whole or not at all.
+    encoded as H.264. Sound, subtitles and chapters are copied as they are, with titles, languages and dates. ``result`` is
+    written whole or not at all. Returns what is not kept, such as "without its transparency".
 
     Raises ``UserError`` if ``video`` is interlaced, has more than 8 bits per color or cannot be read, if ``result`` cannot
     be written, and without PyAV.
@@ -32,9 +33,10 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
     if not video.is_file():
         raise UserError(f"{video} is missing")
     with atomic(result) as partial:
+        silent = True
         try:
             with av.open(f"file:{video}", container_options=READABLE) as probe:
-                stream = probe.streams.best("video")
+                stream, silent = probe.streams.best("video"), not (probe.streams.audio or probe.streams.subtitles)
                 first = next(probe.decode(stream), None) if stream else None
             if first is None:
                 raise UserError(f"{video} contains no frames")
@@ -42,9 +44,11 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
                 av.open(f"file:{video}", container_options=READABLE) as source,
                 av.open(f"file:{partial}", "w", format=VIDEO_FORMATS[result.suffix.lower()]) as target,
             ):
-                _map_frames(av, source, target, first, change)
+                return _map_frames(av, source, target, first, change)
         except av.error.FFmpegError as error:  # often an OSError, too
-            advice = f"replace it, or if its sound does not fit into {result.suffix}, choose .mkv with -o"
+            advice = "replace it, or convert it to .mp4 with another program first"
+            if not silent:
+                advice += f"; if its sound does not fit into {result.suffix}, choose .mkv with -o"
             raise UserError(f"{video} cannot be sharpened as a video ({describe_error(error)}): {advice}") from None
 
 
@@ -59,8 +63,8 @@ def _import_av(video: Path):
     raise UserError(f"{video} is a video: install PyAV 18 or newer to sharpen it, pip install 'av>=18' (Python 3.11)")
 
 
-def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Copy the open ``source`` to ``target`` with changed frames; ``first`` is the first of them, as it is."""
+def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray]) -> list[str]:
+    """Copy the open ``source`` to ``target`` with changed frames; ``first`` is the first of them. Returns what is lost."""
     video = source.streams.best("video")
     video.thread_type = "AUTO"  # decode on all cores
     written = target.add_stream("libx264", rate=video.average_rate, options=QUALITY)
@@ -69,6 +73,15 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     copies = {stream.index: target.add_stream_from_template(stream) for stream in others}
     for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
         after.metadata.update(before.metadata)
+    for stream in others:
+        copies[stream.index].disposition = stream.disposition  # default, forced, comment, ...
+    target.set_chapters(source.chapters())
+    lost = [each for each in source.streams if each not in (video, *others)]
+    if source.chapters():  # their names are a stream of data in MP4
+        lost = [each for each in lost if each.type != "data"]
+    notes = [f"without its {each.type} stream {each.index}" for each in lost]
+    if any(component.is_alpha for component in first.format.components):
+        notes.append("without its transparency")
     frame = first
     with tqdm(desc="sharpening", total=video.frames or None, unit="frame", leave=False, disable=None) as bar:
         for packet in source.demux(video, *others):
@@ -83,6 +96,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     end, expected = float(frame.time), (source.duration or 0) / 1e6  # seconds
     if end < 0.9 * expected - 0.5:  # sound may be a little longer
         tqdm.write(f"{source.name} ends after {end:.1f} of {expected:.1f} seconds: it may be damaged", file=sys.stderr)
+    return notes
 
 
 def _configure(written, video, frame, name: str) -> None:
@@ -98,22 +112,39 @@ def _configure(written, video, frame, name: str) -> None:
     encoder.pix_fmt = frame.format.name if same and even else "yuv420p" if even else "yuv444p"
     if video.sample_aspect_ratio:
         encoder.sample_aspect_ratio = video.sample_aspect_ratio
-    for color in COLORS:
-        setattr(encoder, color, getattr(frame, color))
-    if frame.rotation:
-        written.set_display_rotation(frame.rotation)
+    for name, color in _colors(frame).items():
+        setattr(encoder, name, color)
+    rotation = frame.rotation + 180 * _is_mirrored(frame)  # then its pixels are flipped
+    if rotation % 360:
+        written.set_display_rotation(rotation)
+
+
+def _colors(frame) -> dict[str, int]:
+    """Color matrix, range, primaries and transfer of what ``frame`` becomes: one of RGB needs a matrix."""
+    colors = {name: getattr(frame, name) for name in COLORS}
+    return colors | {"colorspace": BT709} if frame.format.is_rgb else colors
+
+
+def _is_mirrored(frame) -> bool:
+    """Whether players mirror it: its display matrix, nine numbers in rows, is no rotation."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(float) if matrix else (1, 0, 0, 0, 1)
+    return a * d < b * c
 
 
 def _changed(av, frame, change: Callable[[np.ndarray], np.ndarray], pix_fmt: str):
     """``change(frame)`` in that pixel format, with the color matrix, range and times of ``frame``."""
-    matrix = frame.colorspace if frame.colorspace in set(av.video.reformatter.Colorspace) else None
+    colors = _colors(frame)
+    matrix = colors["colorspace"] if colors["colorspace"] in set(av.video.reformatter.Colorspace) else None
     full, methods = av.video.reformatter.ColorRange.JPEG, av.video.reformatter.Interpolation
     # Without these flags each frame becomes darker by a gray level
     exact = methods.BICUBIC | methods.ACCURATE_RND | methods.FULL_CHR_H_INT | methods.FULL_CHR_H_INP
     same = dict(src_colorspace=matrix, dst_colorspace=matrix, interpolation=exact)
     pixels = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range, dst_color_range=full, **same)
+    pixels = np.ascontiguousarray(pixels[:, ::-1]) if _is_mirrored(frame) else pixels
     changed = av.VideoFrame.from_ndarray(change(pixels), format="rgb24")
     changed = changed.reformat(format=pix_fmt, src_color_range=full, dst_color_range=frame.color_range, **same)
-    for name in ("pts", "time_base", "duration", *COLORS):
-        setattr(changed, name, getattr(frame, name))
+    times = {name: getattr(frame, name) for name in ("pts", "time_base", "duration")}
+    for name, value in (times | colors).items():
+        setattr(changed, name, value)
     return changed

@@ -1,5 +1,6 @@
 """Videos: each frame once and at its own time, and all else as it was."""
 
+import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -139,19 +140,59 @@ def test_a_video_that_was_cut_off_is_pointed_out(av, tmp_path, capsys):
         assert ("it may be damaged" in capsys.readouterr().err) == said
 
 
-def test_titles_and_languages_are_kept_and_a_name_may_hold_a_colon(av, tmp_path):
+def test_titles_languages_and_chapters_are_kept_and_a_name_may_hold_a_colon(av, tmp_path):
     write_clip(av, tmp_path / "a:b.mp4", STEADY)
     with av.open(f"file:{tmp_path / 'a:b.mp4'}") as source, av.open(str(tmp_path / "named.mp4"), "w") as target:
         target.metadata["title"] = "Holiday"
         copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
-        copies[1].metadata["language"] = "fra"
+        copies[1].metadata["language"], copies[1].disposition = "fra", av.stream.Disposition.comment
+        chapter = dict(id=1, start=0, end=500, time_base=Fraction(1, 1000), metadata={"title": "One"})
+        target.set_chapters([chapter])
         for packet in source.demux():
             if packet.dts is not None:
                 packet.stream = copies[packet.stream.index]
                 target.mux(packet)
-    map_frames(tmp_path / "named.mp4", tmp_path / "c:d.mp4", lambda frame: frame)
-    with av.open(f"file:{tmp_path / 'c:d.mp4'}") as found:
+    assert map_frames(tmp_path / "named.mp4", tmp_path / "c:d.mp4", lambda frame: frame) == []
+    with av.open(f"file:{tmp_path / 'c:d.mp4'}") as found, av.open(str(tmp_path / "named.mp4")) as before:
         assert found.metadata["title"] == "Holiday" and found.streams.audio[0].metadata["language"] == "fra"
+        assert found.streams.audio[0].disposition == before.streams.audio[0].disposition != 0
+        assert [each["metadata"]["title"] for each in found.chapters()] == ["One"]
+
+
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)], ids=["sideways", "upside down", "transposed"])
+def test_a_mirrored_video_looks_as_before(av, tmp_path, matrix):
+    def shown(path):
+        with av.open(str(path)) as source:
+            frame = next(source.decode(video=0))
+        a, b, _, c, d = np.frombuffer(bytes(frame.side_data.get("DISPLAYMATRIX") or bytes(36)), np.int32)[:5] / 2**16
+        pixels = frame.to_ndarray(format="rgb24").astype(float)
+        if b or c:
+            pixels, (a, d) = pixels.swapaxes(0, 1), (c, b)
+        return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+    write_clip(av, tmp_path / "a.mp4", STEADY)
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    place = content.index(struct.pack(">5i", 2**16, 0, 0, 0, 2**16), content.index(b"tkhd"))
+    a, b, c, d = (2**16 * each for each in matrix)
+    struct.pack_into(">5i", content, place, a, b, 0, c, d)
+    (tmp_path / "a.mp4").write_bytes(content)
+    map_frames(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda frame: frame)
+    assert np.abs(shown(tmp_path / "b.mp4") - shown(tmp_path / "a.mp4")).mean() < 2
+
+
+def test_rgb_gets_a_color_matrix_and_lost_transparency_is_told(av, tmp_path):
+    photo = np.dstack([smooth_photo(64, 96), np.full((64, 96), 255, np.uint8)])
+    with av.open(str(tmp_path / "a.mkv"), "w") as target:
+        video = target.add_stream("ffv1", rate=30)
+        video.height, video.width, video.pix_fmt = 64, 96, "bgra"
+        for packet in (*video.encode(av.VideoFrame.from_ndarray(photo, format="rgba")), *video.encode(None)):
+            target.mux(packet)
+    assert map_frames(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda frame: frame) == ["without its transparency"]
+    with av.open(str(tmp_path / "b.mkv")) as found:
+        frame = next(found.decode(video=0))
+    assert frame.format.name == "yuv420p" and frame.colorspace == 1
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace=1, src_color_range=frame.color_range)
+    assert np.abs(pixels.astype(float) - photo[..., :3]).mean() < 6
 
 
 def test_without_pyav_it_says_what_to_install(tmp_path, monkeypatch):
