@@ -29,8 +29,8 @@ from blur.degradations import Mixture, random_degradation, shrink
 from blur.local import SURROUNDINGS, surroundings
 from blur.spectrum import log_power_spectrum, transform_spectrum
 from blur.variety import vary_photo
-from images.photos import DecodedPhotos, raise_problems
-from utils import UserError, chance, choose, log_uniform, make_generator, to_pixels, to_tensor
+from images.photos import FORMATS, SYSTEM_FOLDERS, DecodedPhotos, raise_problems
+from utils import UserError, chance, choose, log_uniform, make_generator, print0, to_pixels, to_tensor
 
 # Photos from one source are about equally crisp. A network that has seen no others takes a crisper one for blurry and
 # over-sharpens it, or its texture for noise; a photo that was shrunk is crisper than before
@@ -191,7 +191,11 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     twin = root.with_name({"train": "val", "val": "train"}.get(root.name, root.name))
     if twin != root and root.exists() and twin.exists() and os.path.samefile(root, twin):
         raise UserError(f"{root} and {twin} are the same folder: validate on other pairs than those to train on")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
+    inside = sorted(path for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
+    folders = [path for path in inside if path.is_dir() and path.name not in SYSTEM_FOLDERS]
+    stray = [path for path in inside if path.suffix.lower() in FORMATS and path.is_file()]
+    if stray:
+        print0(f"{len(stray)} photos directly in {root}, such as {stray[0].name}, are left out: each pair needs a folder")
     if not folders:
         raise UserError(f"{root} contains no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
     names = ["blurry.png", "sharp.png"] if need_sharp else ["blurry.png"]
@@ -199,6 +203,8 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     if need_sharp and root.name == "train":
         advice += " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)"
     files = [folder / name for folder in folders for name in names]
+    if len(folders) == 2 and not any(file.is_file() for file in files):
+        raise UserError(f"{root} contains folders of photos, not of pairs: prepare_data.py pairs makes these from two")
     raise_problems([f"{file} is missing{near_name(file)}: {advice}" for file in files if not file.is_file()])
     return folders
 

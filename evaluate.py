@@ -22,7 +22,7 @@ from cli import CliParser, check_writable, run_cli
 from dataset import find_pairs
 from images.demo_data import find_or_make_data
 from images.files import atomic
-from images.photos import read_photo
+from images.photos import SYSTEM_FOLDERS, read_photo
 from inference import Sharpener
 from models import load_model
 from training.report import score, share_of, side_by_side, write_table
@@ -43,8 +43,8 @@ from utils import (
 
 DATA = "data"  # its val/ is scored unless another folder is named; without pairs, the demo data
 NETWORKS = {  # the first file that exists
-    "student": ("best_student_model.pth", Path(__file__).parent / "weights" / "student.pth"),
-    "teacher": (Path(__file__).parent / "weights" / "teacher.pth",),
+    "student": ("best_student_model.pth", Path(__file__).resolve().parent / "weights" / "student.pth"),
+    "teacher": (Path(__file__).resolve().parent / "weights" / "teacher.pth",),
 }
 DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
 BASELINES = ("input", "unsharp", "best unsharp")
@@ -103,8 +103,8 @@ def find_degradations(pairs: Path) -> dict[str, list[Path]]:
     """Name of each degradation -> its folders of pairs; a folder that contains pairs itself is one degradation."""
     if not pairs.is_dir():
         raise UserError(f"{pairs} is not a folder: name one that contains NNN/blurry.png and NNN/sharp.png")
-    inside = sorted(path for path in pairs.iterdir() if path.is_dir() and not path.name.startswith("."))
-    degradations = [path for path in inside if any(path.glob("*/blurry.png"))]
+    inside = sorted(path for path in pairs.iterdir() if path.is_dir() and path.name[0] != ".")
+    degradations = [path for path in inside if path.name not in SYSTEM_FOLDERS and any(path.glob("*/blurry.png"))]
     if degradations and any(pairs.glob("*/blurry.png")):
         raise UserError(f"{pairs} contains both pairs and folders of pairs: name one of its folders")
     return {path.name: find_pairs(path) for path in degradations or [pairs]}

@@ -31,7 +31,7 @@ from images.photos import read_photo
 from models import StudentCNN, load_model
 from utils import UserError, to_tensor
 
-WEIGHTS = Path(__file__).parent / "weights" / "student.pth"
+WEIGHTS = Path(__file__).resolve().parent / "weights" / "student.pth"
 OUT = "student.onnx"
 ANY = torch.export.Dim.DYNAMIC
 

@@ -109,13 +109,14 @@ class FusedStudent(nn.Module):
         x = (blocks + change).to(self.dtype)
         for layer in deep:
             x = F.conv2d(x, *layer, padding=1).relu_()
-        change = change.addcmul_(F.conv2d(x, *last, padding=1).float(), gains[2]).mul_(strength)
+        change = change.addcmul_(F.conv2d(x, *last, padding=1).float(), gains[2])
         if not torch.isfinite(change.sum()):
             raise UserError(NOT_FINITE)
         unit = self.FIXED_POINT if smoothing else 1
+        change.mul_(strength * self.SCALE * unit)
         if smoothing:  # photo + change + smoothing * (smooth chroma - photo + luma)
-            change = change.add_(blocks, alpha=smoothing)
-        change = shuffle_pixels(change.mul_(self.SCALE * unit), 1)[:height, :width, 0]
+            change.add_(blocks, alpha=smoothing * self.SCALE * unit)
+        change = shuffle_pixels(change, 1)[:height, :width, 0]
         flat = self.find_bars(picture, blocks)
         has_bars = flat.any()
         if has_bars and not smoothing:

@@ -12,7 +12,6 @@ import glob
 import os
 import sys
 import time
-from collections import Counter
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import lru_cache
 from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
@@ -23,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, image_size, is_out_of_memory, run_cli
-from images.photos import FORMATS, find_photos, look_ahead
+from images.photos import FORMATS, find_photos, look_ahead, print_left_out
 from images.pictures import read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
@@ -31,7 +30,7 @@ from models import load_model
 from utils import UserError, one_line, pick_device, use_idle_cores
 
 WEIGHTS = "best_student_model.pth"  # from train.py; if it does not exist, the shipped student
-SHIPPED = Path(__file__).parent / "weights" / "student.pth"
+SHIPPED = Path(__file__).resolve().parent / "weights" / "student.pth"
 OUT = "sharpened"  # folder
 STRENGTH = 1.0  # 0 is the input, 1 the network's output; more exaggerates
 MAX_STRENGTH = 2.0
@@ -131,10 +130,7 @@ def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:
     """The photos in ``folder`` without earlier results in ``out``; other files are counted in a printed line."""
     others: list[Path] = []
     photos = find_photos(folder, others, problems)
-    if others:
-        kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        print(one_line(f"{len(others)} other files in {folder} are left out: {kinds}"))
+    print_left_out(folder, others)
     results = real_name(out)
     if results.startswith(real_name(folder) + os.sep):
         photos = [photo for photo in photos if not real_name(photo).startswith(results + os.sep)]
@@ -187,15 +183,32 @@ def sharpen_job(
         picture = read.result()
         if sharpener.fused and picture.pixels.size < SMALL:
             torch.set_num_threads(1)  # as fast, and others are free to read and write
-        if picture.pixels.ndim == 4:
-            picture.pixels = np.stack([video(frame, strength) for frame in picture.pixels])
+        pixels = picture.pixels if picture.alpha is None else fill_hidden(picture.pixels, picture.alpha)
+        if pixels.ndim == 4:
+            sharpened = np.stack([video(frame, strength) for frame in pixels])
         else:
-            picture.pixels = sharpener(picture.pixels, strength)
+            sharpened = sharpener(pixels, strength)
+        picture.pixels = sharpened if picture.alpha is None else np.where(picture.alpha > 0, sharpened, picture.pixels)
         return pool.submit(write_picture, result, picture)
     except Exception as error:  # sharpen_files reports it in the order of the files
         failed = Future()
         failed.set_exception(error)
         return failed
+
+
+def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """(..., H, W, C) with the nearest visible color where ``alpha`` is 0: what lies hidden there is often black or white,
+    and filters would draw it into what is visible beside it."""
+    if pixels.ndim == 4:
+        return np.stack([fill_hidden(*frame) for frame in zip(pixels, alpha, strict=True)])
+    visible = alpha[..., 0] > 0
+    if visible.all() or not visible.any():
+        return pixels
+    from skimage.segmentation import expand_labels  # takes a while to import
+
+    numbers = np.arange(1, visible.size + 1).reshape(visible.shape)
+    nearest = expand_labels(np.where(visible, numbers, 0), max(visible.shape)) - 1
+    return pixels.reshape(-1, pixels.shape[-1])[nearest.clip(0)]
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:

@@ -26,7 +26,7 @@ from utils import autocast, print0, relative_weight
 
 # Files
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; see need_sharp below
-TEACHER_WEIGHTS = Path(__file__).parent / "weights/teacher.pth"  # the shipped teacher, or one of your own from pretrain.py
+TEACHER_WEIGHTS = Path(__file__).resolve().parent / "weights/teacher.pth"  # shipped, or your own from pretrain.py
 BEST_STUDENT = "best_student_model.pth"  # the student with the best validation SSIM
 OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint, the last epoch's student
 

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,6 +60,14 @@ def find_photos(folder: Path | str, others: list[Path] | None = None, problems: 
     if not paths:
         raise UserError(f"{folder} contains no photos ({', '.join(FORMATS)}): put some there")
     return paths
+
+
+def print_left_out(folder: Path | str, others: list[Path]) -> None:
+    """Say how many files of ``find_photos`` are no photos, and their kinds, if there are any."""
+    if others:
+        kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        print(one_line(f"{len(others)} other files in {folder} are left out: {kinds}"))
 
 
 def read_photo(path: Path | str) -> np.ndarray:

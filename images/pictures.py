@@ -59,7 +59,9 @@ def read_picture(path: Path | str) -> Picture:
             head = file.read(2**16)
             if image.format == "WEBP":  # what a frame of it begins with
                 options["lossless"] = re.search(rb"VP8[ L]", head + file.read())[0] == b"VP8L"
-        notes = _losses(image, head, options.get("xmp", b""))
+        if hdr := re.search(rb"\0\0\0\x04cICP(.{4})", head, re.DOTALL) if image.format == "PNG" else None:
+            options["pnginfo"].add(b"cICP", hdr[1])
+        notes = _losses(image, head, options)
         if deep and values.dtype == np.uint8:
             notes.append("8 instead of 16 bits per color")
         try:
@@ -119,19 +121,26 @@ def _descriptions(image: Image.Image) -> dict:
     return options
 
 
-def _losses(image: Image.Image, head: bytes, xmp: bytes) -> list[str]:
-    """What is in the file, which starts with ``head``, but not in a ``Picture``."""
-    frames = getattr(image, "n_frames", 1)
+def _losses(image: Image.Image, head: bytes, options: dict) -> list[str]:
+    """What is in the file, which starts with ``head``, but not in a ``Picture`` with these ``options``."""
+    frames, xmp, tags = getattr(image, "n_frames", 1), options.get("xmp", b""), getattr(image, "tag_v2", ())
+    nclx = re.search(rb"colrnclx\0(.)\0(.)", head, re.DOTALL)  # primaries and transfer: 1 and 13 are sRGB, 2 is unknown
+    deep_ppm = re.match(rb"P6\s(?:#.*\n|\s)*\d+\s+\d+\s+(\d+)\s", head)
     # Boxes of HEIC, AVIF and JPEG 2000 that tell how many bits a color has
     more_bits = re.search(rb"\A.{4}(?:ftyp|jP  ).*(?:pixi.{5}[\x09-\x10]|ihdr.{10}[\x08-\x0f])", head, re.DOTALL)
     losses = {
         "converted from CMYK to RGB": image.mode == "CMYK",
-        "8 instead of more bits per color": more_bits and not image.mode.startswith("I"),
+        "8 instead of more bits per color": (more_bits and not image.mode.startswith("I"))
+        or (deep_ppm and int(deep_ppm[1]) > 255),
+        "without its color space": b"colr\2" in head
+        or (nclx and "icc_profile" not in options and (nclx[1] not in b"\1\2" or nclx[2] not in b"\1\2\6\x0d")),
+        "without its content credentials": b"jumbc2pa" in head or b"c2pa.claim" in head,
+        "without its map coordinates": {33550, 33922, 34735}.intersection(tags),
         f"the first of its {frames} images alone": frames > 1 and image.format not in ANIMATED,
         "without its gain map or depth": image.info.get("aux") or image.info.get("depth_images") or b":GDepth" in xmp,
         "without a part of its XMP": b"HasExtendedXMP" in xmp,
         "without its video": re.search(b"MotionPhoto|MicroVideo", xmp),
-        "without its layers": 37724 in getattr(image, "tag_v2", ()),
+        "without its layers": 37724 in tags,
     }
     return [loss for loss, there in losses.items() if there]
 

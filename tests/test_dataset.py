@@ -80,6 +80,13 @@ def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path, monkeypatch)
     assert 0.4 < sum(rise > 1.01 for rise in rises) / 100 < 0.6
 
 
+def test_what_is_no_pair_is_left_out_and_photos_are_named(pairs, capsys):
+    (pairs / "train" / "@eaDir").mkdir()
+    Image.new("RGB", (9, 9)).save(pairs / "train" / "stray.png")
+    assert len(PairedImageDataset(pairs / "train")) == 3
+    assert "1 photos directly in " in (printed := capsys.readouterr().out) and "stray.png" in printed
+
+
 def damage(pairs, kind):
     folder = pairs / "train" / "002"
     if kind == "a missing half":
@@ -96,6 +103,11 @@ def damage(pairs, kind):
         (pairs / "train").mkdir()
     elif kind == "no folder":
         shutil.rmtree(pairs / "train")
+    elif kind == "two folders of photos":
+        shutil.rmtree(pairs / "train")
+        for name in "blurry", "sharp":
+            (pairs / "train" / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(pairs / "train" / name / "1.png")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +118,7 @@ def damage(pairs, kind):
         ("an unreadable file", r"002.blurry\.png cannot be read as an image"),
         ("a photo smaller than the patch", r"002: 40x15 is smaller than the patch of 16: lower PATCH_SIZE"),
         ("an empty folder", r"train contains no pairs: put them there as"),
+        ("two folders of photos", r"train contains folders of photos, not of pairs: prepare_data\.py pairs"),
         ("no folder", r"train contains no pairs: put them there as"),
     ],
 )

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     "script, constant, value, sentence",
     [
+        (train, "DATA", "~/photos", "DATA = '~/photos' starts with ~, which only a shell replaces: write the whole path"),
         (train, "DATA", None, "DATA = None is not a path: set it to one in quotes"),
         (train, "OUTPUTS", "", "OUTPUTS = '' is not a path"),
         (train, "TEACHER_WEIGHTS", 3, "TEACHER_WEIGHTS = 3 is not a path: set it to one in quotes"),
@@ -82,6 +83,19 @@ class Pair(Unpadded):
         return photo, photo
 
 
+class Point(Unpadded):
+    """One number for each color, of any type and with any value."""
+
+    def __init__(self, value=1.0, dtype=torch.float32, trained=True):
+        super().__init__()
+        del self.conv
+        self.factor = torch.nn.Parameter(torch.full((3, 1, 1), value, dtype=dtype), requires_grad=trained)
+        self.arguments = dict(value=value, dtype=dtype, trained=trained)
+
+    def forward(self, photo):
+        return (photo + self.factor).float()
+
+
 class Forgetful(Unpadded):
     def __init__(self, width):
         super().__init__()
@@ -101,11 +115,14 @@ class Forgetful(Unpadded):
             "built again with self.arguments, fails on a photo of shape (1, 3, 61, 67) (Given groups=1",
         ),
         (lambda: Pair(), "Pair turns a photo of shape (1, 3, 61, 67) into tuple: return one of the same shape"),
+        (lambda: Point(float("nan")), "Point turns a black photo into values that are not finite"),
+        (lambda: Point(trained=False), "Point has no parameter that requires a gradient"),
+        (lambda: Point(dtype=torch.bfloat16), "Point has weights of torch.bfloat16: keep them in torch.float32"),
         (lambda: Forgetful(4), "missing 1 required positional argument: 'width'): fix"),
     ],
 )
 def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(constants, monkeypatch, make, sentence):
-    for kind in Unpadded, Pair, Forgetful:
+    for kind in Unpadded, Pair, Point, Forgetful:
         monkeypatch.setattr(f"models.{kind.__name__}", kind, raising=False)
     monkeypatch.setattr(train, "StudentCNN", make)
     with pytest.raises(UserError) as caught:
@@ -132,6 +149,7 @@ class OnAnotherDevice(torch.nn.MSELoss):
         (OnAnotherDevice, "OnAnotherDevice cannot be minimized on patches of shape (2, 3, 32, 32) ("),
         (lambda: torch.nn.MSELoss, "MSELoss cannot be minimized"),
         (lambda: lambda prediction, target: 0.5, "'float' object has no attribute 'backward'): return one number"),
+        (lambda: lambda prediction, target: prediction.mean() / 0, "it is inf): return one number"),
         (lambda: lambda prediction, target: (prediction > target).float().mean(), "does not require grad"),
     ],
 )

@@ -120,6 +120,15 @@ def test_what_cannot_be_used_is_left_out_and_named(prepare, tmp_path):
     assert len(names(tmp_path / "data/train")) + len(names(tmp_path / "data/val")) == 4
 
 
+def test_files_that_are_no_photos_are_named(prepare, tmp_path):
+    for folder in "soft", "sharp":
+        for name in "1.png", "2.png":
+            save(tmp_path / folder / name)
+        (tmp_path / folder / "3.nef").touch()
+    assert "1 other files in soft are left out: 1 .nef" in prepare("photos", "soft", "--out", "one")
+    assert "1 other files in sharp are left out: 1 .nef" in prepare("pairs", "soft", "sharp", "--out", "two")
+
+
 def test_pairs_are_matched_by_name_and_keep_their_pixels(prepare, tmp_path):
     for k in range(5):
         save(tmp_path / "soft" / f"{k}.png", seed=k)

@@ -172,7 +172,7 @@ def test_gray_transparency_and_16_bits_are_kept(run, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     rgb = dummy_photo(40, 52, seed=2)
-    alpha = np.arange(40 * 52).reshape(40, 52).astype(np.uint8)
+    alpha = (1 + np.arange(40 * 52) % 255).reshape(40, 52).astype(np.uint8)
     Image.fromarray(rgb[..., 0]).save(folder / "gray.png")
     Image.fromarray(np.dstack([rgb, alpha])).save(folder / "clear.png")
     Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
@@ -182,6 +182,22 @@ def test_gray_transparency_and_16_bits_are_kept(run, tmp_path):
     assert gray.pixels.shape == (40, 52, 1) and deep.pixels.dtype == np.uint16 and deep.pixels.shape == (40, 52, 1)
     assert np.array_equal(clear.pixels, plain.pixels) and np.array_equal(clear.alpha[..., 0], alpha)
     assert np.abs(deep.pixels / 257 - gray.pixels).max() <= 1.5, "the same up to rounding"
+
+
+@pytest.mark.parametrize("kind", ["png", "apng"])
+def test_colors_hidden_by_transparency_do_not_change_what_is_visible(run, tmp_path, kind):
+    rgb, alpha = dummy_photo(40, 52, seed=2), np.full((40, 52, 1), 255, np.uint8)
+    alpha[:15], hidden = 0, np.zeros_like(rgb)
+    frames = [Image.fromarray(np.dstack([np.where(alpha, rgb, color), alpha])) for color in (hidden, hidden + 255)]
+    for name, frame in zip("ab", frames, strict=True):
+        more = dict(save_all=True, append_images=[frame.transpose(Image.Transpose.ROTATE_180)]) if kind == "apng" else {}
+        frame.save(tmp_path / f"{name}.{kind}", **more)
+    assert run(f"a.{kind}", f"b.{kind}")[0] == 0
+    first, second = (read_picture(tmp_path / f"sharpened/{name}.{kind}") for name in "ab")
+    assert np.array_equal(first.alpha, second.alpha) and first.alpha.min() == 0
+    assert np.array_equal(*(np.where(each.alpha, each.pixels, 0) for each in (first, second)))
+    if kind == "png":
+        assert first.pixels[:15].max() == 0 and second.pixels[:15].min() == 255, "what is hidden is kept"
 
 
 def test_16_bits_in_color_are_sharpened_as_8_bits_are_but_finer(run, tmp_path):

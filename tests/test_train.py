@@ -40,6 +40,15 @@ def test_main_leaves_a_student_a_table_curves_and_pictures(constants, capsys):
     assert "\r" not in printed + bars, "bars do not go into a log file"
 
 
+@pytest.mark.parametrize("gain", [1, -1])
+def test_a_student_that_does_not_beat_the_input_is_not_recommended(constants, monkeypatch, capsys, gain):
+    scores = iter([Scores(25, 0.7), Scores(27, 0.8), *[Scores(25 + gain, 0.7 + gain / 100)] * train.NUM_EPOCHS])
+    monkeypatch.setattr(train, "validate", lambda network, data, device: next(scores))
+    train.main()
+    printed = capsys.readouterr().out
+    assert ("Next: python sharpen.py" in printed, "It does not beat the blurry input" in printed) == (gain > 0, gain < 0)
+
+
 def test_the_shipped_teacher_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Path(train.TEACHER_WEIGHTS).is_file()
@@ -96,7 +105,7 @@ def test_a_teacher_worse_than_the_input_stops_the_run_unless_allowed(constants, 
     save_model("teacher.pth", small_teacher(strength=0.5))
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", True)
     with pytest.raises(
-        UserError, match=r"teacher.pth does not beat the blurry input on data.val: train .*REQUIRE_GOOD_TEACHER = False"
+        UserError, match=r"teacher.pth does not beat the blurry input on data.val: .*train .*REQUIRE_GOOD_TEACHER = False"
     ):
         train.main()
     assert not (constants / "best_student_model.pth").exists()

@@ -71,6 +71,8 @@ def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[
     for name, value in {"OUTPUTS": outputs, **written, **read}.items():
         if not isinstance(value, (str, Path)) or not str(value):
             raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes")
+        if str(value).startswith("~"):
+            raise UserError(f"{name} = {str(value)!r} starts with ~, which only a shell replaces: write the whole path")
     check_writable(Path(outputs), "OUTPUTS")
     for name, file in written.items():
         if Path(file).suffix != ".pth" or Path(file).is_dir():
@@ -82,7 +84,7 @@ def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[
 
 
 def check_network(network: nn.Module) -> None:
-    """Raise ``UserError`` if ``network`` changes the size of a photo, or could not be loaded again."""
+    """Raise ``UserError`` if ``network`` changes the size of a photo, cannot be trained, or could not be loaded again."""
     name, photo = type(network).__name__, torch.zeros(1, 3, 61, 67)
     if getattr(models, name, None) is not type(network):
         raise UserError(f"{name} is not a class in models.py, where load_model looks for it: move it there")
@@ -97,6 +99,13 @@ def check_network(network: nn.Module) -> None:
     shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
     if shape != tuple(photo.shape):
         raise UserError(f"{name} turns a photo of shape {tuple(photo.shape)} into {shape}: return one of the same shape")
+    if not torch.isfinite(result).all():
+        raise UserError(f"{name} turns a black photo into values that are not finite: look for a division by zero or log(0)")
+    if not any(value.requires_grad for value in network.parameters()):
+        raise UserError(f"{name} has no parameter that requires a gradient: give it one, or nothing is trained")
+    types = {value.dtype for value in network.state_dict().values() if value.is_floating_point()} - {torch.float32}
+    if types:
+        raise UserError(f"{name} has weights of {types.pop()}: keep them in torch.float32, the scripts use autocast")
     if world_size() > 1:
         result.sum().backward()
         unused = [part for part, value in again.named_parameters() if value.requires_grad and value.grad is None]
@@ -114,7 +123,10 @@ def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: 
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(device)
     try:
-        loss_fn(*arguments).backward()
+        loss = loss_fn(*arguments)
+        loss.backward()
+        if not torch.isfinite(loss).all():
+            raise ValueError(f"it is {loss.item()}")
     except Exception as error:  # anything may be wrong with a user's own loss
         raise UserError(
             f"{name} cannot be minimized on patches of shape {tuple(patches[0].shape)} ({one_line(str(error))[:300]}): "

@@ -30,10 +30,14 @@ def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
     student, best_file, outputs = run.network, run.best_file, run.outputs
     load_model(best_file, student)
     networks = {"student": student, "teacher": teacher}
-    print_summary(networks, run.baselines | {"student": Scores(**student.metadata["val"])}, run.device)
+    scores = run.baselines | {"student": Scores(**student.metadata["val"])}
+    print_summary(networks, scores, run.device)
     draw_comparison(run, val_set, networks)
     print(f"The best student is in {best_file}; pictures, curves and the table of epochs are in {outputs}/")
-    print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {val_set.root}")
+    if all(after > before for before, after in zip(scores["input"], scores["student"], strict=True)):
+        print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {val_set.root}")
+    else:
+        print("It does not beat the blurry input: do not sharpen photos with it, train longer or on more photos")
 
 
 def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:

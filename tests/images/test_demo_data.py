@@ -58,3 +58,18 @@ def test_pairs_outside_train_and_val_are_pointed_out(tmp_path):
     write_pair(tmp_path / "data" / "001")
     with pytest.raises(UserError, match="001.blurry.png is in the wrong place: move pairs to"):
         find_or_make_data(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "folder, data, said",
+    [
+        ("data", "my_dtaa", "my_dtaa does not exist: set DATA to a folder with train/ and val/, or to 'data'"),
+        ("data/Train/001", "data", "data contains Train, but no train/ and val/ with pairs: rename or move them"),
+        ("data/train/001", "data/train", "is itself one of train/ and val/: set DATA to the folder that contains both"),
+    ],
+)
+def test_a_mistyped_folder_is_not_taken_for_no_data(tmp_path, folder, data, said):
+    write_pair(tmp_path / folder)
+    with pytest.raises(UserError, match=said):
+        find_or_make_data(tmp_path / data)
+    assert not list(tmp_path.rglob("demo"))

@@ -3,7 +3,7 @@ import pytest
 import skimage.io
 import tifffile
 from example_pictures import picture_of, same, values
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from images.layouts import upright_size
 from images.photos import read_photo
@@ -159,6 +159,30 @@ def test_what_cannot_be_kept_as_it_is_is_refused(tmp_path):
     }.items():
         with pytest.raises(UserError, match=f"{name} .*{said}"):
             read_picture(tmp_path / name)
+
+
+def test_a_wide_color_space_is_kept_in_png_and_else_told(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"cICP", bytes([9, 16, 0, 1]))
+    Image.new("RGB", (9, 9)).save(tmp_path / "hdr.png", pnginfo=info)
+    write_picture(tmp_path / "again.png", read_picture(tmp_path / "hdr.png"))
+    assert b"cICP\x09\x10\0\1" in (tmp_path / "again.png").read_bytes()
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.avif")
+    content = (tmp_path / "a.avif").read_bytes()
+    place = content.index(b"colrnclx") + 8
+    for primaries, transfer, notes in (1, 13, []), (9, 16, ["without its color space"]):
+        (tmp_path / "a.avif").write_bytes(content[:place] + bytes([0, primaries, 0, transfer]) + content[place + 4 :])
+        assert read_picture(tmp_path / "a.avif").notes == notes
+
+
+def test_what_is_rounded_or_lost_is_told(tmp_path):
+    (tmp_path / "deep.ppm").write_bytes(b"P6\n# a comment\n3 2\n65535\n" + bytes(range(36)))
+    (tmp_path / "plain.ppm").write_bytes(b"P6\n3 2\n255\n" + bytes(range(18)))
+    place = TiffImagePlugin.ImageFileDirectory_v2()
+    place[33550] = (1.0, 1.0, 0.0)
+    Image.new("RGB", (9, 9)).save(tmp_path / "map.tif", tiffinfo=place)
+    notes = {"deep.ppm": ["8 instead of more bits per color"], "plain.ppm": [], "map.tif": ["without its map coordinates"]}
+    assert {name: read_picture(tmp_path / name).notes for name in notes} == notes
 
 
 def test_what_an_encoder_refuses_is_one_sentence_and_leaves_nothing(tmp_path):

@@ -159,7 +159,7 @@ def test_titles_languages_and_chapters_are_kept_and_a_name_may_hold_a_colon(av, 
         assert [each["metadata"]["title"] for each in found.chapters()] == ["One"]
 
 
-@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)], ids=["sideways", "upside down", "transposed"])
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)], ids=["mirror", "upside down", "transposed"])
 def test_a_mirrored_video_looks_as_before(av, tmp_path, matrix):
     def shown(path):
         with av.open(str(path)) as source:
