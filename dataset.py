@@ -195,7 +195,7 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     folders = [path for path in inside if path.is_dir() and path.name not in SYSTEM_FOLDERS]
     stray = [path for path in inside if path.suffix.lower() in FORMATS and path.is_file()]
     if stray:
-        print0(f"{len(stray)} photos directly in {root}, such as {stray[0].name}, are left out: each pair needs a folder")
+        print0(f"photos directly in {root} are left out ({len(stray)}, such as {stray[0].name}): each pair needs a folder")
     if not folders:
         raise UserError(f"{root} contains no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
     names = ["blurry.png", "sharp.png"] if need_sharp else ["blurry.png"]
@@ -203,7 +203,7 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     if need_sharp and root.name == "train":
         advice += " (train.py needs no sharp.png if DISTILL_WEIGHT = 1 and CACHE_TEACHER = True)"
     files = [folder / name for folder in folders for name in names]
-    if len(folders) == 2 and not any(file.is_file() for file in files):
+    if len(folders) == 2 and not any(file.is_file() or near_name(file) for file in files):
         raise UserError(f"{root} contains folders of photos, not of pairs: prepare_data.py pairs makes these from two")
     raise_problems([f"{file} is missing{near_name(file)}: {advice}" for file in files if not file.is_file()])
     return folders

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 class EstimateBlur(nn.Module):
-    """``StudentCNN.estimate_blur`` for the windows (n, 64, 64) of one photo and the trust (1,) in them -> (1, 450)."""
+    """``StudentCNN.estimate_blur`` for the windows (n, 64, 64) of one photo and the trust (1,) in them -> (1, 634)."""
 
     def __init__(self, student: StudentCNN):
         super().__init__()

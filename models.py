@@ -30,7 +30,7 @@ from blocks import (
     space_to_depth_indices,
     to_space_to_depth_kernel,
 )
-from blur.estimator import EMBEDDING, KERNEL_RADIUS, BlurEstimator
+from blur.estimator import EMBEDDING, KERNEL_RADIUS, RINGS, BlurEstimator
 from blur.local import CELL, BlurMap, local_spectra, softness_map, upper_half
 from blur.spectrum import log_power_spectrum
 from images.files import read_torch_file, write_torch_file
@@ -161,7 +161,7 @@ class StudentCNN(nn.Module):
         num_experts: experts per convolution.
         hidden: width of the layer that predicts the filters and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
-        whole photo: what ``estimate_blur`` returns, (N, 2 * 225), or spectra whose last four channels are its
+        whole photo: what ``estimate_blur`` returns, (N, 2 * 317), or spectra whose last four channels are its
         ``log_power_spectrum`` with the softest windows, (N, 4 or 6, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
@@ -174,7 +174,8 @@ class StudentCNN(nn.Module):
         self.receptive_radius = self.conv_radius + GainMap.RADIUS
         self.estimator = BlurEstimator(**STUDENT_ESTIMATOR)
         size = 2 * FILTER_RADIUS + 1
-        self.embed = nn.Sequential(nn.Linear(EMBEDDING + size**2 // 2 + 1, hidden), nn.ReLU())
+        self.embed = nn.Sequential(nn.Linear(EMBEDDING + 2 * RINGS + size**2 // 2 + 1, hidden), nn.ReLU())
+        nn.init.zeros_(self.embed[0].weight[:, EMBEDDING : EMBEDDING + 2 * RINGS])  # many alike: they would swamp the rest
         self.router = nn.Linear(2 * hidden, num_experts)
         # For each filter: trust in the estimator's, then a correction
         self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))
@@ -212,22 +213,26 @@ class StudentCNN(nn.Module):
         return self.embed_blur(log_power_spectrum(photo, peak, with_softest=True))
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
-        """Blur embedding, the estimator's filter and log energies of DCT coefficients, for the whole photo and then for its
-        softest windows, (N, 2 * (64 + 145 + 16)), from spectra of whole photos, (N, 4 or 6, 64, 33). Of the filter, which is
-        symmetric, half and then the centre."""
+        """Blur embedding, radial profile of the spectrum, the estimator's filter and log energies of DCT coefficients.
+
+        Of the whole photo and then of its softest windows, (N, 2 * (64 + 92 + 145 + 16)), from spectra of whole photos,
+        (N, 4 or 6, 64, 33). Of the filter, which is symmetric, half and then the centre.
+        """
         softest, whole = spectra[:, -4:].chunk(2, 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, softest)]))
-        powers = torch.cat([whole, softest])[:, 0].exp()
+        both = torch.cat([whole, softest])
         with torch.autocast(spectra.device.type, enabled=False):  # the gate amplifies rounding
-            energies = (torch.einsum("nyx,kyx->nk", powers, self.dct_response) + 1e-6).log()
-        embedded = torch.cat([embeddings, kernels.flatten(1)[:, : kernels[0].numel() // 2 + 1], energies], 1)
+            profiles = self.estimator.radial_profile(self.estimator.normalize(both)).flatten(1)
+            energies = (torch.einsum("nyx,kyx->nk", both[:, 0].exp(), self.dct_response) + 1e-6).log()
+        embedded = torch.cat([embeddings, profiles, kernels.flatten(1)[:, : kernels[0].numel() // 2 + 1], energies], 1)
         return torch.cat(embedded.chunk(2), 1)
 
     def predict_weights(self, embedded: Tensor) -> StudentWeights:
         """From ``embed_blur``: all that is computed once per photo."""
         size = 2 * FILTER_RADIUS + 1
         with torch.autocast(embedded.device.type, enabled=False):
-            embeddings, estimated, energies = embedded.unflatten(1, (2, -1)).split([EMBEDDING, size**2 // 2 + 1, 16], 2)
+            sizes = [EMBEDDING + 2 * RINGS, size**2 // 2 + 1, 16]
+            embeddings, estimated, energies = embedded.unflatten(1, (2, -1)).split(sizes, 2)
             # Strong filters have large values
             hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2))
             trust, correction = self.kernel_head(hidden).split([1, size**2], 2)

@@ -179,7 +179,7 @@ def sharpen_job(
         torch.set_num_threads(cores)
         if read is None:
             notes = map_frames(photo, result, lambda frame: video(frame, strength))
-            return pool.submit(list, notes)
+            return pool.submit(lambda: notes)  # as from write_picture
         picture = read.result()
         if sharpener.fused and picture.pixels.size < SMALL:
             torch.set_num_threads(1)  # as fast, and others are free to read and write
@@ -204,11 +204,10 @@ def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     visible = alpha[..., 0] > 0
     if visible.all() or not visible.any():
         return pixels
-    from skimage.segmentation import expand_labels  # takes a while to import
+    from scipy.ndimage import distance_transform_edt  # comes with scikit-image; takes a while to import
 
-    numbers = np.arange(1, visible.size + 1).reshape(visible.shape)
-    nearest = expand_labels(np.where(visible, numbers, 0), max(visible.shape)) - 1
-    return pixels.reshape(-1, pixels.shape[-1])[nearest.clip(0)]
+    rows, columns = distance_transform_edt(~visible, return_distances=False, return_indices=True)
+    return pixels[rows, columns]
 
 
 def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:

@@ -65,8 +65,8 @@ class BlurEstimator(nn.Module):
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(spectrum.device.type, enabled=False):
-            logs = (spectrum.to(self.radius.dtype) + 9) / 4
-            profile = logs.flatten(2) @ self.rings  # (N, 2, 46): means over rings, from low to high frequencies
+            logs = self.normalize(spectrum)
+            profile = self.radial_profile(logs)
             # What differs from the mean of its ring: motion blurs one direction
             power = logs[:, ::2]
             anisotropy = 2 * (power - profile[:, ::2, self.ring].view_as(power))
@@ -87,6 +87,14 @@ class BlurEstimator(nn.Module):
             change = change + radial.view(len(radial), -1, RINGS)[..., self.ring].view_as(change)
             response = (1 + change[:, 1]) * change[:, 0].clamp(max=4).exp() if self.exponential else 1 + 2 * change[:, 0]
             return self.to_kernel(response), embedding
+
+    def normalize(self, spectrum: Tensor) -> Tensor:
+        """Logarithms of power, about -1 to 1."""
+        return (spectrum.to(self.radius.dtype) + 9) / 4
+
+    def radial_profile(self, logs: Tensor) -> Tensor:
+        """Means over rings of what ``normalize`` returned, from low to high frequencies: (N, C, 64, 33) -> (N, C, 46)."""
+        return logs.flatten(2) @ self.rings
 
     def to_kernel(self, response: Tensor) -> Tensor:
         """Frequency responses, (N, 64, 33), as kernels of sum 1, (N, 1, k, k)."""

@@ -28,7 +28,7 @@ NOTE = "Demo pairs, cut from the sample photos of scikit-image and blurred by bl
 def find_or_make_data(root: Path | str) -> Path:
     """The folder with train/ and val/: ``root`` if the user has put anything there, else demo data in ``root``/demo.
 
-    Raises ``UserError`` if pairs seem to be elsewhere in ``root``, or if it does not exist under another name than data.
+    Raises ``UserError`` if pairs are elsewhere in ``root``, or if it does not exist under another name than data.
     """
     root = Path(root)
     for folder in root / "train", root / "val":
@@ -41,10 +41,9 @@ def find_or_make_data(root: Path | str) -> Path:
         raise UserError(f"{stray} is in the wrong place: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
     if not root.exists() and root.name != "data":
         raise UserError(f"{root} does not exist: set DATA to a folder with train/ and val/, or to 'data' for demo data")
-    known = ("train", "val", "demo")
-    folders = sorted(path.name for path in root.glob("*/") if path.name[0] != "." and path.name not in known)
-    if folders:
-        raise UserError(f"{root} contains {', '.join(folders[:5])}, but no train/ and val/ with pairs: rename or move them")
+    stray = next(root.glob("*/*/blurry.png"), None)
+    if stray and stray.parts[-3] != "demo":
+        raise UserError(f"{stray.parent.parent} contains pairs, but is neither {root}/train nor {root}/val: rename it")
     make_demo_data(root / "demo")
     print0(
         f"{root} contains no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'};\n"

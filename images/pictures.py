@@ -125,7 +125,8 @@ def _losses(image: Image.Image, head: bytes, options: dict) -> list[str]:
     """What is in the file, which starts with ``head``, but not in a ``Picture`` with these ``options``."""
     frames, xmp, tags = getattr(image, "n_frames", 1), options.get("xmp", b""), getattr(image, "tag_v2", ())
     nclx = re.search(rb"colrnclx\0(.)\0(.)", head, re.DOTALL)  # primaries and transfer: 1 and 13 are sRGB, 2 is unknown
-    deep_ppm = re.match(rb"P6\s(?:#.*\n|\s)*\d+\s+\d+\s+(\d+)\s", head)
+    gap = rb"(?:\s|#[^\n]*\n)+"
+    deep_ppm = re.match(rb"P6%b\d+%b\d+%b(\d+)" % (gap, gap, gap), head)
     # Boxes of HEIC, AVIF and JPEG 2000 that tell how many bits a color has
     more_bits = re.search(rb"\A.{4}(?:ftyp|jP  ).*(?:pixi.{5}[\x09-\x10]|ihdr.{10}[\x08-\x0f])", head, re.DOTALL)
     losses = {
@@ -134,7 +135,7 @@ def _losses(image: Image.Image, head: bytes, options: dict) -> list[str]:
         or (deep_ppm and int(deep_ppm[1]) > 255),
         "without its color space": b"colr\2" in head
         or (nclx and "icc_profile" not in options and (nclx[1] not in b"\1\2" or nclx[2] not in b"\1\2\6\x0d")),
-        "without its content credentials": b"jumbc2pa" in head or b"c2pa.claim" in head,
+        "without its content credentials": b"jumdc2pa" in head,
         "without its map coordinates": {33550, 33922, 34735}.intersection(tags),
         f"the first of its {frames} images alone": frames > 1 and image.format not in ANIMATED,
         "without its gain map or depth": image.info.get("aux") or image.info.get("depth_images") or b":GDepth" in xmp,
@@ -220,6 +221,7 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
     ):
         if needed and kind not in formats:
             raise UserError(f"{path} cannot be written: {kind} has no {feature}, choose a name that ends in .png")
+    info = picture.options.get("pnginfo")
     if kind == "HEIF":
         load_heif(path)
     for name, formats, value in (
@@ -227,6 +229,7 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
         ("XMP", DESCRIBED, picture.options.get("xmp")),
         ("IPTC", ("JPEG", "TIFF"), picture.options.get("iptc")),
         ("color profile", DESCRIBED, picture.options.get("icc_profile")),
+        ("color space", ("PNG",), any(b"cICP" in chunk for chunk in getattr(info, "chunks", ()))),
     ):
         if value and kind not in formats:
             picture.notes.append(f"without its {name}, which {kind} cannot hold")

@@ -1,6 +1,7 @@
 """Videos whose frames are changed one by one, with PyAV 18 or newer (``pip install -r requirements-extras.txt``)."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
             ):
                 return _map_frames(av, source, target, first, change)
         except av.error.FFmpegError as error:  # often an OSError, too
-            advice = "replace it, or convert it to .mp4 with another program first"
+            advice = "replace it, or encode it again with another program first"
             if not silent:
                 advice += f"; if its sound does not fit into {result.suffix}, choose .mkv with -o"
             raise UserError(f"{video} cannot be sharpened as a video ({describe_error(error)}): {advice}") from None
@@ -76,10 +77,11 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     for stream in others:
         copies[stream.index].disposition = stream.disposition  # default, forced, comment, ...
     target.set_chapters(source.chapters())
-    lost = [each for each in source.streams if each not in (video, *others)]
-    if source.chapters():  # their names are a stream of data in MP4
-        lost = [each for each in lost if each.type != "data"]
-    notes = [f"without its {each.type} stream {each.index}" for each in lost]
+    # Time codes the muxer writes anew from the metadata
+    lost = Counter(s.type for s in source.streams if s not in (video, *others) and "timecode" not in s.metadata)
+    if source.chapters() and lost["data"] and "mp4" in source.format.name:
+        lost["data"] -= 1  # the names of the chapters
+    notes = [f"without {count} other {kind} stream{'s' * (count > 1)}" for kind, count in lost.items() if count]
     if any(component.is_alpha for component in first.format.components):
         notes.append("without its transparency")
     frame = first
@@ -112,8 +114,8 @@ def _configure(written, video, frame, name: str) -> None:
     encoder.pix_fmt = frame.format.name if same and even else "yuv420p" if even else "yuv444p"
     if video.sample_aspect_ratio:
         encoder.sample_aspect_ratio = video.sample_aspect_ratio
-    for name, color in _colors(frame).items():
-        setattr(encoder, name, color)
+    for color, value in _colors(frame).items():
+        setattr(encoder, color, value)
     rotation = frame.rotation + 180 * _is_mirrored(frame)  # then its pixels are flipped
     if rotation % 360:
         written.set_display_rotation(rotation)

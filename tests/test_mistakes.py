@@ -148,8 +148,8 @@ class OnAnotherDevice(torch.nn.MSELoss):
         ),
         (OnAnotherDevice, "OnAnotherDevice cannot be minimized on patches of shape (2, 3, 32, 32) ("),
         (lambda: torch.nn.MSELoss, "MSELoss cannot be minimized"),
-        (lambda: lambda prediction, target: 0.5, "'float' object has no attribute 'backward'): return one number"),
-        (lambda: lambda prediction, target: prediction.mean() / 0, "it is inf): return one number"),
+        (lambda: lambda prediction, target: 0.5, "'float' object has no attribute 'backward'): return one finite number"),
+        (lambda: lambda prediction, target: prediction.mean() / 0, "it is inf): return one finite number"),
         (lambda: lambda prediction, target: (prediction > target).float().mean(), "does not require grad"),
     ],
 )

@@ -187,7 +187,7 @@ def test_gray_transparency_and_16_bits_are_kept(run, tmp_path):
 @pytest.mark.parametrize("kind", ["png", "apng"])
 def test_colors_hidden_by_transparency_do_not_change_what_is_visible(run, tmp_path, kind):
     rgb, alpha = dummy_photo(40, 52, seed=2), np.full((40, 52, 1), 255, np.uint8)
-    alpha[:15], hidden = 0, np.zeros_like(rgb)
+    alpha[:15], alpha[:, 8:], hidden = 0, 0, np.zeros_like(rgb)
     frames = [Image.fromarray(np.dstack([np.where(alpha, rgb, color), alpha])) for color in (hidden, hidden + 255)]
     for name, frame in zip("ab", frames, strict=True):
         more = dict(save_all=True, append_images=[frame.transpose(Image.Transpose.ROTATE_180)]) if kind == "apng" else {}

@@ -21,7 +21,7 @@ def network(request):
 
 def test_shipped_weights_are_small_and_their_card_is_of_them(network):
     student, name = type(network).__name__ == "StudentCNN", f"{type(network).__name__.removesuffix('CNN').lower()}.pth"
-    assert (WEIGHTS / name).stat().st_size < (1.3e6 if student else 16e6)
+    assert (WEIGHTS / name).stat().st_size < (1.4e6 if student else 16e6)
     assert f"{count_parameters(network):,} parameters" in (WEIGHTS / "README.md").read_text()
 
 

@@ -100,10 +100,12 @@ def check_network(network: nn.Module) -> None:
     if shape != tuple(photo.shape):
         raise UserError(f"{name} turns a photo of shape {tuple(photo.shape)} into {shape}: return one of the same shape")
     if not torch.isfinite(result).all():
-        raise UserError(f"{name} turns a black photo into values that are not finite: look for a division by zero or log(0)")
+        raise UserError(f"{name} turns a black photo into values that are not finite: avoid a division by zero or log(0)")
+    if any(map(nn.parameter.is_lazy, network.parameters())):
+        raise UserError(f"{name} has parameters without a shape: give its layers their numbers of channels")
     if not any(value.requires_grad for value in network.parameters()):
         raise UserError(f"{name} has no parameter that requires a gradient: give it one, or nothing is trained")
-    types = {value.dtype for value in network.state_dict().values() if value.is_floating_point()} - {torch.float32}
+    types = {value.dtype for value in network.parameters()} - {torch.float32}
     if types:
         raise UserError(f"{name} has weights of {types.pop()}: keep them in torch.float32, the scripts use autocast")
     if world_size() > 1:
@@ -130,5 +132,5 @@ def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: 
     except Exception as error:  # anything may be wrong with a user's own loss
         raise UserError(
             f"{name} cannot be minimized on patches of shape {tuple(patches[0].shape)} ({one_line(str(error))[:300]}): "
-            "return one number that depends on the prediction, as a tensor"
+            "return one finite number that depends on the prediction, as a tensor"
         ) from None

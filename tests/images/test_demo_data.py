@@ -64,7 +64,7 @@ def test_pairs_outside_train_and_val_are_pointed_out(tmp_path):
     "folder, data, said",
     [
         ("data", "my_dtaa", "my_dtaa does not exist: set DATA to a folder with train/ and val/, or to 'data'"),
-        ("data/Train/001", "data", "data contains Train, but no train/ and val/ with pairs: rename or move them"),
+        ("data/Train/001", "data", "Train contains pairs, but is neither .*train nor .*val: rename it"),
         ("data/train/001", "data/train", "is itself one of train/ and val/: set DATA to the folder that contains both"),
     ],
 )

@@ -167,6 +167,8 @@ def test_a_wide_color_space_is_kept_in_png_and_else_told(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "hdr.png", pnginfo=info)
     write_picture(tmp_path / "again.png", read_picture(tmp_path / "hdr.png"))
     assert b"cICP\x09\x10\0\1" in (tmp_path / "again.png").read_bytes()
+    picture = read_picture(tmp_path / "hdr.png")
+    assert "without its color space, which JPEG cannot hold" in write_picture(tmp_path / "again.jpg", picture)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.avif")
     content = (tmp_path / "a.avif").read_bytes()
     place = content.index(b"colrnclx") + 8
@@ -177,11 +179,16 @@ def test_a_wide_color_space_is_kept_in_png_and_else_told(tmp_path):
 
 def test_what_is_rounded_or_lost_is_told(tmp_path):
     (tmp_path / "deep.ppm").write_bytes(b"P6\n# a comment\n3 2\n65535\n" + bytes(range(36)))
+    (tmp_path / "deep2.ppm").write_bytes(b"P6 3 # a\n2\n# b\n65535\n" + bytes(range(36)))
     (tmp_path / "plain.ppm").write_bytes(b"P6\n3 2\n255\n" + bytes(range(18)))
     place = TiffImagePlugin.ImageFileDirectory_v2()
     place[33550] = (1.0, 1.0, 0.0)
     Image.new("RGB", (9, 9)).save(tmp_path / "map.tif", tiffinfo=place)
-    notes = {"deep.ppm": ["8 instead of more bits per color"], "plain.ppm": [], "map.tif": ["without its map coordinates"]}
+    Image.new("RGB", (9, 9)).save(
+        tmp_path / "signed.jpg", extra=b"\xff\xeb\0\x22JP\0\1\0\0\0\1\0\0\0\x18jumb\0\0\0\x10jumdc2pa" + bytes(4)
+    )
+    notes = {"deep.ppm": ["8 instead of more bits per color"], "deep2.ppm": ["8 instead of more bits per color"]}
+    notes |= {"plain.ppm": [], "map.tif": ["without its map coordinates"], "signed.jpg": ["without its content credentials"]}
     assert {name: read_picture(tmp_path / name).notes for name in notes} == notes
 
 
