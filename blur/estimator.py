@@ -89,7 +89,7 @@ class BlurEstimator(nn.Module):
             return self.to_kernel(response), embedding
 
     def normalize(self, spectrum: Tensor) -> Tensor:
-        """Logarithms of power, about -1 to 1."""
+        """Logarithms of power, scaled to about -1 to 1; any shape."""
         return (spectrum.to(self.radius.dtype) + 9) / 4
 
     def radial_profile(self, logs: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ def find_or_make_data(root: Path | str) -> Path:
         raise UserError(f"{stray} is in the wrong place: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
     if not root.exists() and root.name != "data":
         raise UserError(f"{root} does not exist: set DATA to a folder with train/ and val/, or to 'data' for demo data")
-    stray = next(root.glob("*/*/blurry.png"), None)
-    if stray and stray.parts[-3] != "demo":
+    stray = next(root.glob("*/*/blurry.png"), None)  # those of the demo are one level deeper
+    if stray:
         raise UserError(f"{stray.parent.parent} contains pairs, but is neither {root}/train nor {root}/val: rename it")
     make_demo_data(root / "demo")
     print0(

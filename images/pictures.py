@@ -59,8 +59,9 @@ def read_picture(path: Path | str) -> Picture:
             head = file.read(2**16)
             if image.format == "WEBP":  # what a frame of it begins with
                 options["lossless"] = re.search(rb"VP8[ L]", head + file.read())[0] == b"VP8L"
-        if hdr := re.search(rb"\0\0\0\x04cICP(.{4})", head, re.DOTALL) if image.format == "PNG" else None:
-            options["pnginfo"].add(b"cICP", hdr[1])
+        color_space = re.search(rb"\0\0\0\x04cICP(.{4})", head, re.DOTALL)  # which Pillow does not read
+        if color_space and image.format == "PNG":
+            options["pnginfo"].add(b"cICP", color_space[1])
         notes = _losses(image, head, options)
         if deep and values.dtype == np.uint8:
             notes.append("8 instead of 16 bits per color")
@@ -221,9 +222,9 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
     ):
         if needed and kind not in formats:
             raise UserError(f"{path} cannot be written: {kind} has no {feature}, choose a name that ends in .png")
-    info = picture.options.get("pnginfo")
     if kind == "HEIF":
         load_heif(path)
+    info = picture.options.get("pnginfo")
     for name, formats, value in (
         ("EXIF", DESCRIBED, picture.exif),
         ("XMP", DESCRIBED, picture.options.get("xmp")),
