@@ -92,7 +92,7 @@ class GainMap(nn.Module):
     Args:
         hidden: size of the embedding that ``film`` takes.
     Shapes: luma in space-to-depth blocks, (N, 16, H / 4, W / 4), scales and shifts (N, 2 * width), what ``film`` returned,
-        and the logarithms of the energies of the softest windows and of the whole photo, (N, 2, 16) -> (N, 3, H / 4, W / 4):
+        and the logarithms of the energies of the whole photo and of the softest windows, (N, 2, 16) -> (N, 3, H / 4, W / 4):
         0 to 1.9, interpolated; at the start the first two add up to 1, and the third is 1.
     """
 
@@ -126,7 +126,7 @@ class GainMap(nn.Module):
         """(N, 17, H / 16, W / 16) -> (N, 3, H / 16, W / 16)."""
         energies, means = energies[:, :16] + 1e-6, energies[:, 16:]
         smooth = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        softest, whole = references[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
+        whole, softest = references[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
         powers = smooth[:, LOW_FREQUENCIES].movedim(1, -1)
         softness = (nll(powers, whole) - nll(powers, softest))[:, None]
         slope, offset = self.gate
@@ -198,13 +198,6 @@ def flat_runs(photo: Tensor) -> Tensor:
             equal = equal.narrow(axis, 0, count) & equal.narrow(axis, step, count)
         flat |= equal
     return flat
-
-
-def pad_to_multiple(photo: Tensor, multiple: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, H', W') with H', W' the next multiples; the last row and column are repeated."""
-    height, width = photo.shape[-2:]
-    rows, columns = -height % multiple, -width % multiple
-    return F.pad(photo, (0, columns, 0, rows), mode="replicate") if rows or columns else photo
 
 
 def smooth_chroma(photo: Tensor, share: Tensor) -> Tensor:

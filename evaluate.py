@@ -81,7 +81,10 @@ def main() -> None:
         results[degradation], mask, example = score_degradation(degradation, folders, sharpeners)
         if options.picture:
             pictures.append(draw(f"{degradation}/{example.name}", example, mask, sharpeners))
-    costs = {name: costs_of(sharpener) for name, sharpener in sharpeners.items()}
+    costs = {}
+    for name, each in sharpeners.items():  # parameters, GMAC per megapixel, and ms per megapixel here
+        time = ms_per_megapixel(each.network, each.device)
+        costs[name] = [f"{count_parameters(each.network):,}", f"{gmac_per_megapixel(each.network):.1f}", f"{time:.0f}"]
     text = "\n\n".join(([degradation_table(results)] if len(results) > 1 else []) + [summary_table(results, costs)])
     print("\n".join(f"{name} is {file}" for name, file in files.items()), end="\n\n")
     print(text)
@@ -153,12 +156,6 @@ def draw(title: str, folder: Path, mask: tuple[float, float], sharpeners: dict[s
     masked, name = unsharp(blurry, *mask), f"unsharp mask {mask[0]:g}, {mask[1]:g}"
     outputs = {name: to_tensor(sharpener(to_pixels(blurry))) for name, sharpener in sharpeners.items()}
     return side_by_side({title: blurry, name: masked, **outputs, "sharp": sharp})
-
-
-def costs_of(sharpener: Sharpener) -> list[str]:
-    """Parameters, GMAC per megapixel, and ms per megapixel here."""
-    network, time = sharpener.network, ms_per_megapixel(sharpener.network, sharpener.device)
-    return [f"{count_parameters(network):,}", f"{gmac_per_megapixel(network):.1f}", f"{time:.0f}"]
 
 
 # Tables

@@ -152,14 +152,6 @@ def waves() -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def fftfreq(n: int, d: float, device: torch.device) -> Tensor:
-    return ((torch.arange(n, device=device) + n // 2) % n - n // 2) / (n * d)
-
-
-def hypot(x: Tensor, y: Tensor) -> Tensor:
-    return (x * x + y * y).sqrt()
-
-
 def reflect_pad_to_blocks(photo: Tensor) -> Tensor:
     for axis in -2, -1:
         last = photo.shape[axis] - 1
@@ -173,14 +165,9 @@ def luma(photo: Tensor) -> Tensor:
     return F.conv2d(photo, LUMA.view(1, 3, 1, 1))
 
 
-def conv2d_per_sample(x: Tensor, weights: Tensor, biases: Tensor | None = None, padding: int | tuple = 0) -> Tensor:
-    return F.conv2d(x, weights[0], biases if biases is None else biases[0], padding=padding)
-
-
 @contextlib.contextmanager
 def exportable_operations() -> Iterator[None]:
-    places = {torch.fft: (rfft2, irfft2, fftfreq), Tensor: (hypot,)}
-    places |= dict.fromkeys((models, blocks), (reflect_pad_to_blocks, luma, conv2d_per_sample))
+    places = {torch.fft: (rfft2, irfft2)} | dict.fromkeys((models, blocks), (reflect_pad_to_blocks, luma))
     with contextlib.ExitStack() as stack:
         for place, functions in places.items():
             stack.enter_context(mock.patch.multiple(place, **{each.__name__: each for each in functions}))

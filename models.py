@@ -1,4 +1,4 @@
-"""The two networks and their blocks, and how they are saved and loaded.
+"""The two networks, and how they are saved and loaded.
 
 Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur from power spectra
 (blur/estimator.py) and undo most of it with filters, which differ from place to place. Convolutions add the rest, mostly at
@@ -6,6 +6,7 @@ a quarter of the resolution, where a 3x3 convolution costs a sixteenth and cover
 the identity and last layers at zero, so that an untrained network returns its input.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ from blocks import (
     keep_flat_runs,
     luma,
     modulate,
-    pad_to_multiple,
     reflect_pad_to_blocks,
     smooth_chroma,
     space_to_depth_indices,
@@ -124,7 +124,9 @@ class TeacherCNN(nn.Module):
         softness = blur.interpolate(blur.softness.to(regional), *size, 1, CELL).expand(-1, -1, *size)
         slope, offset = self.gate
         base = regional.lerp(soft, (slope * softness + offset).sigmoid())
-        return pad_to_multiple(torch.cat([photo.to(base.dtype), regional, base, softness.tanh()], 1), 4)
+        x = torch.cat([photo.to(base.dtype), regional, base, softness.tanh()], 1)
+        rows, columns = -size[0] % 4, -size[1] % 4
+        return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
 
 
 class StudentWeights(NamedTuple):
@@ -132,10 +134,10 @@ class StudentWeights(NamedTuple):
 
     Attributes:
         kernels: (N, 2, 17, 17), filters whose results are added to the photo.
-        routing: (N, experts), weights of the experts of each convolution.
+        routing: (N, experts), weights of the experts, the same for all convolutions.
         smoothing: (N, 1), the share of smooth chroma.
         film: (N, 64), scales and shifts in the ``GainMap``.
-        references: (N, 2, 16), log energies of DCT coefficients in the softest windows and in the whole photo.
+        references: (N, 2, 16), log energies of DCT coefficients in the whole photo and in its softest windows.
     """
 
     kernels: Tensor
@@ -146,15 +148,12 @@ class StudentWeights(NamedTuple):
 
 
 class StudentCNN(nn.Module):
-    """Small real-time network: two predicted filters, mixed from place to place, then a few convolutions, on luma.
+    """Small real-time network on luma: two predicted filters, mixed from place to place, then a few convolutions.
 
-    For each of two blur estimates, of the whole photo and of its softest windows, the same layers correct the 17x17 filter
-    of the estimator, and from both follow the routing weights that mix the experts of each convolution. They cost nothing
-    per pixel, and kernels made for one blur do what many general ones cannot. Which filter is used, and how much of its and
-    of the convolutions' change is added, a ``GainMap`` decides for cells of 16 pixels. Everything works on space-to-depth
-    blocks of 4x4 pixels, whose 16 values are the channels: nothing is lost, and a 3x3 convolution covers 12x12 pixels. The
-    change in luma is added to red, green and blue alike. Chroma, what is left of a photo without its luma, is smoothed as
-    far as the blur estimate, which also sees noise, makes it useful.
+    For each of two blur estimates, of the whole photo and of its softest windows, the same layers correct the estimator's
+    17x17 filter; from both follow the routing weights that mix the experts of each convolution. All this is computed once
+    per photo. A ``GainMap`` sets, per cell of 16 pixels, how much of each filter's and of the convolutions' change is added
+    to R, G and B alike. Convolutions see 4x4 pixels as 16 channels (space-to-depth). Noisy chroma is smoothed.
 
     Args:
         convs: 3x3 convolutions, all but the last with a skip, which ``FusedStudent`` folds into the weights.
@@ -244,12 +243,10 @@ class StudentCNN(nn.Module):
             kernels = kernels - kernels.mean((2, 3), keepdim=True)
             # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
             smoothing = F.leaky_relu(self.chroma_head(hidden), 0.1 if self.training else 0.0)
-            return StudentWeights(
-                kernels, self.router(hidden).tanh(), smoothing, self.gain_map.film(hidden), energies.flip(1)
-            )
+            return StudentWeights(kernels, self.router(hidden).tanh(), smoothing, self.gain_map.film(hidden), energies)
 
 
-def share_estimator(teacher: nn.Module, student: nn.Module) -> bool:
+def copy_estimator(teacher: nn.Module, student: nn.Module) -> bool:
     """Copy ``teacher``'s blur estimator for students to ``student`` and freeze it; returns whether both have one.
 
     A student that is a small ``TeacherCNN`` gets the teacher's own. Raises ``UserError`` if they differ in size.
@@ -276,18 +273,16 @@ def save_model(path: Path | str, model: nn.Module, **metadata) -> None:
     in ``self.arguments``, as above.
 
     Args:
-        metadata: what should be known about its training; str, int, float, bool, None, and lists or dicts of these.
+        metadata: what should be known about its training; what JSON can hold, which is loaded safely.
     Raises:
-        TypeError: if metadata is of another type, which could not be loaded safely.
+        TypeError: if metadata is of another type.
         UserError: if the file cannot be written.
     """
-    for name, value in metadata.items():
-        _check_plain(name, value)
     content = {
         "class": type(model).__name__,
         "arguments": dict(getattr(model, "arguments", {})),
         "weights": {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
-        "metadata": metadata,
+        "metadata": json.loads(json.dumps(metadata)),
     }
     write_torch_file(path, content)
 
@@ -321,14 +316,3 @@ def load_model(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         raise UserError(f"{path} contains weights that are not finite, its training failed: train it again")
     model.metadata = content["metadata"]
     return model.eval()
-
-
-def _check_plain(name: str, value) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_plain(f"{name}[{key!r}]", item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_plain(name, item)
-    elif type(value) not in (str, int, float, bool, type(None)):
-        raise TypeError(f"metadata {name} is a {type(value).__name__}: only plain numbers, text, lists and dicts are stored")

@@ -105,9 +105,10 @@ def main() -> None:
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:
-    val_photos = find_photos(VAL_PHOTOS) if VAL_PHOTOS else find_photos(PHOTOS)[::10]
+    photos = find_photos(PHOTOS)
+    val_photos = find_photos(VAL_PHOTOS) if VAL_PHOTOS else photos[::10]
     held_out = {os.path.realpath(path) for path in val_photos}  # unlike Path.resolve it accepts circular links
-    train_photos = [path for path in find_photos(PHOTOS) if os.path.realpath(path) not in held_out]
+    train_photos = [path for path in photos if os.path.realpath(path) not in held_out]
     if not train_photos:
         raise UserError(f"all photos of {PHOTOS} are to validate on: add more, or name a folder of others in VAL_PHOTOS")
     cache = Path(OUTPUTS) / ".cache"

@@ -22,12 +22,12 @@ import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, image_size, is_out_of_memory, run_cli
-from images.photos import FORMATS, find_photos, look_ahead, print_left_out
+from images.photos import FORMATS, find_photos, look_ahead
 from images.pictures import read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
 from models import load_model
-from utils import UserError, one_line, pick_device, use_idle_cores
+from utils import UserError, all_threads, one_line, pick_device, use_idle_cores
 
 WEIGHTS = "best_student_model.pth"  # from train.py; if it does not exist, the shipped student
 SHIPPED = Path(__file__).resolve().parent / "weights" / "student.pth"
@@ -79,7 +79,7 @@ def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path
     for path in inputs:
         if os.path.isdir(path):
             try:
-                found += [(photo, out / photo.relative_to(path)) for photo in photos_in(path, out, problems)]
+                found += [(photo, out / photo.relative_to(path)) for photo in find_photos(path, problems, [out])]
             except UserError as error:
                 problems.append(str(error))
         elif os.path.isfile(path):
@@ -126,23 +126,12 @@ def is_case_blind(folder: Path) -> bool:
     return False
 
 
-def photos_in(folder: Path, out: Path, problems: list[str]) -> list[Path]:
-    """The photos in ``folder`` without earlier results in ``out``; other files are counted in a printed line."""
-    others: list[Path] = []
-    photos = find_photos(folder, others, problems)
-    print_left_out(folder, others)
-    results = real_name(out)
-    if results.startswith(real_name(folder) + os.sep):
-        photos = [photo for photo in photos if not real_name(photo).startswith(results + os.sep)]
-    return photos
-
-
 def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
     """Sharpen each photo or video. Failures are reported, the others are still sharpened, and the exit code is then 1.
 
     Photos before and after the one that is being sharpened are decoded and encoded in threads meanwhile.
     """
-    done, start, cores = 0, time.perf_counter(), torch.get_num_threads()
+    done, start = 0, time.perf_counter()
     for problem in problems:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     threads = min(4, os.cpu_count() or 1)  # as many photos wait before and after the network, which bounds the memory
@@ -152,7 +141,7 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
             for result, photo in jobs.items()
         )
         work = zip(jobs.items(), look_ahead(reads, threads), strict=True)
-        written = (sharpen_job(pool, photo, result, read, sharpener, strength, cores) for (result, photo), read in work)
+        written = (sharpen_job(pool, photo, result, read, sharpener, strength) for (result, photo), read in work)
         for (result, photo), job in zip(jobs.items(), look_ahead(written, threads), strict=True):
             bar.update()
             error = job.exception()
@@ -171,21 +160,22 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
 
 
 def sharpen_job(
-    pool: Executor, photo: Path, result: Path, read: Future | None, sharpener: Sharpener, strength: float, cores: int
+    pool: Executor, photo: Path, result: Path, read: Future | None, sharpener: Sharpener, strength: float
 ) -> Future:
     """Sharpen the picture that is ``read`` and write it in ``pool``, or the video if that is None; gives its notes."""
     try:
         video = VideoSharpener(sharpener)
-        torch.set_num_threads(cores)
+        torch.set_num_threads(all_threads())
         if read is None:
-            notes = map_frames(photo, result, lambda frame: video(frame, strength))
+            notes = map_frames(photo, result, lambda frame: sharpen_frame(video, frame, strength))
             return pool.submit(lambda: notes)  # as from write_picture
         picture = read.result()
+        use_idle_cores()
         if sharpener.fused and picture.pixels.size < SMALL:
             torch.set_num_threads(1)  # as fast, and others are free to read and write
         pixels = picture.pixels if picture.alpha is None else fill_hidden(picture.pixels, picture.alpha)
         if pixels.ndim == 4:
-            sharpened = np.stack([video(frame, strength) for frame in pixels])
+            sharpened = np.stack([sharpen_frame(video, frame, strength) for frame in pixels])
         else:
             sharpened = sharpener(pixels, strength)
         picture.pixels = sharpened if picture.alpha is None else np.where(picture.alpha > 0, sharpened, picture.pixels)
@@ -194,6 +184,11 @@ def sharpen_job(
         failed = Future()
         failed.set_exception(error)
         return failed
+
+
+def sharpen_frame(video: VideoSharpener, frame: np.ndarray, strength: float) -> np.ndarray:
+    use_idle_cores()
+    return video(frame, strength)
 
 
 def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -214,13 +209,13 @@ def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: floa
     """Sharpen rgb24 frames, 3 bytes a pixel, from standard input to standard output until they end."""
     if sys.stdin is None or sys.stdout is None:
         raise UserError("--frames reads standard input and writes standard output: one of them is closed")
-    sharpen = VideoSharpener(sharpener)
+    video = VideoSharpener(sharpener)
     frame, count, start = np.empty((height, width, 3), np.uint8), 0, time.perf_counter()
     with tqdm(desc="sharpening", unit="frame", leave=False, disable=None) as bar:
         while got := sys.stdin.buffer.readinto(frame):  # less than a frame only at the end
             if got < frame.size:
                 raise UserError(f"the last frame ends after {got} of {frame.size} bytes: is it {width}x{height}, rgb24?")
-            sys.stdout.buffer.write(sharpen(frame, strength).data)
+            sys.stdout.buffer.write(sharpen_frame(video, frame, strength).data)
             count += 1
             bar.update()
         sys.stdout.buffer.flush()

@@ -14,7 +14,7 @@ from cli import run_cli
 from dataset import PairedImageDataset
 from images.demo_data import find_or_make_data
 from inference import run_patches
-from models import StudentCNN, load_model, share_estimator
+from models import StudentCNN, copy_estimator, load_model
 from training.config import TrainConfig, check_loss, check_network, check_paths
 from training.distributed import init_distributed, main_process_first
 from training.fingerprint import fingerprint
@@ -42,7 +42,7 @@ PATCHES_PER_PHOTO = 32  # random patches from each training photo per epoch
 BATCH_SIZE = 8  # patches per step, over all processes
 PATCH_SIZE = 128  # pixels
 LEARNING_RATE = 1e-3  # peak, after a warmup over 5% of the steps; then a cosine down to 0. 2e-3 scored lower
-SEED = 0  # the same seed gives the same weights on the same CPU and as many threads
+SEED = 0  # the same seed gives the same weights on the same CPU and as many threads; OMP_NUM_THREADS fixes them
 
 # Machine
 DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
@@ -77,10 +77,10 @@ def main() -> None:
     teacher.to(device, memory_format=torch.channels_last)
     scores = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     check_teacher(scores, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)
-    shared = share_estimator(teacher, student)  # a frozen blur estimator, which comes with the teacher
+    shared = copy_estimator(teacher, student)  # a frozen blur estimator, which comes with the teacher
     student.to(device, memory_format=torch.channels_last)
-    ask_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
-    if CACHE_TEACHER and ask_teacher:
+    use_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
+    if CACHE_TEACHER and use_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
     if CACHE_TEACHER and shared:
         train_set.embeddings = cache_blur_embeddings(student, train_set, device)
@@ -94,12 +94,12 @@ def main() -> None:
         for _ in run.epochs():
             for blurry, target, blur, input_mse in run.batches():  # blur: spectra, or cached blur embeddings
                 with autocast(device):
-                    if ask_teacher and not CACHE_TEACHER:
+                    if use_teacher and not CACHE_TEACHER:
                         with torch.no_grad():
                             target = target.lerp(run_patches(teacher, blurry, blur).float(), DISTILL_WEIGHT)
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
                 prediction = prediction.float()
-                prediction.register_hook(relative_weight(input_mse).mul)  # photos that need little count as much
+                prediction.register_hook(relative_weight(input_mse).mul)  # scales gradients: see utils; any loss will do
                 run.step(loss_fn(prediction, target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
         summarize(run, teacher, val_set)

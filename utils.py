@@ -4,9 +4,11 @@ Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says oth
 """
 
 import contextlib
+import functools
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -64,20 +66,39 @@ def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
 
 
 def use_idle_cores() -> None:
-    """Compute on the cores that no other program uses now, at least on one; on all where the system does not tell.
+    """Compute on the cores that no other program uses, at least on one; on all where the system does not tell.
 
     The threads of OpenMP wait for each other in busy loops: where one of them shares its core with another program, all of
-    them together are slower than a single one. OMP_NUM_THREADS, if it is set, is obeyed.
+    them together are slower than a single one. The first call looks five times, each further one once, for a tenth of a
+    millisecond, and what counts is the median of the last five looks: call it again and again in a long computation.
+    OMP_NUM_THREADS, if it is set, is obeyed.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
-    running = []
     with contextlib.suppress(OSError):  # only Linux tells
-        for _ in range(5):
-            fields = Path("/proc/loadavg").read_text().split()
-            running.append(int(fields[3].partition("/")[0]) - 1)  # threads of all programs, without this one
+        busy_cores.append(count_busy_cores())
+        while len(busy_cores) < 5:
             time.sleep(0.01)  # seconds
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - sorted(running)[2])))
+            busy_cores.append(count_busy_cores())
+        threads = max(1, min(all_threads(), (os.cpu_count() or 1) - sorted(busy_cores)[2]))
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+
+busy_cores: deque[int] = deque(maxlen=5)  # at the last looks of ``use_idle_cores``
+
+
+def count_busy_cores(proc: Path = Path("/proc")) -> int:
+    """Threads of other programs that run or wait for a core now; raises ``OSError`` where the system is not Linux."""
+    running = int((proc / "loadavg").read_text().split()[3].partition("/")[0])
+    own = [stat.read_text().rpartition(")")[2].split()[0] for stat in proc.glob("self/task/*/stat")]
+    return running - own.count("R")
+
+
+@functools.cache
+def all_threads() -> int:
+    """How many torch takes by itself."""
+    return torch.get_num_threads()
 
 
 def apple_gpu_works() -> bool:
@@ -229,7 +250,7 @@ def relative_weight(input_mse: Tensor) -> Tensor:
     A mean squared error is dominated by the most degraded photos, whose gain in decibels counts no more than that of
     others; it would pay to harm those that need little. With this weight errors are shares of the blurry photo's own.
     """
-    # 3e-5 is 45 dB: photos that are sharp already must not outweigh all others. 1 for an input of 30 dB
+    # 3e-5 is 45 dB: photos that are sharp already must not outweigh all others. About 1 for an input of 30 dB
     return (1e-3 / (input_mse + 3e-5)).view(-1, 1, 1, 1)
 
 

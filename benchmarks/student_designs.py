@@ -26,7 +26,7 @@ from dataset import PairedImageDataset
 from evaluate import find_degradations
 from fused_student import FusedStudent
 from inference import run_patches
-from models import StudentCNN, StudentWeights, load_model, share_estimator
+from models import StudentCNN, StudentWeights, copy_estimator, load_model
 from training.config import TrainConfig
 from training.loop import validate
 from training.run import TrainingRun
@@ -97,7 +97,7 @@ def main() -> None:
     for name in options.only:
         torch.manual_seed(0)
         network = DESIGNS[name]().to(device, memory_format=torch.channels_last)
-        share_estimator(teacher, network)
+        copy_estimator(teacher, network)
         train_student(network, train_set, options.steps, device)
         scores = {name: validate(network, pairs, device) for name, pairs in sets.items()}
         gains = {n: (scores[n].psnr - blurry[n].psnr, scores[n].ssim - blurry[n].ssim) for n in judged}
@@ -114,7 +114,7 @@ def main() -> None:
 def train_student(network: nn.Module, train_set: Dataset, steps: int, device: torch.device) -> None:
     """About ``steps`` steps of train.py's loop: as many patches from each photo."""
     patches = max(1, steps * train.BATCH_SIZE // len(train_set))
-    config = TrainConfig(1, patches, train.BATCH_SIZE, train.PATCH_SIZE, train.LEARNING_RATE, 0, resume=False)
+    config = TrainConfig(1, patches, train.BATCH_SIZE, train_set.patch_size, train.LEARNING_RATE, 0, resume=False)
     loss_fn = nn.MSELoss()
     with tempfile.TemporaryDirectory() as folder:
         files = dict(best_file=f"{folder}/best.pth", outputs=folder)

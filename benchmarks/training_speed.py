@@ -31,7 +31,7 @@ from cli import CliParser, image_size, run_cli, whole_number
 from dataset import PairedImageDataset
 from images.files import atomic
 from inference import run_patches
-from models import StudentCNN, TeacherCNN, load_model, share_estimator
+from models import StudentCNN, TeacherCNN, copy_estimator, load_model
 from training.config import TrainConfig
 from training.run import TrainingRun
 from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
@@ -74,7 +74,7 @@ def measure(folder: Path, teacher: nn.Module, device: torch.device, batch_size: 
     teacher.to(memory_format=torch.channels_last)
     train_set.targets = cache_teacher_outputs(teacher, train_set, 1.0, device)
     student = StudentCNN().to(device)
-    share_estimator(teacher, student)
+    copy_estimator(teacher, student)
     train_set.embeddings = cache_blur_embeddings(student, train_set, device)
     filled = time.perf_counter()
     for store in train_set.blurry, train_set.targets:  # into the system's memory, as after the first epochs
@@ -119,7 +119,7 @@ class OurLoop:
     ):
         self.device, self.loss_fn = device, nn.MSELoss()
         self.student = StudentCNN().to(device, memory_format=torch.channels_last)
-        share_estimator(teacher, self.student)
+        copy_estimator(teacher, self.student)
         config = TrainConfig(1, 10**6, batch_size, train_set.patch_size, 1e-3, 0, resume=False)  # as good as endless
         self.outputs = tempfile.TemporaryDirectory()
         files = dict(best_file=Path(self.outputs.name) / "best.pth", outputs=self.outputs.name)
@@ -162,7 +162,7 @@ class PlainPairs(Dataset):
 class PlainLoop:
     def __init__(self, folder: Path, teacher: nn.Module, device: torch.device, batch_size: int, patch_size: int):
         self.teacher, self.device, self.student = teacher, device, StudentCNN().to(device)
-        share_estimator(teacher, self.student)
+        copy_estimator(teacher, self.student)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-3)
         loader = DataLoader(PlainPairs(folder, patch_size), batch_size, shuffle=True, drop_last=True)
         self.batches = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())

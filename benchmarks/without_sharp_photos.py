@@ -23,7 +23,7 @@ from blur.filters import convolve, gaussian_kernel
 from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset
 from images.photos import find_photos, read_photo
-from models import StudentCNN, load_model, share_estimator
+from models import StudentCNN, copy_estimator, load_model
 from train import PATCH_SIZE
 from training.loop import validate
 from training.teacher_cache import cache_blur_embeddings, cache_teacher_outputs
@@ -53,7 +53,7 @@ def main() -> None:
         train_set.targets = cache_teacher_outputs(teacher, train_set, 1.0, device, options.orientations)
         torch.manual_seed(0)
         adapted = StudentCNN()
-        share_estimator(teacher, adapted)
+        copy_estimator(teacher, adapted)
         adapted.to(device, memory_format=torch.channels_last)
         train_set.embeddings = cache_blur_embeddings(adapted, train_set, device)
         train_student(adapted, train_set, options.steps, device)

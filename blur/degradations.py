@@ -27,7 +27,7 @@ from blur.camera import (
 )
 from blur.filters import convolve, convolve_linear_light, disk_kernel, gaussian_kernel, line_kernel, shake_kernel
 from blur.spatial import camera_shake, graded_focus, layered_focus, moving_object
-from utils import chance, log_uniform, quantize_8bit, uniform, weighted_choice
+from utils import chance, choose, log_uniform, quantize_8bit, uniform, weighted_choice
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Te
 
 
 def random_rescale(photo: Tensor, generator: torch.Generator, mixture: Mixture) -> Tensor:
-    down = ("bicubic", "bilinear", "area")[int(torch.randint(3, (), generator=generator))]
-    up = ("bicubic", "bicubic", "bilinear")[int(torch.randint(3, (), generator=generator))]
+    down = choose(("bicubic", "bilinear", "area"), generator)
+    up = choose(("bicubic", "bicubic", "bilinear"), generator)
     return rescale(photo, log_uniform(mixture.factor, generator), down, up)
 
 

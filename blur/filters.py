@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils import uniform
+
 # Convolution
 
 
@@ -63,7 +65,9 @@ def linear_to_srgb(light: Tensor) -> Tensor:
 def gaussian_kernel(sigma: float, sigma_y: float | None = None, angle: float = 0.0) -> Tensor:
     """Gaussian of ``sigma`` pixels along ``angle`` (radians) and ``sigma_y`` across it; isotropic if None."""
     sigma_y = sigma if sigma_y is None else sigma_y
-    x, y = _grid(math.ceil(4 * max(sigma, sigma_y)))
+    half = math.ceil(4 * max(sigma, sigma_y))
+    x = torch.arange(-half, half + 1, dtype=torch.float32)
+    y = x[:, None]
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     return _normalized(torch.exp(-0.5 * ((along / sigma) ** 2 + (across / sigma_y) ** 2)))
 
@@ -91,13 +95,11 @@ def shake_kernel(length: float, generator: torch.Generator) -> Tensor:
     A random walk with inertia, after Boracchi and Foi 2012, doi:10.1109/TIP.2012.2192126, section IV.
     """
     steps = 64 + 2 * math.ceil(length)
-    curl = 0.02 + (0.35 - 0.02) * float(
-        torch.rand((), generator=generator)
-    )  # radians per step: from nearly straight to curled up
+    curl = uniform((0.02, 0.35), generator)  # radians per step: from nearly straight to curled up
     turns = torch.randn(steps, generator=generator) * curl
     jerks = torch.rand(steps, generator=generator) < 1.5 / steps  # one or two sudden changes of direction
     turns = torch.where(jerks, torch.randn(steps, generator=generator) * 1.5, turns)
-    heading = 2 * math.pi * float(torch.rand((), generator=generator)) + turns.cumsum(0)
+    heading = uniform((0, 2 * math.pi), generator) + turns.cumsum(0)
     speed = (torch.randn(steps, generator=generator) * 0.15).cumsum(0).exp()  # slow stretches weigh more
     speed = speed * (length / speed.sum())
     return path_kernel((speed * heading.cos()).cumsum(0), (speed * heading.sin()).cumsum(0))
@@ -114,13 +116,6 @@ def path_kernel(x: Tensor, y: Tensor) -> Tensor:
             where = (row.long() + half, column.long() + half)
             kernel.index_put_(where, weight_x * weight_y, accumulate=True)  # bilinear: keeps the centre of mass
     return _normalized(kernel)
-
-
-def _grid(half: int) -> tuple[Tensor, Tensor]:
-    """x and y of every pixel of a kernel of 2 half + 1 rows, (k, k) each, 0 in the centre."""
-    position = torch.arange(-half, half + 1, dtype=torch.float32)
-    y, x = torch.meshgrid(position, position, indexing="ij")
-    return x, y
 
 
 def _normalized(kernel: Tensor) -> Tensor:

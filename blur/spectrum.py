@@ -39,7 +39,9 @@ def average_spectrum(windows: Tensor, trust: float | Tensor, with_softest: bool)
         trust: 0 to 1, the share of their spectrum; the rest is ``typical_spectrum``.
     """
     windows = power(windowed_fft(windows))
-    parts = [take_windows(windows, softest_windows(windows)), windows] if with_softest else [windows]
+    parts = [windows]
+    if with_softest:
+        parts.insert(0, windows.take_along_dim(softest_windows(windows)[..., None, None], 1))
     spectrum = torch.cat([log_means(part) for part in parts], 1)
     return typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1).lerp(spectrum, trust)
 
@@ -51,9 +53,9 @@ def softest_windows(power: Tensor) -> Tensor:
     the most power at low frequencies: the others hold no texture that could be blurry.
     """
     count = power.shape[1]
-    rows = torch.fft.fftfreq(WINDOW, 1 / WINDOW, device=power.device)[:, None]
+    rows = torch.arange(-32, 32, device=power.device).roll(32)[:, None]
     columns = torch.arange(33, device=power.device)
-    radius = rows.hypot(columns)  # periods in 64 pixels
+    radius = (rows**2 + columns**2).sqrt()  # periods in 64 pixels
     tangent = math.sqrt(2) - 1  # of 22.5 degrees
     horizontal, vertical = rows.abs() <= tangent * columns, columns <= tangent * rows.abs()
     diagonal = ~(horizontal | vertical)
@@ -67,11 +69,6 @@ def softest_windows(power: Tensor) -> Tensor:
     return textured.gather(1, ratio.topk(math.ceil(count / 12), 1, largest=False).indices)
 
 
-def take_windows(windows: Tensor, numbers: Tensor) -> Tensor:
-    """(N, n, 64, 33) and numbers (N, m) -> (N, m, 64, 33)."""
-    return windows.gather(1, numbers[..., None, None].expand(-1, -1, *windows.shape[2:]))
-
-
 def nll(powers: Tensor, model: Tensor) -> Tensor:
     """Negative log-likelihood per frequency of ``powers`` where ``model`` is expected, at the best scale of the model.
 
@@ -83,7 +80,7 @@ def nll(powers: Tensor, model: Tensor) -> Tensor:
 def typical_spectrum(like: Tensor) -> Tensor:
     """Roughly the ``log_power_spectrum`` of a sharp photo: power falls with frequency cubed. Fitted to 30 photos."""
     rows, columns = (torch.arange(count, device=like.device, dtype=like.dtype) for count in like.shape[-2:])
-    decay = -3 * (rows[:, None] - WINDOW // 2).hypot(columns).clamp(min=1).log()
+    decay = -1.5 * ((rows[:, None] - WINDOW // 2) ** 2 + columns**2).clamp(min=1).log()
     return torch.stack([decay + 3.0, decay + 1.2]).expand_as(like)
 
 

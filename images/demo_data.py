@@ -34,16 +34,10 @@ def find_or_make_data(root: Path | str) -> Path:
     for folder in root / "train", root / "val":
         if folder.exists() and (not folder.is_dir() or any(path.name[0] != "." for path in folder.iterdir())):
             return root
-    stray = next(root.glob("*/blurry.png"), None)
-    if stray and root.resolve().name in ("train", "val"):
-        raise UserError(f"{root} is itself one of train/ and val/: set DATA to the folder that contains both")
-    if stray:
-        raise UserError(f"{stray} is in the wrong place: move pairs to {root}/train/NNN/ and {root}/val/NNN/")
+    for stray in (*root.glob("*/blurry.png"), *root.glob("*/*/blurry.png")):  # those of the demo are one level deeper
+        raise UserError(f"{stray} is not in {root}/train/NNN or {root}/val/NNN: move it there, or change DATA")
     if not root.exists() and root.name != "data":
         raise UserError(f"{root} does not exist: set DATA to a folder with train/ and val/, or to 'data' for demo data")
-    stray = next(root.glob("*/*/blurry.png"), None)  # those of the demo are one level deeper
-    if stray:
-        raise UserError(f"{stray.parent.parent} contains pairs, but is neither {root}/train nor {root}/val: rename it")
     make_demo_data(root / "demo")
     print0(
         f"{root} contains no pairs, so this is demo data: small tiles of scikit-image's sample photos, in {root / 'demo'};\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from images.photos import find_photos, open_image, orientation_of, print_left_out, read_photo
+from images.photos import find_photos, open_image, orientation_of, read_photo
 from utils import UserError
 
 
@@ -35,10 +35,7 @@ def plan_photos(
     folder: Path, problems: list[str], out: Path, copies: int, tile: int, smallest: int, longest: int | None
 ) -> Iterator[Pair]:
     """Sharp photos, to be blurred ``copies`` times; large ones in tiles. Sizes in pixels, see prepare_data.py."""
-    made, others = tuple(os.path.realpath(out / part) + os.sep for part in ("train", "val", "demo")), []
-    paths = find_photos(folder, others)
-    paths, others = ([p for p in files if not os.path.realpath(p).startswith(made)] for files in (paths, others))
-    print_left_out(folder, others)
+    paths = find_photos(folder, without=[out / part for part in ("train", "val", "demo")])
     for path in tqdm(paths, "reading photos", unit="photo", leave=False, disable=None):
         try:
             height, width = shrunk(upright_size(path), longest)
@@ -73,12 +70,10 @@ def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]
 def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
     """The photos of ``folder`` by their relative path without the suffix, so that a JPEG may match a PNG."""
     files: dict[Path, Path] = {}
-    others: list[Path] = []
-    for path in find_photos(folder, others):
+    for path in find_photos(folder):
         name = path.relative_to(folder).with_suffix("")
         if files.setdefault(name, path) != path:
             problems.append(f"{path} has the same name as {files[name]}: rename one of them")
-    print_left_out(folder, others)
     return files
 
 

@@ -31,11 +31,11 @@ MAX_PIXELS = 2**28  # in one file; Pillow refuses twice as many. Phones make 200
 SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
 
 
-def find_photos(folder: Path | str, others: list[Path] | None = None, problems: list[str] | None = None) -> list[Path]:
-    """The image files in ``folder`` and its sub-folders, sorted, at least one; what is hidden or of the system is skipped.
+def find_photos(folder: Path | str, problems: list[str] | None = None, without: Iterable[Path] = ()) -> list[Path]:
+    """The image files in ``folder`` and its sub-folders, sorted, at least one; a line is printed about other files.
 
-    Linked folders are followed, and each folder is read once. If given, ``others`` gets all other files, and ``problems`` a
-    sentence for each sub-folder that cannot be listed, which else is a ``UserError``.
+    What is hidden, of the system or in a folder ``without`` is skipped. Linked folders are followed, each is read once. If
+    given, ``problems`` gets a sentence for each sub-folder that cannot be listed, which else is a ``UserError``.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder: give the path of a folder of photos")
@@ -46,7 +46,7 @@ def find_photos(folder: Path | str, others: list[Path] | None = None, problems: 
             raise UserError(problem)
         problems.append(problem)
 
-    files, seen = [], set()
+    files, seen = [], {os.path.realpath(path) for path in without} - {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(parent)
         folders[:] = [] if real in seen else sorted(n for n in folders if n[0] != "." and n not in SYSTEM_FOLDERS)
@@ -55,19 +55,13 @@ def find_photos(folder: Path | str, others: list[Path] | None = None, problems: 
     # Broken links, and what may not be looked at, are kept: reading reports them
     files = sorted(p for p in files if os.path.isfile(p) or not os.path.exists(p))
     paths = [p for p in files if p.suffix.lower() in FORMATS]
-    if others is not None:
-        others += [p for p in files if p.suffix.lower() not in FORMATS]
     if not paths:
         raise UserError(f"{folder} contains no photos ({', '.join(FORMATS)}): put some there")
-    return paths
-
-
-def print_left_out(folder: Path | str, others: list[Path]) -> None:
-    """Say how many files of ``find_photos`` are no photos, and their kinds, if there are any."""
-    if others:
-        kinds = Counter(other.suffix.lower() or other.name for other in others).most_common(9)
+    if len(paths) < len(files):
+        kinds = Counter(p.suffix.lower() or p.name for p in files if p.suffix.lower() not in FORMATS).most_common(9)
         kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        print(one_line(f"{len(others)} other files in {folder} are left out: {kinds}"))
+        print0(one_line(f"{len(files) - len(paths)} other files in {folder} are left out: {kinds}"))
+    return paths
 
 
 def read_photo(path: Path | str) -> np.ndarray:

@@ -139,6 +139,7 @@ def pairs(tmp_path) -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     utils.use_idle_cores()  # beside another program two threads are several times slower than one
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # and not another number in each test
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -226,7 +227,7 @@ def constants(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "TEACHER_WEIGHTS", "teacher.pth")
     monkeypatch.setattr(train, "TEACHER_ORIENTATIONS", 2)
     monkeypatch.setattr(train, "REQUIRE_GOOD_TEACHER", False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or their number would depend on what else runs now
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # scripts of their own processes are small
     monkeypatch.setattr(
         "training.report.ms_per_megapixel", lambda network, device: 1.0
     )  # which takes longer than all the rest

@@ -55,7 +55,8 @@ def in_a_process(folder: Path, name: str, workers: int, steps: int) -> int:
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # so that a kill takes its workers along
-        torch.set_num_threads(1)  # a forked process has no thread pool
+        torch.set_num_threads(1)  # a forked process has no thread pool,
+        os.environ["OMP_NUM_THREADS"] = "1"  # and must not ask for one when cores are idle
         sys.stdout = open(folder / f"{name}.log", "a")  # noqa: SIM115
         status = 1
         try:

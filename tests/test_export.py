@@ -139,4 +139,3 @@ def test_the_stand_ins_for_transforms_give_what_torch_gives():
     expected, found = torch.fft.rfft2(windows, norm="ortho"), export.rfft2(windows, "ortho")
     torch.testing.assert_close(torch.complex(found.real, found.imag), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(export.irfft2(response, (64, 64)), torch.fft.irfft2(response, s=(64, 64)), atol=1e-6, rtol=0)
-    assert torch.equal(export.fftfreq(64, 1 / 64, torch.device("cpu")), torch.fft.fftfreq(64, 1 / 64))

@@ -29,7 +29,7 @@ class TrainConfig:
     cache_teacher: bool = True
     teacher_orientations: int = 1
     estimator_versions: int = 1
-    estimator_passes: int = 16
+    estimator_passes: int = 1
     estimator_learning_rate: float = 4e-3
     # These may change when a training is resumed
     num_workers: int = 0

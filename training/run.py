@@ -21,7 +21,7 @@ from training.distributed import gather, rank, world_size
 from training.fingerprint import identity_of
 from training.loop import load_batches
 from training.report import draw_curves, write_table
-from utils import Scores, UserError, print0
+from utils import Scores, UserError, print0, use_idle_cores
 
 CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number waits for the GPU
 CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always written after each epoch
@@ -120,6 +120,7 @@ class TrainingRun(contextlib.AbstractContextManager):
                 bar.update()
                 self.done += 1
                 if step % CHECK_EVERY == 0 and step < self.steps:
+                    use_idle_cores()
                     loss_sum = self._mean_loss_sum()
                     if time.monotonic() - self.last_save > CHECKPOINT_SECONDS:
                         self._save(loss_sum)

@@ -19,7 +19,7 @@ from inference import run_ensemble
 from training.distributed import all_ranks_together, gather, main_process_first, rank, world_size
 from training.fingerprint import code_fingerprint, fingerprint
 from training.run import lock_path
-from utils import autocast, autocast_dtype, to_pixels, to_tensor
+from utils import autocast, autocast_dtype, to_pixels, to_tensor, use_idle_cores
 
 
 def cache_teacher_outputs(
@@ -62,6 +62,7 @@ def _run_teacher(
             out.truncate(ends[done])
         steps, hidden = range(done, len(data), world_size()), None if out else True
         for start in tqdm(steps, "running the teacher", unit="photo", unit_scale=world_size(), leave=False, disable=hidden):
+            use_idle_cores()
             index = min(start + rank(), len(data) - 1)  # in the last step some ranks may repeat what another one does
             blurry = to_tensor(data.blurry[index])[None].to(device, memory_format=torch.channels_last)
             with autocast(device):

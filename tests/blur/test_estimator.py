@@ -17,7 +17,6 @@ from blur.spectrum import (
     extract_windows,
     log_power_spectrum,
     softest_windows,
-    take_windows,
     transform_spectrum,
     windowed_fft,
 )
@@ -119,9 +118,9 @@ def test_the_softest_windows_are_those_of_the_part_that_is_blurred_and_show_its_
 @pytest.mark.parametrize("count", [1, 2, 5, 144])
 def test_a_twelfth_of_the_windows_is_selected_the_same_in_any_batch(count):
     powers = torch.rand(3, count, 64, 33, generator=torch.Generator().manual_seed(count))
-    selected = take_windows(powers, softest_windows(powers))
+    selected = powers.take_along_dim(softest_windows(powers)[..., None, None], 1)
     assert selected.shape == (3, math.ceil(count / 12), 64, 33)
-    assert torch.equal(selected[1:2], take_windows(powers[1:2], softest_windows(powers[1:2])))
+    assert torch.equal(selected[1:2], powers[1:2].take_along_dim(softest_windows(powers[1:2])[..., None, None], 1))
     assert all(any(torch.equal(window, each) for each in powers[0]) for window in selected[0])
 
 

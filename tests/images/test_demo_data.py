@@ -56,7 +56,7 @@ def refuse(path):
 
 def test_pairs_outside_train_and_val_are_pointed_out(tmp_path):
     write_pair(tmp_path / "data" / "001")
-    with pytest.raises(UserError, match="001.blurry.png is in the wrong place: move pairs to"):
+    with pytest.raises(UserError, match="001.blurry.png is not in .*train/NNN"):
         find_or_make_data(tmp_path / "data")
 
 
@@ -64,8 +64,8 @@ def test_pairs_outside_train_and_val_are_pointed_out(tmp_path):
     "folder, data, said",
     [
         ("data", "my_dtaa", "my_dtaa does not exist: set DATA to a folder with train/ and val/, or to 'data'"),
-        ("data/Train/001", "data", "Train contains pairs, but is neither .*train nor .*val: rename it"),
-        ("data/train/001", "data/train", "is itself one of train/ and val/: set DATA to the folder that contains both"),
+        ("data/Train/001", "data", "Train.001.blurry.png is not in .*train/NNN"),
+        ("data/train/001", "data/train", "is not in .*train/NNN or .*: move it there, or change DATA"),
     ],
 )
 def test_a_mistyped_folder_is_not_taken_for_no_data(tmp_path, folder, data, said):

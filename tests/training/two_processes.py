@@ -17,7 +17,7 @@ import train
 import utils
 from cli import run_cli
 from dataset import PairedImageDataset
-from models import StudentCNN, TeacherCNN, save_model, share_estimator
+from models import StudentCNN, TeacherCNN, copy_estimator, save_model
 from training import report, run
 from training.distributed import init_distributed, main_process_first, rank, world_size
 from training.loop import load_batches, validate
@@ -34,7 +34,7 @@ def training(folder: Path, train_folder: str) -> None:
         val_set = PairedImageDataset(folder / "val")
     torch.manual_seed(0)
     student = StudentCNN(**STUDENT)
-    share_estimator(TeacherCNN(4, 8, 1, 1), student)  # as train.py does
+    copy_estimator(TeacherCNN(4, 8, 1, 1), student)  # as train.py does
     config = small_config(batch_size=6, patches_per_photo=20, learning_rate=1e-3, resume=False)
     fit(student, train_set, val_set, config, folder / "best.pth", folder / "outputs")
     scores = validate(student, val_set, device)
