@@ -45,7 +45,7 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
                 av.open(f"file:{video}", container_options=READABLE) as source,
                 av.open(f"file:{partial}", "w", format=VIDEO_FORMATS[result.suffix.lower()]) as target,
             ):
-                return _map_frames(av, source, target, first, change)
+                return _map_frames(av, source, target, first, change, video, result.suffix.lower())
         except av.error.FFmpegError as error:  # often an OSError, too
             advice = "replace it, or encode it again with another program first"
             if not silent:
@@ -64,13 +64,20 @@ def _import_av(video: Path):
     raise UserError(f"{video} is a video: install PyAV 18 or newer to sharpen it, pip install 'av>=18' (Python 3.11)")
 
 
-def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray]) -> list[str]:
-    """Copy the open ``source`` to ``target`` with changed frames; ``first`` is the first of them. Returns what is lost."""
+def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray], path: Path, suffix: str) -> list[str]:
+    """Copy the open ``source``, the file ``path``, to ``target``, which ends in ``suffix``, with changed frames.
+
+    ``first`` is the first of them. Returns what is lost.
+    """
     video = source.streams.best("video")
     video.thread_type = "AUTO"  # decode on all cores
     written = target.add_stream("libx264", rate=video.average_rate, options=QUALITY)
-    _configure(written, video, first, source.name)
-    others = [stream for stream in source.streams if stream.type in ("audio", "subtitle")]
+    _configure(written, video, first, path)
+    others = [stream for stream in source.streams if stream.type in ("audio", "subtitle") and stream.codec_context]
+    for stream in others:
+        if (codec := stream.codec_context.name) not in target.supported_codecs:
+            kind, other = "sound" if stream.type == "audio" else "subtitles", ".mp4" if suffix == ".mkv" else ".mkv"
+            raise UserError(f"{path} has {codec} {kind}, which {suffix} cannot hold: choose {other} with -o")
     copies = {stream.index: target.add_stream_from_template(stream) for stream in others}
     for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
         after.metadata.update(before.metadata)
@@ -97,16 +104,16 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
         target.mux(written.encode(None))
     end, expected = float(frame.time), (source.duration or 0) / 1e6  # seconds
     if end < 0.9 * expected - 0.5:  # sound may be a little longer
-        tqdm.write(f"{source.name} ends after {end:.1f} of {expected:.1f} seconds: it may be damaged", file=sys.stderr)
+        tqdm.write(f"{path} ends after {end:.1f} of {expected:.1f} seconds: it may be damaged", file=sys.stderr)
     return notes
 
 
-def _configure(written, video, frame, name: str) -> None:
-    """Tell the encoder of the stream ``written`` what is known of ``video``, called ``name``, and its first frame."""
+def _configure(written, video, frame, path: Path) -> None:
+    """Tell the encoder of the stream ``written`` what is known of ``video``, in the file ``path``, and its first frame."""
     bits = max(component.bits for component in frame.format.components)
     if bits > 8 or frame.interlaced_frame:
         reason = "is interlaced" if frame.interlaced_frame else f"has {bits} bits per color"
-        raise UserError(f"{name} {reason}: convert it to 8 bits and progressive frames first")
+        raise UserError(f"{path} {reason}: convert it to 8 bits and progressive frames first")
     encoder = written.codec_context
     encoder.width, encoder.height, encoder.time_base = frame.width, frame.height, video.time_base
     even = frame.width % 2 == 0 and frame.height % 2 == 0  # chroma of half the size needs that

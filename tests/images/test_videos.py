@@ -18,10 +18,11 @@ def av():
     return pytest.importorskip("av")
 
 
-def write_clip(av, path, times, size=(64, 96), rotation=0, matrix=1, full_range=False, pixel_shape=None, pix_fmt="yuv420p"):
+def write_clip(av, path, times, size=(64, 96), rotation=0, matrix=1, full_range=False, pixel_shape=None, **more):
     """Frames of a photo that moves, at ``times`` in ticks of 1 / 90000 s, with a second of sound."""
+    codec, pix_fmt = more.get("sound", "aac"), more.get("pix_fmt", "yuv420p")
     with av.open(str(path), "w") as target:
-        video, sound = target.add_stream("libx264", rate=30, options={"crf": "5"}), target.add_stream("aac", rate=8000)
+        video, sound = target.add_stream("libx264", rate=30, options={"crf": "5"}), target.add_stream(codec, rate=8000)
         video.codec_context.thread_count = 1  # else the pixels depend on the number of cores
         video.height, video.width, video.pix_fmt = *size, pix_fmt
         video.codec_context.time_base, sound.layout = Fraction(1, 90000), "mono"
@@ -120,6 +121,17 @@ def test_what_cannot_be_changed_is_one_sentence_and_leaves_nothing_behind(av, tm
     with pytest.raises(KeyboardInterrupt):
         map_frames(tmp_path / "good.mp4", tmp_path / "result.mp4", stop)
     assert {path.name for path in tmp_path.iterdir()} == {"good.mp4", "deep.mp4", "cut.mp4", "empty.mp4", "list.mp4"}
+
+
+def test_sound_that_does_not_fit_is_told_with_what_to_do_and_unknown_sound_is_left_out_and_told(av, tmp_path):
+    write_clip(av, tmp_path / "a.mkv", STEADY, sound="pcm_u8")
+    with pytest.raises(UserError, match=r"a.mkv has pcm_u8 sound, which .mp4 cannot hold: choose .mkv with -o"):
+        map_frames(tmp_path / "a.mkv", tmp_path / "b.mp4", lambda frame: frame)
+    assert map_frames(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda frame: frame) == []
+    write_clip(av, tmp_path / "c.mov", STEADY)
+    content = (tmp_path / "c.mov").read_bytes().replace(b"mp4a", b"apac").replace(b"esds", b"dapa")
+    (tmp_path / "c.mov").write_bytes(content)
+    assert map_frames(tmp_path / "c.mov", tmp_path / "d.mov", lambda frame: frame) == ["without 1 other audio stream"]
 
 
 def test_a_video_that_was_cut_off_is_pointed_out(av, tmp_path, capsys):
