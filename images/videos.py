@@ -91,17 +91,24 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     notes = [f"without {count} other {kind} stream{'s' * (count > 1)}" for kind, count in lost.items() if count]
     if any(component.is_alpha for component in first.format.components):
         notes.append("without its transparency")
-    frame = first
+    frame, durations = first, {}
+
+    def encode(frame) -> None:
+        for packet in written.encode(frame):
+            packet.duration = durations.pop(packet.pts, 0) or packet.duration  # that of the encoder is always the same
+            target.mux(packet)
+
     with tqdm(desc="sharpening", total=video.frames or None, unit="frame", leave=False, disable=None) as bar:
         for packet in source.demux(video, *others):
             if packet.stream.index == video.index:
                 for frame in packet.decode():
-                    target.mux(written.encode(_changed(av, frame, change, written.codec_context.pix_fmt)))
+                    durations[frame.pts] = frame.duration
+                    encode(_changed(av, frame, change, written.codec_context.pix_fmt))
                     bar.update()
             elif packet.dts is not None:  # None: the end of the stream
                 packet.stream = copies[packet.stream.index]
                 target.mux(packet)
-        target.mux(written.encode(None))
+        encode(None)
     end, expected = float(frame.time), (source.duration or 0) / 1e6  # seconds
     if end < 0.9 * expected - 0.5:  # sound may be a little longer
         tqdm.write(f"{path} ends after {end:.1f} of {expected:.1f} seconds: it may be damaged", file=sys.stderr)

@@ -86,6 +86,21 @@ def test_each_frame_is_kept_at_its_time_with_its_properties_and_the_sound(av, tm
     assert abs(np.mean(differences)) < 0.3, "in full range libswscale rounds chroma down, by half a gray level"
 
 
+def test_the_last_frame_of_slides_stays_as_long_as_before(av, tmp_path):
+    write_clip(av, tmp_path / "a.mp4", [0, 90000, 180000])
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.duration = round((8 if packet.pts * packet.time_base == 2 else 1) / packet.time_base)
+                packet.stream = copy
+                target.mux(packet)
+    map_frames(tmp_path / "b.mp4", tmp_path / "c.mp4", lambda frame: frame)
+    for name in "b.mp4", "c.mp4":
+        with av.open(str(tmp_path / name)) as found:
+            assert found.duration == 10_000_000, "microseconds"
+
+
 def test_frames_are_changed_in_order_as_rgb(av, tmp_path):
     write_clip(av, tmp_path / "a.mp4", STEADY)
     seen = []
