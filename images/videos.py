@@ -1,6 +1,5 @@
 """Videos whose frames are changed one by one, with PyAV 18 or newer (``pip install -r requirements-extras.txt``)."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
     written whole or not at all. Returns what is not kept, such as "without its transparency".
 
     Raises ``UserError`` if ``video`` is interlaced, has more than 8 bits per color or cannot be read, if ``result`` cannot
-    be written, and without PyAV.
+    be written, and without PyAV; after writing, if a part of ``video`` is damaged or missing.
     """
     av = _import_av(video)
     if not video.is_file():
@@ -41,16 +40,21 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
                 first = next(probe.decode(stream), None) if stream else None
             if first is None:
                 raise UserError(f"{video} contains no frames")
+            damaged = _is_damaged(av, video)
             with (
                 av.open(f"file:{video}", container_options=READABLE) as source,
                 av.open(f"file:{partial}", "w", format=VIDEO_FORMATS[result.suffix.lower()]) as target,
             ):
-                return _map_frames(av, source, target, first, change, video, result.suffix.lower())
+                notes = _map_frames(av, source, target, first, change, video, result.suffix.lower())
         except av.error.FFmpegError as error:  # often an OSError, too
             advice = "replace it, or encode it again with another program first"
             if not silent:
                 advice += f"; if its sound does not fit into {result.suffix}, choose .mkv with -o"
             raise UserError(f"{video} cannot be sharpened as a video ({describe_error(error)}): {advice}") from None
+    if damaged:
+        kept = ", ".join([f"{result} holds what could be read", *notes])
+        raise UserError(f"{video} is damaged or was cut off: {kept}; copy the video again from where it came")
+    return notes
 
 
 def _import_av(video: Path):
@@ -62,6 +66,22 @@ def _import_av(video: Path):
     except ImportError:
         pass
     raise UserError(f"{video} is a video: install PyAV 18 or newer to sharpen it, pip install 'av>=18' (Python 3.11)")
+
+
+def _is_damaged(av, video: Path) -> bool:
+    """Whether FFmpeg says so while it reads the packets, or none of them reaches the end that the file tells."""
+    # Not while frames are decoded: messages of the decoder's threads may wait for Python's lock forever
+    level = av.logging.get_level()
+    with av.open(f"file:{video}", container_options=READABLE) as source:
+        try:
+            av.logging.set_level(av.logging.ERROR)
+            with av.logging.Capture() as messages:
+                packets = (packet for packet in source.demux() if packet.pts is not None)
+                end = max((float((p.pts + (p.duration or 0)) * p.time_base) for p in packets), default=0)  # seconds
+        finally:
+            av.logging.set_level(level)
+        said = any(name == source.format.name for _, name, _ in messages)  # a parser also complains of healthy files
+        return said or end < 0.99 * (source.duration or 0) / 1e6 - 1
 
 
 def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray], path: Path, suffix: str) -> list[str]:
@@ -91,7 +111,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     notes = [f"without {count} other {kind} stream{'s' * (count > 1)}" for kind, count in lost.items() if count]
     if any(component.is_alpha for component in first.format.components):
         notes.append("without its transparency")
-    frame, durations = first, {}
+    durations = {}
 
     def encode(frame) -> None:
         for packet in written.encode(frame):
@@ -109,9 +129,6 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
                 packet.stream = copies[packet.stream.index]
                 target.mux(packet)
         encode(None)
-    end, expected = float(frame.time), (source.duration or 0) / 1e6  # seconds
-    if end < 0.9 * expected - 0.5:  # sound may be a little longer
-        tqdm.write(f"{path} ends after {end:.1f} of {expected:.1f} seconds: it may be damaged", file=sys.stderr)
     return notes
 
 
