@@ -92,7 +92,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     video = source.streams.best("video")
     video.thread_type = "AUTO"  # decode on all cores
     written = target.add_stream("libx264", rate=video.average_rate, options=QUALITY)
-    _configure(written, video, first, path)
+    _configure(written, video, first)
     others = [stream for stream in source.streams if stream.type in ("audio", "subtitle") and stream.codec_context]
     for stream in others:
         if (codec := stream.codec_context.name) not in target.supported_codecs:
@@ -111,7 +111,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     notes = [f"without {count} other {kind} stream{'s' * (count > 1)}" for kind, count in lost.items() if count]
     if any(component.is_alpha for component in first.format.components):
         notes.append("without its transparency")
-    durations = {}
+    last, durations = (first.pts or 0) - 1, {}
 
     def encode(frame) -> None:
         for packet in written.encode(frame):
@@ -122,7 +122,10 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
         for packet in source.demux(video, *others):
             if packet.stream.index == video.index:
                 for frame in packet.decode():
-                    durations[frame.pts] = frame.duration
+                    if frame.pts is None or frame.pts <= last:  # FFmpeg refuses that
+                        frame.pts = last + max(1, frame.duration)
+                    last, durations[frame.pts] = frame.pts, frame.duration
+                    _check(frame, first, path)
                     encode(_changed(av, frame, change, written.codec_context.pix_fmt))
                     bar.update()
             elif packet.dts is not None:  # None: the end of the stream
@@ -132,12 +135,18 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     return notes
 
 
-def _configure(written, video, frame, path: Path) -> None:
-    """Tell the encoder of the stream ``written`` what is known of ``video``, in the file ``path``, and its first frame."""
+def _check(frame, first, path: Path) -> None:
+    """Raise ``UserError`` if ``frame``, of the file ``path``, cannot be changed or has another size than the ``first``."""
     bits = max(component.bits for component in frame.format.components)
     if bits > 8 or frame.interlaced_frame:
         reason = "is interlaced" if frame.interlaced_frame else f"has {bits} bits per color"
         raise UserError(f"{path} {reason}: convert it to 8 bits and progressive frames first")
+    if (frame.width, frame.height) != (first.width, first.height):
+        raise UserError(f"{path} changes to {frame.width}x{frame.height} after {frame.time:.1f} seconds: cut it there first")
+
+
+def _configure(written, video, frame) -> None:
+    """Tell the encoder of the stream ``written`` what is known of ``video`` and its first frame."""
     encoder = written.codec_context
     encoder.width, encoder.height, encoder.time_base = frame.width, frame.height, video.time_base
     even = frame.width % 2 == 0 and frame.height % 2 == 0  # chroma of half the size needs that

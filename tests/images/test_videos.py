@@ -149,9 +149,51 @@ def test_sound_that_does_not_fit_is_told_with_what_to_do_and_unknown_sound_is_le
     assert map_frames(tmp_path / "c.mov", tmp_path / "d.mov", lambda frame: frame) == ["without 1 other audio stream"]
 
 
+def write_parts(av, path, *parts):
+    """Parts of (times in ticks of 1 / 90000 s, size, options of the encoder), one after the other in one stream."""
+    with av.open(str(path), "w") as target:
+        stream = None
+        for times, size, options in parts:
+            encoder = av.CodecContext.create("libx264", "w")
+            encoder.height, encoder.width, encoder.pix_fmt, encoder.time_base = *size, "yuv420p", Fraction(1, 90000)
+            encoder.framerate, encoder.options = 30, {"bf": "0", **options}
+            if stream is None:
+                stream = target.add_stream("libx264", rate=30)
+                stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            frames = [
+                av.VideoFrame.from_ndarray(smooth_photo(*size), format="rgb24").reformat(format="yuv420p") for _ in times
+            ]
+            packets = [packet for frame in frames for packet in encoder.encode(frame)] + encoder.encode(None)
+            for time, packet in zip(times, packets, strict=True):
+                packet.pts = packet.dts = time
+                packet.duration, packet.time_base, packet.stream = 3000, Fraction(1, 90000), stream
+                target.mux(packet)
+
+
+@pytest.mark.parametrize(
+    "size, options, sentence",
+    [
+        ((48, 64), {}, r"a\.ts changes to 64x48 after 0.2 seconds: cut it there first"),
+        ((64, 96), {"flags": "+ilme+ildct", "x264-params": "tff=1"}, r"a\.ts is interlaced"),
+    ],
+)
+def test_a_video_that_changes_on_its_way_is_one_sentence(av, tmp_path, size, options, sentence):
+    write_parts(av, tmp_path / "a.ts", (range(3000, 18000, 3000), (64, 96), {}), (range(18000, 33000, 3000), size, options))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/{sentence}"):
+        map_frames(tmp_path / "a.ts", tmp_path / "b.mkv", lambda frame: frame)
+    assert not (tmp_path / "b.mkv").exists()
+
+
+def test_frames_with_one_time_are_shown_one_after_the_other(av, tmp_path):
+    write_parts(av, tmp_path / "a.mkv", ([0, 3600, 7200, 7200, 18000], (64, 96), {}))
+    map_frames(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda frame: frame)
+    with av.open(str(tmp_path / "b.mkv")) as found:
+        assert [round(1000 * frame.time) for frame in found.decode(video=0)] == [0, 40, 80, 113, 200]
+
+
 @pytest.mark.parametrize("name, share", [("b.mp4", 0.5), ("b.mp4", 0.9), ("b.mkv", 0.5)])
 def test_a_video_that_was_cut_off_is_an_error_and_the_rest_is_written(av, tmp_path, name, share):
-    write_clip(av, tmp_path / "a.mp4", range(0, 3 * 90000, 3000))
+    write_clip(av, tmp_path / "a.mp4", range(0, 3 * 90000, 9000))
     options = {"movflags": "faststart"} if name == "b.mp4" else {}
     with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / name), "w", options=options) as target:
         copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
@@ -164,7 +206,7 @@ def test_a_video_that_was_cut_off_is_an_error_and_the_rest_is_written(av, tmp_pa
     (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match=f"/{name} is damaged or was cut off: .*rest.mp4 holds what could be read; copy"):
         map_frames(tmp_path / name, tmp_path / "rest.mp4", lambda frame: frame)
-    assert 5 < len(read_clip(av, tmp_path / "rest.mp4")[0]) < 90
+    assert 2 < len(read_clip(av, tmp_path / "rest.mp4")[0]) < 30
 
 
 def test_titles_languages_and_chapters_are_kept_and_a_name_may_hold_a_colon(av, tmp_path):
