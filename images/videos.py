@@ -16,6 +16,7 @@ VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"
 READABLE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts", "protocol_whitelist": "file"}
 QUALITY = {"crf": "16", "preset": "medium"}  # of H.264: visually lossless
 COLORS = "colorspace", "color_range", "color_primaries", "color_trc"
+OF_THE_FILE = "major_brand", "minor_version", "compatible_brands", "encoder"  # metadata that the muxer writes anew
 BT709 = 1  # as a ``colorspace``
 
 
@@ -40,10 +41,10 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
                 first = next(probe.decode(stream), None) if stream else None
             if first is None:
                 raise UserError(f"{video} contains no frames")
-            damaged = _is_damaged(av, video)
+            damaged, format = _is_damaged(av, video), VIDEO_FORMATS[result.suffix.lower()]
             with (
                 av.open(f"file:{video}", container_options=READABLE) as source,
-                av.open(f"file:{partial}", "w", format=VIDEO_FORMATS[result.suffix.lower()]) as target,
+                av.open(f"file:{partial}", "w", format=format, options=_muxer_options(source, format)) as target,
             ):
                 notes = _map_frames(av, source, target, first, change, video, result.suffix.lower())
         except av.error.FFmpegError as error:  # often an OSError, too
@@ -84,6 +85,12 @@ def _is_damaged(av, video: Path) -> bool:
         return said or end < 0.99 * (source.duration or 0) / 1e6 - 1
 
 
+def _muxer_options(source, format: str) -> dict[str, str]:
+    """What MP4 and MOV need to hold a phone's metadata; only then, as many players look for titles where they are else."""
+    from_a_phone = any("." in name or name in ("make", "model") for name in source.metadata)
+    return {"movflags": "use_metadata_tags"} if from_a_phone and format != "matroska" else {}
+
+
 def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray], path: Path, suffix: str) -> list[str]:
     """Copy the open ``source``, the file ``path``, to ``target``, which ends in ``suffix``, with changed frames.
 
@@ -100,7 +107,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
             raise UserError(f"{path} has {codec} {kind}, which {suffix} cannot hold: choose {other} with -o")
     copies = {stream.index: target.add_stream_from_template(stream) for stream in others}
     for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
-        after.metadata.update(before.metadata)
+        after.metadata.update({name: text for name, text in before.metadata.items() if name.lower() not in OF_THE_FILE})
     for stream in others:
         copies[stream.index].disposition = stream.disposition  # default, forced, comment, ...
     target.set_chapters(source.chapters())

@@ -20,8 +20,9 @@ def av():
 
 def write_clip(av, path, times, size=(64, 96), rotation=0, matrix=1, full_range=False, pixel_shape=None, **more):
     """Frames of a photo that moves, at ``times`` in ticks of 1 / 90000 s, with a second of sound."""
-    codec, pix_fmt = more.get("sound", "aac"), more.get("pix_fmt", "yuv420p")
-    with av.open(str(path), "w") as target:
+    codec, pix_fmt, metadata = more.get("sound", "aac"), more.get("pix_fmt", "yuv420p"), more.get("metadata", {})
+    with av.open(str(path), "w", options={"movflags": "use_metadata_tags"} if metadata else {}) as target:
+        target.metadata.update(metadata)
         video, sound = target.add_stream("libx264", rate=30, options={"crf": "5"}), target.add_stream(codec, rate=8000)
         video.codec_context.thread_count = 1  # else the pixels depend on the number of cores
         video.height, video.width, video.pix_fmt = *size, pix_fmt
@@ -226,6 +227,18 @@ def test_titles_languages_and_chapters_are_kept_and_a_name_may_hold_a_colon(av, 
         assert found.metadata["title"] == "Holiday" and found.streams.audio[0].metadata["language"] == "fra"
         assert found.streams.audio[0].disposition == before.streams.audio[0].disposition != 0
         assert [each["metadata"]["title"] for each in found.chapters()] == ["One"]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_place_and_camera_of_a_phone_are_kept_and_the_kind_of_file_is_the_result_s(av, tmp_path, suffix):
+    apple = {"com.apple.quicktime.location.ISO6709": "+48.1+011.5/", "com.apple.quicktime.make": "Apple"}
+    android = {"com.android.capture.fps": "240.0", "make": "Google", "model": "Pixel", "title": "Holiday"}
+    for name, wanted in ("a.mov", apple), ("a.mp4", android):
+        write_clip(av, tmp_path / name, STEADY, metadata=wanted, rotation=90)
+        map_frames(tmp_path / name, tmp_path / f"b.{suffix}", lambda frame: frame)
+        with av.open(str(tmp_path / f"b.{suffix}")) as found:
+            assert wanted.items() <= found.metadata.items() and next(found.decode(video=0)).rotation == 90
+            assert found.metadata["major_brand"] == {"mp4": "isom", "mov": "qt  "}[suffix]
 
 
 @pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)], ids=["mirror", "upside down", "transposed"])
