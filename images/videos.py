@@ -118,7 +118,9 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     notes = [f"without {count} other {kind} stream{'s' * (count > 1)}" for kind, count in lost.items() if count]
     if any(component.is_alpha for component in first.format.components):
         notes.append("without its transparency")
-    last, durations = (first.pts or 0) - 1, {}
+    if _has_finer_colors(first.format, av.VideoFormat(written.codec_context.pix_fmt)):
+        notes.append("its colors at half the resolution")
+    captions, last, durations = False, (first.pts or 0) - 1, {}
 
     def encode(frame) -> None:
         for packet in written.encode(frame):
@@ -133,13 +135,14 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
                         frame.pts = last + max(1, frame.duration)
                     last, durations[frame.pts] = frame.pts, frame.duration
                     _check(frame, first, path)
+                    captions = captions or "A53_CC" in frame.side_data
                     encode(_changed(av, frame, change, written.codec_context.pix_fmt))
                     bar.update()
             elif packet.dts is not None:  # None: the end of the stream
                 packet.stream = copies[packet.stream.index]
                 target.mux(packet)
         encode(None)
-    return notes
+    return [*notes, *["without its closed captions"] * captions]
 
 
 def _check(frame, first, path: Path) -> None:
@@ -172,6 +175,13 @@ def _colors(frame) -> dict[str, int]:
     """Color matrix, range, primaries and transfer of what ``frame`` becomes: one of RGB needs a matrix."""
     colors = {name: getattr(frame, name) for name in COLORS}
     return colors | {"colorspace": BT709} if frame.format.is_rgb else colors
+
+
+def _has_finer_colors(format, other) -> bool:
+    """Whether a pixel ``format`` has chroma, or RGB, of a higher resolution than the ``other``."""
+    gray = len(format.components) < 3 and not format.has_palette
+    finer = format.chroma_width(64) > other.chroma_width(64) or format.chroma_height(64) > other.chroma_height(64)
+    return finer and not gray
 
 
 def _is_mirrored(frame) -> bool:

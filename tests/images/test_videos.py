@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import dummy_photo
 
-from images.videos import map_frames
+from images.videos import _has_finer_colors, map_frames
 from utils import UserError
 
 
@@ -150,7 +150,10 @@ def test_sound_that_does_not_fit_is_told_with_what_to_do_and_unknown_sound_is_le
     assert map_frames(tmp_path / "c.mov", tmp_path / "d.mov", lambda frame: frame) == ["without 1 other audio stream"]
 
 
-def write_parts(av, path, *parts):
+CAPTIONS = b"\0\0\1\x06\x04\x0e\xb5\x00\x31GA94\x03\x41\xff\xfc\x14\x2c\xff\x80"  # of one frame in H.264
+
+
+def write_parts(av, path, *parts, captions=b""):
     """Parts of (times in ticks of 1 / 90000 s, size, options of the encoder), one after the other in one stream."""
     with av.open(str(path), "w") as target:
         stream = None
@@ -166,6 +169,9 @@ def write_parts(av, path, *parts):
             ]
             packets = [packet for frame in frames for packet in encoder.encode(frame)] + encoder.encode(None)
             for time, packet in zip(times, packets, strict=True):
+                if captions and time == times[0]:
+                    place = bytes(packet).index(b"\0\0\1\x65")  # the pixels
+                    packet = av.Packet(bytes(packet)[:place] + captions + bytes(packet)[place:])
                 packet.pts = packet.dts = time
                 packet.duration, packet.time_base, packet.stream = 3000, Fraction(1, 90000), stream
                 target.mux(packet)
@@ -269,12 +275,25 @@ def test_rgb_gets_a_color_matrix_and_lost_transparency_is_told(av, tmp_path):
         video.height, video.width, video.pix_fmt = 64, 96, "bgra"
         for packet in (*video.encode(av.VideoFrame.from_ndarray(photo, format="rgba")), *video.encode(None)):
             target.mux(packet)
-    assert map_frames(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda frame: frame) == ["without its transparency"]
+    notes = ["without its transparency", "its colors at half the resolution"]
+    assert map_frames(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda frame: frame) == notes
     with av.open(str(tmp_path / "b.mkv")) as found:
         frame = next(found.decode(video=0))
     assert frame.format.name == "yuv420p" and frame.colorspace == 1
     pixels = frame.to_ndarray(format="rgb24", src_colorspace=1, src_color_range=frame.color_range)
     assert np.abs(pixels.astype(float) - photo[..., :3]).mean() < 6
+
+
+def test_colors_are_finer_in_what_has_chroma_of_a_higher_resolution(av):
+    told = {"yuv420p": 0, "nv12": 0, "gray": 0, "yuv410p": 0}
+    told |= dict.fromkeys(("gbrp", "yuv444p", "yuv440p", "yuv411p", "yuyv422", "pal8", "nv16", "bgra"), 1)
+    assert {name: _has_finer_colors(av.VideoFormat(name), av.VideoFormat("yuv420p")) for name in told} == told
+    assert not _has_finer_colors(av.VideoFormat("bgra"), av.VideoFormat("yuv444p"))
+
+
+def test_closed_captions_are_told_as_lost(av, tmp_path):
+    write_parts(av, tmp_path / "a.ts", (range(0, 15000, 3000), (64, 96), {}), captions=CAPTIONS)
+    assert map_frames(tmp_path / "a.ts", tmp_path / "b.mkv", lambda frame: frame) == ["without its closed captions"]
 
 
 def test_without_pyav_it_says_what_to_install(tmp_path, monkeypatch):
