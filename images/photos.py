@@ -121,9 +121,16 @@ def load_heif(path: Path | str) -> None:
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation; 1, upright, if the EXIF is damaged: the pixels may be sound."""
     try:
-        return image.getexif().get(0x0112, 1)
+        return exif_of(image).get(0x0112, 1)
     except Exception:  # damaged bytes may raise anything
         return 1
+
+
+def exif_of(image: Image.Image) -> Image.Exif:
+    """Raises if it is damaged. Takes the XMP out of ``image.info``: Pillow would add its orientation, viewers do not."""
+    for name in "xmp", "XML:com.adobe.xmp":
+        image.info.pop(name, None)
+    return image.getexif()
 
 
 def cmyk_to_rgb(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from images.files import atomic
-from images.photos import FORMATS, MAX_PIXELS, cmyk_to_rgb, deep_gray, load_heif, open_image
+from images.photos import FORMATS, MAX_PIXELS, cmyk_to_rgb, deep_gray, exif_of, load_heif, open_image
 from utils import UserError
 
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
@@ -195,7 +195,7 @@ def _exif(image: Image.Image) -> bytes | None:
     """EXIF as one block, as JPEG has it; of a TIFF without its Orientation, which Pillow applies. Raises if damaged."""
     exif = image.info.get("exif")
     if not exif:
-        found, kept = image.getexif(), Image.Exif()
+        found, kept = exif_of(image), Image.Exif()
         for tag in DESCRIPTIVE:
             if tag in found and not (image.format == "TIFF" and tag == 274):
                 kept[tag] = found[tag]

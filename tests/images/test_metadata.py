@@ -9,6 +9,7 @@ import pytest
 from example_pictures import picture_of, same, values
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from images.layouts import upright_size
 from images.photos import read_photo
 from images.pictures import Picture, read_picture, write_picture
 from utils import UserError
@@ -60,6 +61,16 @@ def test_what_describes_a_photo_is_kept_or_told(tmp_path, suffix, dtype):
     assert again.options["xmp"] == XMP and again.options["icc_profile"] == profile
     assert again.options.get("iptc") == (IPTC if suffix in ("jpg", "tif") else None)
     assert [note[:16] for note in picture.notes] == ([] if suffix in ("jpg", "tif") else ["without its IPTC"])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_orientation_in_xmp_alone_does_not_turn_a_photo_as_in_viewers(tmp_path, suffix):
+    xmp = XMP.replace(b"/>", b' tiff:Orientation="6"/>')
+    write_picture(tmp_path / f"a.{suffix}", Picture(values(3, np.uint8), options=dict(xmp=xmp)))
+    picture = read_picture(tmp_path / f"a.{suffix}")
+    assert picture.exif is None and picture.options["xmp"] == xmp
+    assert read_photo(tmp_path / f"a.{suffix}").shape == (21, 34, 3)
+    assert upright_size(tmp_path / f"a.{suffix}") == (21, 34)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
