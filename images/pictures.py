@@ -266,7 +266,10 @@ def _encode(picture: Picture, kind: str) -> bytes | memoryview:
             extra["compression"] = "tiff_adobe_deflate" if deep else "tiff_lzw"
     if deep and values.shape[2] > 1:
         return _deep_png(values, extra) if kind == "PNG" else _deep_tiff(values, extra)
-    first, *more = [_to_image(frame, kind) for frame in (values if values.ndim == 4 else [values])]
+    frames, palette = values if values.ndim == 4 else [values], None
+    if len(frames) > 1 and kind == "GIF":  # with palettes of their own what stands still would flicker
+        palette = Image.fromarray(np.concatenate([frame[::2, ::2, :3] for frame in frames])).quantize(255)
+    first, *more = [_to_image(frame, kind, palette) for frame in frames]
     content = io.BytesIO()
     first.save(content, kind, append_images=more, **extra)
     return content.getbuffer()
@@ -313,13 +316,14 @@ def _deep_tiff(values: np.ndarray, extra: dict) -> memoryview:
     return data
 
 
-def _to_image(values: np.ndarray, kind: str) -> Image.Image:
+def _to_image(values: np.ndarray, kind: str, palette: Image.Image | None) -> Image.Image:
     image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
     if image.mode == "LA" and kind in ("WEBP", "GIF"):
         image = image.convert("RGBA")
-    if image.mode == "RGBA" and kind == "GIF":  # Pillow's own palette with transparency has few colors
-        clear = image.getchannel("A").point(lambda alpha: 255 * (alpha < 128))
-        image = image.convert("RGB").quantize(255)
-        image.paste(255, mask=clear)
-        image.info["transparency"] = 255
+    if kind == "GIF" and (image.mode == "RGBA" or palette):  # Pillow's own palette with transparency has few colors
+        clear = image.getchannel("A").point(lambda alpha: 255 * (alpha < 128)) if image.mode == "RGBA" else None
+        image = image.convert("RGB").quantize(255, palette=palette, dither=Image.Dither.NONE)
+        if clear:
+            image.paste(255, mask=clear)
+            image.info["transparency"] = 255
     return image

@@ -127,6 +127,18 @@ def test_animations_keep_frames_times_loops_and_what_is_transparent(tmp_path, su
         write_picture(tmp_path / "c.jpg", picture)
 
 
+@pytest.mark.parametrize("clear", [False, True])
+def test_what_stands_still_in_a_gif_does_not_flicker(tmp_path, clear):
+    frames = np.repeat(values(3, np.uint8, 64, 96)[None], 4, axis=0)
+    frames[:, 40:] = np.arange(0, 240, 60)[:, None, None, None] + [5, 10, 15]  # which takes colors of each palette
+    alpha = np.broadcast_to(np.uint8(255 * (np.arange(96) > 9))[:, None], (4, 64, 96, 1)) if clear else None
+    write_picture(tmp_path / "a.gif", Picture(frames, alpha, options=dict(save_all=True, duration=50)))
+    again = read_picture(tmp_path / "a.gif")
+    seen = again.pixels[:, :40, 10:].astype(int)
+    assert again.pixels.shape == frames.shape and np.ptp(seen, axis=0).max() == 0
+    assert np.abs(seen - frames[:, :40, 10:]).mean() < 4
+
+
 def test_what_is_beside_the_picture_is_told(tmp_path):
     photo, other = (Image.fromarray(values(3, np.uint8)) for _ in range(2))
     photo.save(tmp_path / "pages.tif", save_all=True, append_images=[other])
