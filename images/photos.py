@@ -147,7 +147,10 @@ def deep_gray(image: Image.Image) -> np.ndarray:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError("its values are not 8- or 16-bit")
-    if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF's white is zero, which Pillow undoes for 8 bits only
+    tags = getattr(image, "tag_v2", {})
+    if 8 < (bits := tags.get(258, (16,))[0]) < 16:  # a TIFF's, which Pillow does not scale
+        values = np.rint(values * (65535 / (2**bits - 1)))
+    if tags.get(262) == 0:  # a TIFF's white is zero, which Pillow undoes for 8 bits only
         values = 65535 - values
     return values.astype(np.uint16)
 

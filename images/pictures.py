@@ -28,7 +28,8 @@ SAVE_OPTIONS = {
     "AVIF": dict(quality=90, subsampling="4:4:4"),
     "HEIF": dict(quality=90),
 }
-DESCRIPTIVE = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 33432)  # EXIF tags that do not say how pixels are stored
+# EXIF tags that do not say how pixels are stored
+DESCRIPTIVE = (269, 270, 271, 272, 274, 282, 283, 285, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
 
 
 @dataclass
@@ -99,8 +100,9 @@ def _descriptions(image: Image.Image) -> dict:
         kinds["icc_profile"] = bytes
     # Of another type in a damaged TIFF. A loop of 0 is endless, and must not be left out: GIF then plays once
     options = {name: image.info[name] for name, kind in kinds.items() if isinstance(image.info.get(name), kind)}
-    if not all(0 < each < 1e6 for each in options.get("dpi", ())):  # or not a number: no other format can hold it
-        del options["dpi"]
+    unknown = image.format == "TIFF" and 282 not in image.tag_v2  # then Pillow says 1
+    if unknown or not all(0 < each < 1e6 for each in options.get("dpi", ())):  # or not a number: no format can hold it
+        options.pop("dpi", None)
     blocks = image.info.get("photoshop")
     iptc = blocks.get(0x404) if isinstance(blocks, dict) else None
     if image.format == "TIFF" and isinstance(iptc := image.tag_v2.get(33723), tuple):  # as Adobe writes it
@@ -124,12 +126,13 @@ def _descriptions(image: Image.Image) -> dict:
 
 def _losses(image: Image.Image, head: bytes, options: dict) -> list[str]:
     """What is in the file, which starts with ``head``, but not in a ``Picture`` with these ``options``."""
-    frames, xmp, tags = getattr(image, "n_frames", 1), options.get("xmp", b""), getattr(image, "tag_v2", ())
+    frames, xmp, tags = getattr(image, "n_frames", 1), options.get("xmp", b""), getattr(image, "tag_v2", {})
     nclx = re.search(rb"colrnclx\0(.)\0(.)", head, re.DOTALL)  # primaries and transfer: 1 and 13 are sRGB, 2 is unknown
     gap = rb"(?:\s|#[^\n]*\n)+"
     deep_ppm = re.match(rb"P6%b\d+%b\d+%b(\d+)" % (gap, gap, gap), head)
     # Boxes of HEIC, AVIF and JPEG 2000 that tell how many bits a color has
     more_bits = re.search(rb"\A.{4}(?:ftyp|jP  ).*(?:pixi.{5}[\x09-\x10]|ihdr.{10}[\x08-\x0f])", head, re.DOTALL)
+    shape = image.info.get("aspect") or (image.info.get("jfif_unit") == 0 and image.info.get("jfif_density"))
     losses = {
         "converted from CMYK to RGB": image.mode == "CMYK",
         "8 instead of more bits per color": (more_bits and not image.mode.startswith("I"))
@@ -143,6 +146,8 @@ def _losses(image: Image.Image, head: bytes, options: dict) -> list[str]:
         "without a part of its XMP": b"HasExtendedXMP" in xmp,
         "without its video": re.search(b"MotionPhoto|MicroVideo", xmp),
         "without its layers": 37724 in tags,
+        "without its extra channels": 0 in tags.get(338, ()),
+        "without the shape of its pixels": isinstance(shape, tuple) and shape[0] != shape[1],
     }
     return [loss for loss, there in losses.items() if there]
 

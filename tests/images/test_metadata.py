@@ -198,6 +198,17 @@ def test_texts_of_a_png_are_not_taken_for_what_pillow_calls_so(tmp_path):
         assert [name for name, text in image.text.items() if text == "a text"] == names
 
 
+def test_texts_of_a_tiff_are_kept_and_a_resolution_is_not_made_up(tmp_path):
+    texts = {269: "a", 285: "b", 316: "c", 18246: 4, 18249: 80} | {tag: b"d\0" for tag in range(40091, 40096)}
+    Image.fromarray(values(3, np.uint8)).save(tmp_path / "a.tif", tiffinfo=texts)
+    write_picture(tmp_path / "b.tif", read_picture(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "b.tif") as again:
+        assert {tag: again.tag_v2[tag] for tag in texts} == texts and 282 not in again.tag_v2
+    write_picture(tmp_path / "c.png", read_picture(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "c.png") as again:
+        assert "dpi" not in again.info
+
+
 def test_a_damaged_description_of_a_tiff_is_left_out(tmp_path):
     wrong = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, kind, value in (282, 5, (0, 0)), (283, 5, (0, 0)), (33723, 2, "text"), (34675, 4, 5):

@@ -1,3 +1,6 @@
+import io
+import struct
+
 import numpy as np
 import pytest
 import skimage.io
@@ -190,6 +193,41 @@ def test_what_is_rounded_or_lost_is_told(tmp_path):
     notes = {"deep.ppm": ["8 instead of more bits per color"], "deep2.ppm": ["8 instead of more bits per color"]}
     notes |= {"plain.ppm": [], "map.tif": ["without its map coordinates"], "signed.jpg": ["without its content credentials"]}
     assert {name: read_picture(tmp_path / name).notes for name in notes} == notes
+
+
+def test_channels_and_the_shape_of_pixels_that_are_lost_are_told(tmp_path):
+    tifffile.imwrite(tmp_path / "five.tif", values(5, np.uint8), photometric="rgb", extrasamples=["unassalpha", 0])
+    tifffile.imwrite(tmp_path / "four.tif", values(4, np.uint16), photometric="rgb", extrasamples=[0])
+    photo = Image.fromarray(values(3, np.uint8))
+    photo.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for name, sizes in ("wide.png", (1, 2)), ("square.png", (2, 2)):
+        PngImagePlugin.putchunk(chunk := io.BytesIO(), b"pHYs", struct.pack(">IIB", *sizes, 0))
+        (tmp_path / name).write_bytes(content[:33] + chunk.getvalue() + content[33:])
+    photo.save(tmp_path / "square.jpg")
+    content = (tmp_path / "square.jpg").read_bytes()
+    (tmp_path / "wide.jpg").write_bytes(content[:13] + struct.pack(">BHH", 0, 1, 2) + content[18:])
+    channels, shape = ["without its extra channels"], ["without the shape of its pixels"]
+    notes = {"five.tif": channels, "four.tif": channels, "wide.png": shape, "wide.jpg": shape}
+    notes |= {"square.png": [], "square.jpg": []}
+    assert {name: read_picture(tmp_path / name).notes for name in notes} == notes
+
+
+def test_gray_of_12_bits_becomes_as_bright_in_16(tmp_path):
+    wanted = values(1, np.uint16)[..., 0] >> 4  # (21, 34): two pixels in three bytes
+    first, second = wanted[:, ::2], wanted[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8)
+    Image.fromarray(packed.reshape(21, 51)).save(tmp_path / "a.tif")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    start = struct.unpack_from("<I", data, 4)[0]
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        tag = struct.unpack_from("<H", data, entry)[0]
+        if tag in (256, 258):
+            struct.pack_into("<HI", data, entry + 2, 4, 1)
+            struct.pack_into("<I", data, entry + 8, {256: 34, 258: 12}[tag])
+    (tmp_path / "a.tif").write_bytes(data)
+    assert np.array_equal(read_picture(tmp_path / "a.tif").pixels[..., 0], np.rint(wanted * (65535 / 4095)))
+    assert np.array_equal(read_photo(tmp_path / "a.tif")[..., 1], np.rint(wanted * (255 / 4095)))
 
 
 def test_what_an_encoder_refuses_is_one_sentence_and_leaves_nothing(tmp_path):
