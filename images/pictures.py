@@ -229,12 +229,12 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
             raise UserError(f"{path} cannot be written: {kind} has no {feature}, choose a name that ends in .png")
     if kind == "HEIF":
         load_heif(path)
-    info = picture.options.get("pnginfo")
+    info, profile = picture.options.get("pnginfo"), picture.options.get("icc_profile", b"")
     for name, formats, value in (
         ("EXIF", DESCRIBED, picture.exif),
         ("XMP", DESCRIBED, picture.options.get("xmp")),
         ("IPTC", ("JPEG", "TIFF"), picture.options.get("iptc")),
-        ("color profile", DESCRIBED, picture.options.get("icc_profile")),
+        ("color profile", _formats_with(profile), profile),
         ("color space", ("PNG",), any(b"cICP" in chunk for chunk in getattr(info, "chunks", ()))),
     ):
         if value and kind not in formats:
@@ -248,10 +248,17 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
     return picture.notes
 
 
+def _formats_with(profile: bytes) -> tuple[str, ...]:
+    """Those that hold this color profile: one of gray does not fit where gray is stored as RGB."""
+    return ("JPEG", "PNG", "TIFF", "HEIF") if profile[16:20] == b"GRAY" else DESCRIBED
+
+
 def _encode(picture: Picture, kind: str) -> bytes | memoryview:
     """The content of a file of format ``kind``."""
     values = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha], axis=-1)
     extra = SAVE_OPTIONS.get(kind, {}) | picture.options
+    if kind not in _formats_with(extra.get("icc_profile", b"")):
+        extra.pop("icc_profile", None)
     iptc, xmp, deep = extra.pop("iptc", None), extra.get("xmp"), values.dtype == np.uint16
     if picture.exif and kind in DESCRIBED:
         extra["exif"] = picture.exif

@@ -88,6 +88,15 @@ def test_texts_and_colours_of_a_png_are_kept(tmp_path, dtype):
         assert again.info["chromaticity"] == (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 
 
+@pytest.mark.parametrize("suffix, kept", [("png", True), ("jpg", True), ("tif", True), ("webp", False), ("avif", False)])
+def test_a_gray_profile_is_kept_where_gray_is(tmp_path, suffix, kept):
+    profile = bytes(12) + b"mntrGRAYXYZ " + bytes(104)
+    picture = Picture(values(1, np.uint8), options=dict(icc_profile=profile))
+    notes = write_picture(tmp_path / f"a.{suffix}", picture)
+    assert notes == ([] if kept else [f"without its color profile, which {suffix.upper()} cannot hold"])
+    assert read_picture(tmp_path / f"a.{suffix}").options.get("icc_profile") == (profile if kept else None)
+
+
 def test_lossless_webp_stays_lossless(tmp_path):
     photo = Image.fromarray(values(3, np.uint8))
     for name, options in ("a", dict(lossless=True)), ("b", dict(lossless=True, icc_profile=b"odd")), ("c", {}):
