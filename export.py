@@ -46,6 +46,10 @@ def main() -> None:
     if out.suffix.lower() != ".onnx":
         raise UserError(f"-o {out} must end in .onnx")
     check_writable(out.parent, "-o")
+    files = [out] if options.like else [out.with_name(f"{out.stem}_{part}{out.suffix}") for part in ("blur", "apply")]
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"-o: {file} is a folder: choose another name")
     try:
         importlib.import_module("onnx"), importlib.import_module("onnxscript")
     except ImportError as error:
@@ -53,12 +57,9 @@ def main() -> None:
     student = load_model(options.weights).requires_grad_(False)
     if not isinstance(student, StudentCNN):
         raise UserError(f"{options.weights} contains a {type(student).__name__}: only a StudentCNN can be exported")
-    if options.like:
-        programs = {out: export_like(student, to_tensor(read_photo(options.like))[None])}
-    else:
-        files = (out.with_name(f"{out.stem}_{part}{out.suffix}") for part in ("blur", "apply"))
-        programs = dict(zip(files, export_two(student), strict=True))
-    for file, program in programs.items():
+    like = options.like and to_tensor(read_photo(options.like))[None]
+    programs = export_two(student) if like is None else [export_like(student, like)]
+    for file, program in zip(files, programs, strict=True):
         with atomic(file) as partial:
             program.save(partial)
         print(f"{file} written, {file.stat().st_size / 1e6:.1f} MB")

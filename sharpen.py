@@ -41,7 +41,7 @@ SMALL = 3_000_000  # values of a picture, three per pixel: below, a student on o
 def main() -> None:
     parser = CliParser(__doc__)
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="photos, videos, and folders of photos")
-    parser.add_argument("-o", "--out", type=Path, default=OUT, help=f"a folder, or for one input a file ({OUT})")
+    parser.add_argument("-o", "--out", default=OUT, help=f"a folder, or for one input a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
     parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MAX_STRENGTH}, 1 is as trained")
     parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, ...")
@@ -52,7 +52,7 @@ def main() -> None:
         raise UserError(f"--strength {options.strength} must be between 0 (the input) and {MAX_STRENGTH}")
     if bool(options.inputs) == bool(options.frames):
         raise UserError("name photos, videos or folders to sharpen, or --frames WIDTHxHEIGHT for a pipe, not both")
-    if options.frames and options.out != Path(OUT):
+    if options.frames and options.out != OUT:
         raise UserError("--frames writes to standard output: leave out -o, and send the output to a file or a program")
     jobs, problems = find_jobs(options.inputs, options.out, options.overwrite) if options.inputs else ({}, [])
     for result in list(jobs)[:1]:
@@ -67,12 +67,16 @@ def main() -> None:
         sharpen_files(sharpener, jobs, problems, options.strength, weights)
 
 
-def find_jobs(inputs: list[Path], out: Path, overwrite: bool) -> tuple[dict[Path, Path], list[str]]:
-    """Result -> photo for each photo to sharpen, and a sentence for each that cannot be; what is left out is printed."""
+def find_jobs(inputs: list[Path], out: str, overwrite: bool) -> tuple[dict[Path, Path], list[str]]:
+    """Result -> photo for each photo to sharpen, and a sentence for each that cannot be; what is left out is printed.
+
+    ``out`` is a folder if it ends in a separator, which a ``Path`` would not keep.
+    """
+    is_folder, out = out.endswith(("/", os.sep)) or os.path.isdir(out), Path(out)
     # Some shells leave patterns as they are
     inputs = [Path(p) for path in inputs for p in (not os.path.lexists(path) and sorted(glob.glob(str(path)))) or [path]]
     # A suffix of digits is a date or a version
-    one_file = bool(out.suffix.strip(".0123456789")) and not os.path.isdir(out) and not any(map(os.path.isdir, inputs))
+    one_file = bool(out.suffix.strip(".0123456789-_")) and not is_folder and not any(map(os.path.isdir, inputs))
     if one_file and len(inputs) > 1:
         raise UserError(f"-o {out} is one file: name a folder for the results of {len(inputs)} inputs")
     found, problems = [], []

@@ -106,6 +106,8 @@ def test_what_the_plain_network_predicts_is_constant(folder):
     [
         (("-o", "student.pth"), "-o student.pth must end in .onnx"),
         (("-o", "like.png/student.onnx"), "-o: like.png is not a folder"),
+        (("-o", "there.onnx", "--like", "like.png"), "-o: there.onnx is a folder: choose another name"),
+        (("-o", "here.onnx"), "-o: here_apply.onnx is a folder"),
         (("--weights", "none.pth"), "none.pth is not a file"),
         (("--weights", "teacher.pth"), "teacher.pth contains a TeacherCNN: only a StudentCNN can be exported"),
         (("--like", "none.png"), "none.png is missing"),
@@ -119,10 +121,12 @@ def test_a_mistake_is_one_sentence_before_anything_is_exported(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     save_model("teacher.pth", small_teacher())
     Image.new("RGB", (20, 20)).save("like.png")
+    Path("there.onnx").mkdir(), Path("here_apply.onnx").mkdir()
+    before = set(tmp_path.iterdir())
     with pytest.raises(export.UserError) as caught:
         run_export(monkeypatch, *arguments)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
-    assert {file.name for file in tmp_path.iterdir()} == {"teacher.pth", "like.png"}
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])

@@ -148,7 +148,7 @@ def test_names_that_differ_in_case_alone_are_one_where_the_disk_takes_them_for_o
     for name in "x/a.png", "y/A.PNG":
         save(tmp_path / name)
     monkeypatch.setattr(sharpen, "is_case_blind", lambda folder: case_blind)
-    jobs, problems = sharpen.find_jobs([tmp_path / "x", tmp_path / "y"], tmp_path / "Results", overwrite=False)
+    jobs, problems = sharpen.find_jobs([tmp_path / "x", tmp_path / "y"], str(tmp_path / "Results"), overwrite=False)
     assert len(jobs) == 2 - case_blind and len(problems) == case_blind
     assert not problems or ("A.PNG and" in problems[0] and "would both become" in problems[0])
 
@@ -164,7 +164,7 @@ def test_a_disk_that_is_blind_for_case_is_noticed(tmp_path, monkeypatch, case_bl
 def test_a_result_never_replaces_an_input_that_is_spelled_in_another_case(tmp_path, monkeypatch):
     save(tmp_path / "photos" / "a.png")
     monkeypatch.setattr(sharpen, "is_case_blind", lambda folder: True)
-    jobs, problems = sharpen.find_jobs([tmp_path / "photos" / "a.png"], tmp_path / "PHOTOS", overwrite=True)
+    jobs, problems = sharpen.find_jobs([tmp_path / "photos" / "a.png"], str(tmp_path / "PHOTOS"), overwrite=True)
     assert not jobs and "which is an input" in problems[0]
 
 
@@ -283,6 +283,12 @@ def test_a_half_done_folder_is_finished_and_what_is_no_photo_is_named(run, tmp_p
     assert "2 of the results exist already: --overwrite makes them again" in printed and "1 of 1 files" in printed
     assert "3 other files in in are left out: 2 .nef, 1 .mp4" in printed
     assert run("in", "-o", "new.2024")[0] == 0 and (tmp_path / "new.2024/c.png").is_file()
+
+
+@pytest.mark.parametrize("out", ["photos.2024-06", "res.v2/", "res.png/"])
+def test_a_name_that_ends_in_a_date_or_a_separator_is_that_of_a_folder(run, tmp_path, out):
+    save(tmp_path / "a.png")
+    assert run("a.png", "-o", out)[0] == 0 and (tmp_path / out / "a.png").is_file()
 
 
 def test_a_pattern_that_the_shell_has_left_is_expanded(run, tmp_path):
