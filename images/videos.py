@@ -77,8 +77,8 @@ def _is_damaged(av, video: Path) -> bool:
         try:
             av.logging.set_level(av.logging.ERROR)
             with av.logging.Capture() as messages:
-                packets = (packet for packet in source.demux() if packet.pts is not None)
-                end = max((float((p.pts + (p.duration or 0)) * p.time_base) for p in packets), default=0)  # seconds
+                ends = (p.time_base * (max(p.pts or 0, p.dts or 0) + (p.duration or 0)) for p in source.demux() if p.size)
+                end = float(max(ends, default=0))  # seconds
         finally:
             av.logging.set_level(level)
         said = any(name == source.format.name for _, name, _ in messages)  # a parser also complains of healthy files
