@@ -6,7 +6,7 @@ import pytest
 import tifffile
 import torch
 from conftest import changing_network as network
-from conftest import dummy_photo
+from conftest import dummy_photo, shipped
 from PIL import Image
 
 import sharpen
@@ -14,7 +14,7 @@ from fused_student import FusedStudent
 from images.photos import look_ahead
 from images.pictures import read_picture
 from inference import Sharpener, VideoSharpener
-from models import TeacherCNN
+from models import StudentCNN, TeacherCNN
 
 CPU = torch.device("cpu")
 
@@ -71,6 +71,30 @@ def test_8_bits_go_through_the_fused_student_and_16_bits_through_the_network_its
     plain, deep = (read_picture(tmp_path / "sharpened" / name).pixels for name in ("plain.png", "deep.tif"))
     assert np.array_equal(plain, FusedStudent(network())(torch.from_numpy(rgb)).numpy())
     assert np.array_equal(deep, Sharpener(network(), CPU).sharpen_in_tiles(rgb.astype(np.uint16) * 257))
+
+
+def weaker(forward):
+    return lambda student, photo, *blur: photo.lerp(forward(student, photo, *blur), 0.5)
+
+
+@pytest.mark.parametrize("edited", ["forward", "parts"])
+def test_an_edited_student_is_run_as_it_was_trained_and_that_is_said(monkeypatch, capsys, edited):
+    made, pixels = network(), dummy_photo(70, 90, seed=4)
+    fused = Sharpener(made, CPU)(pixels)
+    if edited == "forward":
+        monkeypatch.setattr(StudentCNN, "forward", weaker(StudentCNN.forward))
+    else:
+        del made.gain_map
+        monkeypatch.setattr(StudentCNN, "forward", lambda student, photo, blur: 1 - photo)
+    sharpener = Sharpener(made, CPU)
+    assert capsys.readouterr().err.startswith("StudentCNN differs from fused_student.py") and sharpener.fused is None
+    assert np.array_equal(sharpener(pixels), sharpener.sharpen_in_tiles(pixels))
+    assert np.abs(sharpener(pixels).astype(int) - fused).max() > 3
+
+
+@pytest.mark.parametrize("name", ["student", "free/student"])
+def test_the_shipped_students_are_fused_without_a_word(name, capsys):
+    assert Sharpener(shipped(name), CPU).fused and capsys.readouterr() == ("", "")
 
 
 def test_strength_scales_the_change(run, tmp_path):
