@@ -275,12 +275,12 @@ def save_model(path: Path | str, model: nn.Module, **metadata) -> None:
     Args:
         metadata: what should be known about its training; what JSON can hold, which is loaded safely.
     Raises:
-        TypeError: if metadata is of another type.
+        TypeError: if metadata or an argument is of another type.
         UserError: if the file cannot be written.
     """
     content = {
         "class": type(model).__name__,
-        "arguments": dict(getattr(model, "arguments", {})),
+        "arguments": json.loads(json.dumps(getattr(model, "arguments", {}))),
         "weights": {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
         "metadata": json.loads(json.dumps(metadata)),
     }

@@ -86,14 +86,20 @@ class Pair(Unpadded):
 class Point(Unpadded):
     """One number for each color, of any type and with any value."""
 
-    def __init__(self, value=1.0, dtype=torch.float32, trained=True):
+    def __init__(self, value=1.0, dtype="float32", trained=True):
         super().__init__()
         del self.conv
-        self.factor = torch.nn.Parameter(torch.full((3, 1, 1), value, dtype=dtype), requires_grad=trained)
+        self.factor = torch.nn.Parameter(torch.full((3, 1, 1), value, dtype=getattr(torch, dtype)), requires_grad=trained)
         self.arguments = dict(value=value, dtype=dtype, trained=trained)
 
     def forward(self, photo):
         return (photo + self.factor).float()
+
+
+class Estimating(Point):
+    def __init__(self, value=1.0):
+        super().__init__()
+        self.estimator, self.arguments = BlurEstimator(kernel_radius=4), dict(value=value)
 
 
 class Forgetful(Unpadded):
@@ -117,12 +123,17 @@ class Forgetful(Unpadded):
         (lambda: Pair(), "Pair turns a photo of shape (1, 3, 61, 67) into tuple: return one of the same shape"),
         (lambda: Point(float("nan")), "Point turns a black photo into values that are not finite"),
         (lambda: Point(trained=False), "Point has no parameter that requires a gradient"),
-        (lambda: Point(dtype=torch.bfloat16), "Point has weights of torch.bfloat16: keep them in torch.float32"),
+        (lambda: Point(dtype="bfloat16"), "Point has weights of torch.bfloat16: keep them in torch.float32"),
+        (lambda: Estimating(), "'Estimating' object has no attribute 'estimate_blur'): fix forward()"),
+        (
+            lambda: Estimating(np.int64(3)),
+            "(Object of type int64 is not JSON serializable): fix forward(), or the arguments",
+        ),
         (lambda: Forgetful(4), "missing 1 required positional argument: 'width'): fix"),
     ],
 )
 def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(constants, monkeypatch, make, sentence):
-    for kind in Unpadded, Pair, Point, Forgetful:
+    for kind in Unpadded, Pair, Point, Estimating, Forgetful:
         monkeypatch.setattr(f"models.{kind.__name__}", kind, raising=False)
     monkeypatch.setattr(train, "StudentCNN", make)
     with pytest.raises(UserError) as caught:

@@ -244,9 +244,13 @@ def test_a_saved_network_comes_back_with_its_arguments_weights_and_metadata(netw
     assert loaded.metadata == {"data": "dummy", "psnr": 31.5, "steps": [1, 2]}
 
 
-def test_metadata_that_cannot_be_loaded_safely_is_refused_before_writing(tmp_path):
+def test_what_cannot_be_loaded_safely_is_refused_before_writing(tmp_path):
     with pytest.raises(TypeError, match="Tensor is not JSON serializable"):
         save_model(tmp_path / "a.pth", StudentCNN(), psnr=torch.tensor(1.0))
+    network = torch.nn.ReLU()
+    network.arguments = {"activation": torch.nn.ReLU}
+    with pytest.raises(TypeError, match="type is not JSON serializable"):
+        save_model(tmp_path / "a.pth", network)
     assert not list(tmp_path.iterdir())
 
 

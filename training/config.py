@@ -1,6 +1,7 @@
 """The constants of a training, checked in one place, and checks of networks and files before the work starts."""
 
 import importlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +12,7 @@ from torch import nn
 
 import models
 from cli import check_writable
+from inference import blur_of
 from training.distributed import world_size
 from utils import UserError, make_generator, one_line
 
@@ -89,12 +91,12 @@ def check_network(network: nn.Module) -> None:
     if getattr(models, name, None) is not type(network):
         raise UserError(f"{name} is not a class in models.py, where load_model looks for it: move it there")
     try:
-        again = type(network)(**getattr(network, "arguments", {})).eval()  # as load_model does
-        result = again(photo)
+        again = type(network)(**json.loads(json.dumps(getattr(network, "arguments", {})))).eval()  # as load_model does
+        result = again(photo, *blur_of(again, photo))
     except Exception as error:  # anything may be wrong with a user's own network
         raise UserError(
             f"{name}, built again with self.arguments, fails on a photo of shape {tuple(photo.shape)} "
-            f"({one_line(str(error))[:300]}): fix the arguments or forward()"
+            f"({one_line(str(error))[:300]}): fix forward(), or the arguments, which must be plain values"
         ) from None
     shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
     if shape != tuple(photo.shape):
