@@ -162,6 +162,10 @@ class OnAnotherDevice(torch.nn.MSELoss):
         (lambda: lambda prediction, target: 0.5, "'float' object has no attribute 'backward'): return one finite number"),
         (lambda: lambda prediction, target: prediction.mean() / 0, "it is inf): return one finite number"),
         (lambda: lambda prediction, target: (prediction > target).float().mean(), "does not require grad"),
+        (torch.nn.BCELoss, "BCELoss cannot be minimized on patches of shape (2, 3, 32, 32) (all elements of input should"),
+        (lambda: lambda prediction, target: torch.tensor(prediction.mean().item(), requires_grad=True), "has no gradient"),
+        (lambda: lambda prediction, target: (prediction * 0).sum(), "it has no gradient): return one finite number that"),
+        (lambda: torch.nn.PReLU(), "PReLU has parameters of its own, which are not trained: call its requires_grad_(False)"),
     ],
 )
 def test_a_loss_that_cannot_be_minimized_is_told_before_the_teacher_is_asked(constants, monkeypatch, make, sentence):

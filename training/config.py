@@ -122,15 +122,20 @@ def check_loss(loss_fn: nn.Module | Callable, device: torch.device, patch_size: 
     name = getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__)
     size = min(patch_size, 256)  # some losses need a few windows of 11 pixels, none needs more
     patches = torch.rand(4, 3, size, size, generator=make_generator(0))
+    patches[:2].mul_(1.2).sub_(0.1)  # predictions may be a little outside [0, 1]
     patches = patches.to(device, memory_format=torch.channels_last).chunk(2)  # in training, too
     arguments = [patches[0].requires_grad_(), patches[1]] + [torch.full((2,), 1e-3, device=device)] * with_input_mse
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(device)
+        if any(value.requires_grad for value in loss_fn.parameters()):
+            raise UserError(f"{name} has parameters of its own, which are not trained: call its requires_grad_(False)")
     try:
         loss = loss_fn(*arguments)
         loss.backward()
         if not torch.isfinite(loss).all():
             raise ValueError(f"it is {loss.item()}")
+        if patches[0].grad is None or not patches[0].grad.any():
+            raise ValueError("it has no gradient")
     except Exception as error:  # anything may be wrong with a user's own loss
         raise UserError(
             f"{name} cannot be minimized on patches of shape {tuple(patches[0].shape)} ({one_line(str(error))[:300]}): "
