@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -69,7 +70,7 @@ class PairedImageDataset(PatchDataset):
             the spectra.
     Raises:
         UserError: listing everything that is wrong with the folder: missing halves, different sizes, unreadable files,
-            photos smaller than the patch, or no pairs at all.
+            photos smaller than the patch, halves that show different scenes, or no pairs at all.
     """
 
     def __init__(self, root: Path | str, patch_size: int | None = None, seed: int = 0, need_sharp: bool = True):
@@ -89,12 +90,29 @@ class PairedImageDataset(PatchDataset):
             if (height, width) != sharp
         ]
         raise_problems(problems + small_photos(self.folders, self.shapes, patch_size))
+        raise_problems(self.unlike_halves())
         self.targets: Sequence[np.ndarray] = self.sharp
         self.embeddings: Tensor | None = None
         self.errors: dict[int, float] = {}  # photo -> input_mse
 
     def __len__(self) -> int:
         return len(self.folders)
+
+    def unlike_halves(self) -> list[str]:
+        """A sentence for each pair of up to a hundred that shows two scenes, or one sentence if all halves are equal."""
+        paired, problems, equal = [index for index in range(len(self)) if self.paired[index]], [], 0
+        compared = paired[:: max(1, len(paired) // 50)]
+        for index in compared:
+            halves = self.blurry[index], self.sharp[index]
+            equal += np.array_equal(*halves)
+            means = [np.asarray(Image.fromarray(half).convert("L").reduce(16), float).ravel() for half in halves]
+            # Gray levels; of flatter photos noise may be all that is left. Blur, noise and JPEG of others leave 0.5 or more
+            if min(map(np.std, means)) > 6 and np.corrcoef(means)[0, 1] < 0.3:
+                sentence = "blurry.png and sharp.png show different scenes: put there both of one photo, turned alike"
+                problems.append(f"{self.folders[index]}: {sentence}")
+        if equal == len(compared) > 2:  # a few may be equal: there is nothing to do for sharp photos
+            problems.append(f"{self.root}: blurry.png and sharp.png are equal in all pairs: replace one of them")
+        return problems
 
     def whole(self, index: int, blur_version: int | None = None) -> tuple[Tensor, Tensor]:
         """Photo ``index``, blurry and sharp, (3, H, W) each; ``blur_version`` is ignored, there is only one."""

@@ -62,8 +62,8 @@ def test_each_pass_takes_each_photo_once(tmp_path):
     for k in range(5):
         folder = tmp_path / f"{k}"
         folder.mkdir()
-        for name in "blurry.png", "sharp.png":
-            Image.fromarray(np.full((16, 16, 3), k, np.uint8)).save(folder / name)
+        for name, gray in ("blurry.png", k), ("sharp.png", k + 1):
+            Image.fromarray(np.full((16, 16, 3), gray, np.uint8)).save(folder / name)
     train_set = PairedImageDataset(tmp_path, patch_size=16)
     laps = [[round(float(train_set[5 * lap + k][0].mean()) * 255) for k in range(5)] for lap in range(4)]
     assert all(sorted(lap) == [0, 1, 2, 3, 4] for lap in laps)
@@ -152,6 +152,43 @@ def test_where_sharp_photos_are_not_needed_the_targets_stand_in_for_them(pairs):
     (pairs / "train" / "001" / "blurry.png").unlink()
     with pytest.raises(UserError, match=r"001.blurry\.png is missing: each folder needs blurry\.png"):
         PairedImageDataset(pairs / "train", need_sharp=False)
+
+
+SCENES = np.random.default_rng(0).integers(0, 256, (3, 8, 9, 1), dtype=np.uint8).repeat(16, 1).repeat(16, 2).repeat(3, 3)
+NOISE = np.random.default_rng(1).normal(0, 60, SCENES[0].shape)
+GRASS = np.tile(np.arange(144) % 16 // 8 * 40 + 90, (128, 1))[..., None].repeat(3, 2)
+
+
+def write_halves(root, halves):
+    for k, pair in enumerate(halves):
+        (root / f"{k}").mkdir(parents=True)
+        for name, pixels in zip(("blurry.png", "sharp.png"), pair, strict=True):
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / f"{k}" / name)
+
+
+@pytest.mark.parametrize(
+    "halves, sentence",
+    [
+        ([(SCENES[k], SCENES[k - 1]) for k in range(3)], "3 problems.*0: blurry.png and sharp.png show different scenes"),
+        ([(scene, scene[::-1, ::-1]) for scene in SCENES], "3 problems.*show different scenes: put there both of one photo"),
+        ([(scene, scene) for scene in SCENES], "1 problem .*blurry.png and sharp.png are equal in all pairs: replace one"),
+    ],
+)
+def test_halves_that_are_no_pairs_are_told_but_not_asked_of_photos_without_a_sharp_one(tmp_path, halves, sentence):
+    write_halves(tmp_path, halves)
+    with pytest.raises(UserError, match=f"(?s){sentence}"):
+        PairedImageDataset(tmp_path)
+    for file in tmp_path.glob("*/sharp.png"):
+        file.unlink()
+    assert len(PairedImageDataset(tmp_path, need_sharp=False)) == 3
+
+
+def test_halves_under_strong_noise_and_motion_or_dark_or_flat_are_still_pairs(tmp_path):
+    moved = sum(np.roll(SCENES[0].astype(float), step, 1) for step in range(-15, 16)) / 31
+    dark, flat = SCENES[0] / 20, 128 + NOISE / 60
+    write_halves(tmp_path, [(SCENES[0] + NOISE, SCENES[0]), (moved, SCENES[0]), (dark + NOISE, dark), (flat + NOISE, flat),
+                            (GRASS[:, ::-1], GRASS), (SCENES[1], SCENES[1])])  # fmt: skip
+    assert len(PairedImageDataset(tmp_path)) == 6
 
 
 def test_all_problems_of_a_folder_are_listed_at_once(pairs):

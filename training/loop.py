@@ -38,8 +38,8 @@ def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path
     if required and not (teacher.psnr > blurry.psnr and teacher.ssim > blurry.ssim):
         raise UserError(
             f"the teacher in {weights} does not beat the blurry input on {pairs}: if blurry.png and sharp.png are neither "
-            "equal nor swapped there, train one on these pairs with pretrain.py, or set REQUIRE_GOOD_TEACHER = False to "
-            "distill from it anyway"
+            "equal, swapped nor shifted there, train one on these pairs with pretrain.py, or set REQUIRE_GOOD_TEACHER = "
+            "False to distill from it anyway"
         )
 
 
