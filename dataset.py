@@ -11,6 +11,7 @@
   images (N, 3, S, S), the spectra (N, 6, 64, 33) or in their place blur embeddings (N, E), and (N,).
 - ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
+- ``dataset.check_apart(other)``: raises ``UserError`` if a photo is in both.
 """
 
 import difflib
@@ -45,7 +46,8 @@ PATCHES_PER_VERSION = 8  # patches cut from a photo before it is blurred again: 
 
 
 class PatchDataset(Dataset):
-    """What both data sets share; they define ``whole(index)`` and ``patch(k)``, and have a ``patch_size``."""
+    """What both data sets share; they define ``whole(index)`` and ``patch(k)``, and have a ``patch_size`` and
+    ``paths_by_content``."""
 
     def __getitem__(self, k: int | range) -> Sequence[Tensor]:
         if isinstance(k, range):
@@ -55,6 +57,14 @@ class PatchDataset(Dataset):
         if self.patch_size:
             return tuple(part[0] for part in self[range(k, k + 1)])
         return self.whole(range(len(self))[k])  # raises IndexError past the end, which ends a for loop
+
+    def check_apart(self, other: "PatchDataset") -> None:
+        """Raise ``UserError`` if a photo of this data set is in the ``other``, too, whatever its name."""
+        ours, theirs = self.paths_by_content, other.paths_by_content
+        if common := sorted((path, theirs[content]) for content, path in ours.items() if content in theirs):
+            count = f" (and {len(common) - 1} more like these)" if len(common) > 1 else ""
+            both = " and ".join(map(str, common[0]))
+            raise UserError(f"{both} are the same picture{count}: train on other photos than those to validate on")
 
 
 class PairedImageDataset(PatchDataset):
@@ -80,7 +90,7 @@ class PairedImageDataset(PatchDataset):
         halves = (("blurry.png", "sharp.png" if paired else "blurry.png") for paired in self.paired)
         paths = [folder / name for folder, names in zip(self.folders, halves, strict=True) for name in names]
         photos = DecodedPhotos(paths, self.root / ".cache")
-        self.key, self.cache = photos.key, photos.cache
+        self.key, self.cache, self.paths_by_content = photos.key, photos.cache, photos.paths_by_content
         self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # every second from there on
         self.shapes = self.blurry.shapes
         problems = [
@@ -160,6 +170,7 @@ class SyntheticBlurDataset(PatchDataset):
     ):
         self.patch_size, self.seed, self.mixture = patch_size, seed, mixture
         self.photos = DecodedPhotos(paths, cache)
+        self.paths_by_content = self.photos.paths_by_content
         raise_problems(small_photos(paths, self.photos.shapes, patch_size))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
         self.version_size = max(VERSION_SIZE, patch_size or 0)

@@ -217,7 +217,8 @@ class DecodedPhotos(PixelFile):
     The pixels are stored in ``cache``, in a file whose name depends on each photo's path below the folder that all are in,
     size and modification time: a photo that was changed, added or removed leads to a new file. It is written whole or not
     at all, so that two processes may start together. If ``cache`` cannot be written to, a temporary folder is used for this
-    run. ``key``, 20 characters, depends on the content alone. A ``UserError`` lists all photos that cannot be read.
+    run. ``key``, 20 characters, depends on the content alone. ``paths_by_content`` maps a text of each photo's content to
+    its path. A ``UserError`` lists all photos that cannot be read.
     """
 
     def __init__(self, paths: list[Path], cache: Path):
@@ -239,6 +240,7 @@ class DecodedPhotos(PixelFile):
                 partial.write_text(index)
             remove_files(p for suffix in ("pixels", "json") for p in self.cache.glob(f"*.{suffix}") if p.stem != name)
             self._load(name)
+        self.paths_by_content = dict(zip(self._contents, paths, strict=True))
 
     def _load(self, name: str) -> bool:
         """Whether the cache holds the photos called ``name``; takes them if so."""
@@ -246,14 +248,16 @@ class DecodedPhotos(PixelFile):
             index = json.loads((self.cache / f"{name}.json").read_text())
         except (OSError, ValueError):
             return False  # missing or damaged
-        self.key = index["key"]
+        if "contents" not in index:  # written by an earlier version
+            return False
+        self.key, self._contents = index["key"], index["contents"]
         super().__init__(self.cache / f"{name}.pixels", [tuple(shape) for shape in index["shapes"]])
         return self.is_complete()
 
 
 def _decode_all(paths: list[Path], file: Path) -> dict:
-    """Write the pixels of all photos one after the other; returns their "shapes", (height, width) each, and "key"."""
-    shapes, digest, problems = [], hashlib.sha256(), []
+    """Write the pixels of all photos one after the other; returns what the index holds of them."""
+    shapes, contents, digest, problems = [], [], hashlib.sha256(), []
     threads = os.cpu_count() or 1  # Pillow decodes outside the interpreter lock
     with open(file, "wb") as out, ThreadPoolExecutor(threads) as pool:
         jobs = look_ahead((pool.submit(read_photo, path) for path in paths), threads)
@@ -266,9 +270,10 @@ def _decode_all(paths: list[Path], file: Path) -> dict:
             shapes.append(photo.shape[:2])
             digest.update(f"{photo.shape}".encode())
             digest.update(photo)
+            contents.append(f"{photo.shape} {hashlib.sha256(photo).hexdigest()[:20]}")
             out.write(photo.data)
     raise_problems(problems)
-    return {"shapes": shapes, "key": digest.hexdigest()[:20]}
+    return {"shapes": shapes, "contents": contents, "key": digest.hexdigest()[:20]}
 
 
 def look_ahead(items: Iterable, count: int) -> Iterator:

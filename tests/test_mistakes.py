@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -211,6 +212,18 @@ def test_one_folder_is_not_both_parts(pairs):
     (pairs / "val").symlink_to(pairs / "train")
     with pytest.raises(UserError, match="are the same folder: validate on other pairs"):
         PairedImageDataset(pairs / "val")
+
+
+@pytest.mark.parametrize("script, photos", [(train, None), (pretrain, None), (pretrain, "some")])
+def test_a_photo_to_train_on_is_not_validated_on_whatever_its_name(constants, monkeypatch, script, photos):
+    shutil.copytree("data/train/002", "data/val/other")
+    Path("some").mkdir()
+    for name, seed in ("1", 1), ("2", 2), ("3", 1):
+        Image.fromarray(dummy_photo(40, 52, seed)).save(f"some/{name}.png")
+    monkeypatch.setattr(pretrain, "PHOTOS", photos)
+    pairs = r"data/train/002/blurry\.png and data/val/other/blurry\.png are the same picture .and 1 more like these.: train"
+    with pytest.raises(UserError, match="some/3.png and some/1.png are the same picture: train on" if photos else pairs):
+        script.main()
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "1.5", "x", "", "9" * 30])
