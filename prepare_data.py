@@ -122,8 +122,8 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
     """The pairs of "train" and of "val": as the data set says, where the group already is, or else at random."""
     there = {part: [path.name for path in (out / part).iterdir() if path.name[0] != "."] for part in ("train", "val")}
     part_of = {pair.group: pair.part for pair in planned if pair.part}  # "val" comes last: it wins
-    for part, names in there.items():
-        groups = {name.partition(".")[0] for name in names}
+    groups_there = {part: {name.partition(".")[0] for name in names} for part, names in there.items()}
+    for part, groups in groups_there.items():
         part_of |= {pair.group: part for pair in planned if pair.part is None and pair.group in groups}
     groups = {pair.group for pair in planned}
     open_ones = sorted(groups - part_of.keys(), key=lambda group: (zlib.crc32(f"{seed} {group}".encode()), group))
@@ -132,8 +132,8 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
     part_of |= {group: "val" if i < missing else "train" for i, group in enumerate(open_ones)}
     parts = {"train": [], "val": []}
     for pair in planned:
-        if pair.part == "train" and part_of[pair.group] == "val":
-            problems.append(f"{pair.blurry} belongs to {pair.group}, which is in the test set too: not in train/")
+        if pair.part == "train" and (part_of[pair.group] == "val" or pair.group in groups_there["val"]):
+            problems.append(f"{pair.blurry or pair.sharp} belongs to {pair.group}, which is in val/ too: not in train/")
         else:
             parts[part_of[pair.group]].append(pair)
     for part, unwanted in ("train", share == 1), ("val", share == 0):

@@ -66,6 +66,15 @@ def test_blurry_photos_are_cut_into_tiles_to_train_on_and_have_no_sharp_ones(pre
     assert "0 pairs made in data/train, 0 in data/val, 8 existed already" in prepare("blurry", "photos", "--tile", 150)
 
 
+def test_blurry_photos_that_are_validated_on_are_not_trained_on(prepare, tmp_path):
+    save_photos(tmp_path, 3)
+    prepare("photos", "photos")
+    (held_out,) = names(tmp_path / "data/val")
+    out = prepare("blurry", "photos", "--out", "data")
+    assert f"photos/{held_out}.png belongs to {held_out}, which is in val/ too: not in train/" in out and prepare.code == 1
+    assert len(names(tmp_path / "data/train")) == 2
+
+
 def test_no_tile_is_too_small_for_a_patch(prepare, tmp_path):
     save_photos(tmp_path, 2, height=129, width=300)
     prepare("photos", "photos", "--tile", 128)

@@ -5,7 +5,7 @@ import re
 import pytest
 from photo_folders import names, save
 
-from dataset import PairedImageDataset
+from dataset import find_pairs
 
 
 def make_gopro(root):
@@ -56,7 +56,7 @@ def test_a_public_data_set_is_taken_as_it_is_unpacked(prepare, tmp_path, kind):
     make, one = LAYOUTS[kind]
     make(tmp_path / "download")
     assert "4 pairs made in data/train, 2 in data/val" in prepare(kind, "download")
-    assert len(PairedImageDataset(tmp_path / "data/train", 128)) == 4 and one in names(tmp_path / "data/train")
+    assert len(find_pairs(tmp_path / "data/train")) == 4 and one in names(tmp_path / "data/train")
     assert "0 pairs made in data/train, 0 in data/val, 6 " in prepare(kind, "download")
     assert re.match("error: .*elsewhere.*: give the folder into which ", prepare(kind, "elsewhere"))
 
@@ -73,5 +73,5 @@ def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, t
     for folder in "train", "GT":
         save(tmp_path / "download" / folder / "9fromGOPR3.png")
     out = prepare("hide", "download")
-    assert "9fromGOPR3.png belongs to GOPR3, which is in the test set too" in out
+    assert "9fromGOPR3.png belongs to GOPR3, which is in val/ too" in out
     assert not any("GOPR3" in name for name in names(tmp_path / "data/train"))
