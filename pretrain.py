@@ -15,7 +15,7 @@ from torch import nn
 from cli import run_cli
 from dataset import PairedImageDataset, SyntheticBlurDataset
 from images.demo_data import find_or_make_data
-from images.photos import find_photos
+from images.photos import find_single_photos
 from inference import run_patches
 from models import TeacherCNN, load_model
 from training.config import TrainConfig, check_loss, check_network, check_paths
@@ -106,8 +106,8 @@ def main() -> None:
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:
-    photos = find_photos(PHOTOS)
-    val_photos = find_photos(VAL_PHOTOS) if VAL_PHOTOS else photos[::10]
+    photos = find_single_photos(PHOTOS)
+    val_photos = find_single_photos(VAL_PHOTOS) if VAL_PHOTOS else photos[::10]
     held_out = {os.path.realpath(path) for path in val_photos}  # unlike Path.resolve it accepts circular links
     train_photos = [path for path in photos if os.path.realpath(path) not in held_out]
     if not train_photos:

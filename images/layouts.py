@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from images.photos import find_photos, open_image, orientation_of, read_photo
+from images.photos import find_photos, find_single_photos, open_image, orientation_of, read_photo
 from utils import UserError
 
 
@@ -35,7 +35,7 @@ def plan_photos(
     folder: Path, problems: list[str], out: Path, copies: int, tile: int, smallest: int, longest: int | None
 ) -> Iterator[Pair]:
     """Sharp photos, to be blurred ``copies`` times; large ones in tiles. Sizes in pixels, see prepare_data.py."""
-    paths = find_photos(folder, without=[out / part for part in ("train", "val", "demo")])
+    paths = find_single_photos(folder, without=[out / part for part in ("train", "val", "demo")])
     for path in tqdm(paths, "reading photos", unit="photo", leave=False, disable=None):
         try:
             height, width = shrunk(upright_size(path), longest)

@@ -64,6 +64,17 @@ def find_photos(folder: Path | str, problems: list[str] | None = None, without: 
     return paths
 
 
+def find_single_photos(folder: Path | str, without: Iterable[Path] = ()) -> list[Path]:
+    """``find_photos``, but a pair of blurry.png and sharp.png among them is a ``UserError``: they are not alike."""
+    paths = find_photos(folder, without=without)
+    for path in {p.parent for p in paths if p.name == "blurry.png"} & {p.parent for p in paths if p.name == "sharp.png"}:
+        raise UserError(
+            f"{folder} contains pairs, such as {path}: give a folder of single photos; train.py and, with PHOTOS = None, "
+            "pretrain.py take pairs as they are"
+        )
+    return paths
+
+
 def read_photo(path: Path | str) -> np.ndarray:
     """Read an image of any kind as (H, W, 3) uint8 RGB, rotated as its EXIF orientation says.
 

@@ -66,6 +66,12 @@ def test_weights_to_start_from_are_never_overwritten(constants, monkeypatch):
         pretrain.main()
 
 
+def test_pairs_are_not_taken_for_sharp_photos_to_blur(constants, monkeypatch):
+    monkeypatch.setattr(pretrain, "PHOTOS", "data/train")
+    with pytest.raises(UserError, match="data/train contains pairs, such as data/train/00.: give a folder of single photos"):
+        pretrain.main()
+
+
 class Elsewhere(torch.nn.Conv2d):
     """A network that is not a class of models.py."""
 

@@ -184,6 +184,7 @@ def test_frames_of_one_folder_are_one_sequence(prepare, tmp_path):
     [
         (("photos", "nowhere"), "nowhere is not a folder"),
         (("photos", "one"), "nothing is left for data/val: at least two photos or sequences are needed"),
+        (("photos", "ours"), "ours contains pairs, such as ours/1: give a folder of single photos"),
         (("photos", "one", "two"), "photos takes 1 folder, not 2"),
         (("pairs", "one"), "pairs takes 2 folders, not 1"),
         (("photos", "one", "--val-share", 1.1), "--val-share 1.1 must be from 0 to 1"),
@@ -195,7 +196,8 @@ def test_frames_of_one_folder_are_one_sequence(prepare, tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, said):
-    save(tmp_path / "one" / "1.png")
+    for name in "one/1", "ours/1/blurry", "ours/1/sharp":
+        save(tmp_path / f"{name}.png")
     error = prepare(*arguments)
     assert error.startswith("error: ") and said in error and "\n" not in error
 
