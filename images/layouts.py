@@ -13,7 +13,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from images.photos import find_photos, find_single_photos, open_image, orientation_of, read_photo
+from images.photos import (
+    FORMATS,
+    SYSTEM_FOLDERS,
+    find_photos,
+    find_single_photos,
+    open_image,
+    orientation_of,
+    raise_problems,
+    read_photo,
+)
 from utils import UserError
 
 
@@ -35,6 +44,11 @@ def plan_photos(
     folder: Path, problems: list[str], out: Path, copies: int, tile: int, smallest: int, longest: int | None
 ) -> Iterator[Pair]:
     """Sharp photos, to be blurred ``copies`` times; large ones in tiles. Sizes in pixels, see prepare_data.py."""
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):  # else they are not among the photos
+        made = (path for part in ("train", "val") for path in sorted((out / part).rglob("[!.]*")))
+        strays = (p for p in made if p.suffix.lower() in FORMATS and p.name not in ("blurry.png", "sharp.png"))
+        advice = f"is where pairs are put: move it to a folder beside {out}"
+        raise_problems([f"{path} {advice}" for path in strays if SYSTEM_FOLDERS.isdisjoint(path.parts)])
     paths = find_single_photos(folder, without=[out / part for part in ("train", "val", "demo")])
     for path in tqdm(paths, "reading photos", unit="photo", leave=False, disable=None):
         try:

@@ -238,6 +238,17 @@ def test_our_own_pairs_are_not_taken_for_photos(prepare, tmp_path):
     assert "0 pairs made in data/train, 0 in data/val, 3 " in prepare("photos", ".")
 
 
+def test_photos_where_pairs_are_put_are_named_and_not_passed_over(prepare, tmp_path):
+    for k in range(3):
+        save(tmp_path / "data" / f"{k}.png", seed=k)
+    prepare("photos", "data")
+    save(tmp_path / "data/train/mine.png")
+    save(tmp_path / "data/val/holiday/1.png")
+    out = prepare("photos", "data")
+    assert out.startswith("error: 2 problems") and "data/train/mine.png is where pairs are put: move it to a folder" in out
+    assert "data/val/holiday/1.png is where" in out and prepare.code == 1
+
+
 def test_a_single_sub_folder_is_one_sequence_too(prepare, tmp_path):
     for k in range(8):
         save(tmp_path / ("soft", "sharp")[k % 2] / "clip" / f"{k // 2}.png", seed=k // 2)
