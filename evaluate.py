@@ -22,7 +22,8 @@ from cli import CliParser, check_writable, run_cli
 from dataset import find_pairs
 from images.demo_data import find_or_make_data
 from images.files import atomic
-from images.photos import SYSTEM_FOLDERS, read_photo
+from images.layouts import upright_size
+from images.photos import SYSTEM_FOLDERS, raise_problems, read_photo
 from inference import Sharpener
 from models import load_model
 from training.report import score, share_of, side_by_side, write_table
@@ -107,10 +108,23 @@ def find_degradations(pairs: Path) -> dict[str, list[Path]]:
     if not pairs.is_dir():
         raise UserError(f"{pairs} is not a folder: name one that contains NNN/blurry.png and NNN/sharp.png")
     inside = sorted(path for path in pairs.iterdir() if path.is_dir() and path.name[0] != ".")
-    degradations = [path for path in inside if path.name not in SYSTEM_FOLDERS and any(path.glob("*/blurry.png"))]
-    if degradations and any(pairs.glob("*/blurry.png")):
+    inside = [path for path in inside if path.name not in SYSTEM_FOLDERS]
+    has_degradations = any(any(path.glob("*/blurry.png")) for path in inside)
+    if has_degradations and any(pairs.glob("*/blurry.png")):
         raise UserError(f"{pairs} contains both pairs and folders of pairs: name one of its folders")
-    return {path.name: find_pairs(path) for path in degradations or [pairs]}
+    degradations = {path.name: find_pairs(path) for path in (inside if has_degradations else [pairs])}
+    raise_problems([problem for folders in degradations.values() for folder in folders for problem in problems_of(folder)])
+    return degradations
+
+
+def problems_of(folder: Path) -> list[str]:
+    """A sentence if a photo of the pair cannot be read or is of another size than the other."""
+    try:
+        (height, width), sharp = (upright_size(folder / name) for name in ("blurry.png", "sharp.png"))
+    except UserError as error:
+        return [str(error)]
+    sizes = f"blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}"
+    return [] if (height, width) == sharp else [f"{folder}: {sizes}: both must show the same pixels, crop or scale one"]
 
 
 def score_degradation(
@@ -140,10 +154,7 @@ def score_degradation(
 
 
 def read_pair(folder: Path) -> tuple[Tensor, Tensor]:
-    blurry, sharp = (to_tensor(read_photo(folder / f"{name}.png")) for name in ("blurry", "sharp"))
-    if blurry.shape != sharp.shape:
-        raise UserError(f"{folder}: blurry.png and sharp.png differ in size: both must show the same pixels")
-    return blurry, sharp
+    return tuple(to_tensor(read_photo(folder / name)) for name in ("blurry.png", "sharp.png"))
 
 
 def unsharp(photo: Tensor, radius: float, amount: float) -> Tensor:

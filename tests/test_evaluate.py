@@ -172,6 +172,22 @@ def test_a_mistake_is_one_sentence(run, tmp_path):
         run("mixed")
 
 
+def test_all_that_would_stop_the_scoring_later_is_listed_before_the_networks_are_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_model", lambda _: pytest.fail("it was loaded"))
+    for name in "heavy/1", "heavy/2", "light/1", "light/2":
+        write_pair(tmp_path / "bench" / name)
+    Image.new("RGB", (30, 20)).save(tmp_path / "bench/heavy/2/sharp.png")
+    (tmp_path / "bench/light/1/blurry.png").write_text("no picture")
+    with pytest.raises(
+        UserError, match=r"(?s)2 problems.*heavy/2: blurry.png is 48x40, sharp.png is 30x20.*1/blurry.png can"
+    ):
+        run("bench")
+    for k in 1, 2:
+        (tmp_path / f"bench/light/{k}/blurry.png").rename(tmp_path / f"bench/light/{k}/Blurry.jpg")
+    with pytest.raises(UserError, match=r"(?s)2 problems.*light/2/blurry.png is missing, rename Blurry.jpg to blurry.png"):
+        run("bench")
+
+
 def test_a_folder_in_place_of_weights_is_one_sentence(run, pairs):
     with pytest.raises(UserError, match=r"\. is not a file: give the path of a .pth file"):
         run("data/val", ".")
