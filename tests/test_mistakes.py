@@ -38,6 +38,8 @@ ROOT = Path(__file__).parent.parent
         (train, "TEACHER_WEIGHTS", "nowhere.pth", "nowhere.pth is not a file"),
         (train, "BEST_STUDENT", "data/train/001/sharp.png", "cannot be a file for weights"),
         (train, "BEST_STUDENT", "teacher.pth", "BEST_STUDENT and TEACHER_WEIGHTS are both teacher.pth"),
+        (train, "BEST_STUDENT", "./outputs/student_last.pth", "is a file that the training itself writes: choose another"),
+        (pretrain, "TEACHER", "outputs/estimator.pth", "TEACHER = 'outputs/estimator.pth' is a file that the training"),
         (train, "BEST_STUDENT", "teacher.pth/best.pth", "BEST_STUDENT: teacher.pth is not a folder"),
         (train, "OUTPUTS", "teacher.pth", "OUTPUTS: teacher.pth is not a folder"),
         (train, "RESUME", "False", "RESUME = 'False' is not True or False"),

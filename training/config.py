@@ -66,7 +66,7 @@ class TrainConfig:
 
 
 def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[str, str | Path]) -> None:
-    """Raise ``UserError`` if a file cannot be written, or would overwrite one that is read.
+    """Raise ``UserError`` if a file cannot be written, or would overwrite one that is read or is the training's own.
 
     ``outputs`` is the constant OUTPUTS. ``written`` are files for weights, ``read`` files and folders, by their constants.
     """
@@ -79,6 +79,11 @@ def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[
     for name, file in written.items():
         if Path(file).suffix != ".pth" or Path(file).is_dir():
             raise UserError(f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth")
+        own = [f"{kind}_{state}.pth" for kind in ("student", "teacher") for state in ("checkpoint", "last")] + [
+            "estimator.pth"
+        ]
+        if os.path.realpath(file) in [os.path.realpath(Path(outputs, each)) for each in own]:
+            raise UserError(f"{name} = {str(file)!r} is a file that the training itself writes: choose another name")
         same = [other for other, source in read.items() if os.path.realpath(source) == os.path.realpath(file)]
         if same:
             raise UserError(f"{name} and {same[0]} are both {file}, which would be overwritten: choose another file")
