@@ -102,7 +102,11 @@ def main() -> None:
     print0(f"The best teacher is in {TEACHER}; curves and the table of epochs are in {OUTPUTS}/")
     if START_FROM and run.best_ssim <= scores["start"].ssim:
         print0(f"It does not beat {START_FROM} on the validation photos: keep that one, or train longer or on more photos")
-    print0(f"Next: set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
+    best = max(run.history, key=lambda row: row["teacher_ssim"])
+    if all(best[f"teacher_{name}"] > value for name, value in scores["input"]._asdict().items()):
+        print0(f"Next: set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
+    else:
+        print0("The teacher does not beat the blurry input in both PSNR and SSIM: train it longer or on more photos")
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:

@@ -52,6 +52,19 @@ def test_a_student_that_does_not_beat_the_input_is_not_recommended(constants, mo
     )
 
 
+@pytest.mark.parametrize("psnr, recommended", [(26, True), (24, False)])
+def test_a_teacher_that_does_not_beat_the_input_is_not_recommended(constants, monkeypatch, capsys, psnr, recommended):
+    scores = iter([Scores(25, 0.7), Scores(24, 0.71), Scores(psnr, 0.8), Scores(27, 0.72)])  # input, start, two epochs
+    monkeypatch.setattr(pretrain, "validate", lambda network, data, device: next(scores))
+    monkeypatch.setattr(pretrain, "START_FROM", "teacher.pth")
+    pretrain.main()
+    printed = capsys.readouterr().out
+    assert ("Next: set TEACHER_WEIGHTS" in printed, "does not beat the blurry input in both" in printed) == (
+        recommended,
+        not recommended,
+    )
+
+
 def test_the_shipped_teacher_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Path(train.TEACHER_WEIGHTS).is_file()
