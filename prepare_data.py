@@ -50,6 +50,7 @@ SOURCE = "source.txt"  # beside each pair: what it was made from
 
 
 def main() -> None:
+    check_constants()
     parser = CliParser(__doc__)
     plans = {"pairs": plan_pairs, "gopro": plan_gopro, "reds": plan_reds, "hide": plan_hide, "realblur": plan_realblur}
     parser.add_argument("kind", choices=["photos", "blurry", *plans], help="kind of data")
@@ -86,6 +87,18 @@ def main() -> None:
         raise SystemExit(1)  # like sharpen.py: everything possible was done
 
 
+def check_constants() -> None:
+    """Raise ``UserError`` if a constant is not in the range of its option."""
+    whole = {"SEED": (SEED, 0), "SMALLEST": (SMALLEST, 1), "COPIES": (COPIES, 1), "MARGIN": (MARGIN, 0)}
+    for name, (value, low) in (whole | {"TILE": (TILE, SMALLEST), "LONGEST": (LONGEST or SMALLEST, SMALLEST)}).items():
+        if type(value) is not int or not low <= value <= 2**31:
+            raise UserError(f"{name} = {value!r} is not a whole number from {low} to {2**31}: set it to one")
+    if type(VAL_SHARE) not in (int, float) or not 0 <= VAL_SHARE <= 1:
+        raise UserError(f"VAL_SHARE = {VAL_SHARE!r} is not a number from 0 to 1: 0.1 is one photo in ten")
+    if not isinstance(OUT, (str, Path)) or not str(OUT):
+        raise UserError(f"OUT = {OUT!r} is not a path: set it to one in quotes")
+
+
 def check_options(options: argparse.Namespace) -> None:
     wanted = 2 if options.kind == "pairs" else 1
     if len(options.folders) != wanted:
@@ -97,6 +110,8 @@ def check_options(options: argparse.Namespace) -> None:
     options.val_share = VAL_SHARE if options.val_share is None else options.val_share
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
+    if str(options.out).startswith("~"):
+        raise UserError(f"--out {options.out} starts with ~, which only a shell replaces: write the whole path")
     for part in ("train", "val"):
         check_writable(options.out / part, "--out")
 

@@ -202,6 +202,26 @@ def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, said):
     assert error.startswith("error: ") and said in error and "\n" not in error
 
 
+@pytest.mark.parametrize(
+    ("constant", "value", "said"),
+    [
+        ("VAL_SHARE", "0.1", "VAL_SHARE = '0.1' is not a number from 0 to 1"),
+        ("COPIES", 0, "COPIES = 0 is not a whole number from 1 to"),
+        ("TILE", 20, "TILE = 20 is not a whole number from 128 to"),
+        ("LONGEST", 1e3, "LONGEST = 1000.0 is not a whole number from 128"),
+        ("SEED", None, "SEED = None is not a whole number from 0"),
+        ("SMALLEST", 0, "SMALLEST = 0 is not a whole number from 1"),
+        ("OUT", None, "OUT = None is not a path: set it to one in quotes"),
+        ("OUT", "~/pairs", "--out ~/pairs starts with ~, which only a shell replaces"),
+    ],
+)
+def test_a_constant_out_of_range_is_one_sentence(prepare, tmp_path, monkeypatch, constant, value, said):
+    save_photos(tmp_path, 2)
+    monkeypatch.setattr(prepare_data, constant, value)
+    error = prepare("photos", "photos")
+    assert error.startswith("error: ") and said in error and "\n" not in error and names(tmp_path) == ["photos"]
+
+
 def test_a_pair_is_written_whole_or_not_at_all(prepare, tmp_path, monkeypatch):
     save_photos(tmp_path, 3)
     save_picture, calls = Image.Image.save, []
