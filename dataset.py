@@ -225,7 +225,8 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     stray = [path for path in inside if path.suffix.lower() in FORMATS and path.is_file()]
     if stray:
         print0(f"photos directly in {root} are left out ({len(stray)}, such as {stray[0].name}): each pair needs a folder")
-    if not folders:
+    gone = [path for path in inside if not os.path.exists(path)]
+    if not folders and not gone:
         raise UserError(f"{root} contains no pairs: put them there as {root}/001/blurry.png and {root}/001/sharp.png")
     names = ["blurry.png", "sharp.png"] if need_sharp else ["blurry.png"]
     advice = f"each folder needs {' and '.join(names)}"
@@ -234,7 +235,8 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     files = [folder / name for folder in folders for name in names]
     if len(folders) == 2 and not any(file.is_file() or near_name(file) for file in files):
         raise UserError(f"{root} contains folders of photos, not of pairs: prepare_data.py pairs makes these from two")
-    raise_problems([f"{file} is missing{near_name(file)}: {advice}" for file in files if not file.is_file()])
+    problems = [f"{path} leads to nothing: restore what it is a link to, or remove it" for path in gone]
+    raise_problems(problems + [f"{file} is missing{near_name(file)}: {advice}" for file in files if not file.is_file()])
     return folders
 
 

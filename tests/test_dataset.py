@@ -87,6 +87,12 @@ def test_what_is_no_pair_is_left_out_and_photos_are_named(pairs, capsys):
     assert "train are left out (1, such as stray.png): each pair needs a folder" in capsys.readouterr().out
 
 
+def test_a_link_whose_target_is_missing_is_named(pairs):
+    (pairs / "train" / "90").symlink_to("/mnt/gone")
+    with pytest.raises(UserError, match=r"(?s)1 problem .*train.90 leads to nothing: restore what it is a link to"):
+        PairedImageDataset(pairs / "train")
+
+
 def damage(pairs, kind):
     folder = pairs / "train" / "002"
     if kind == "a missing half":
