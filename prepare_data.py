@@ -105,8 +105,9 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
     if options.kind != "photos" and (options.copies or options.longest or (options.tile and options.kind != "blurry")):
         raise UserError(f"--copies, --tile and --longest are for sharp photos: {options.kind} are used as they are")
-    if options.kind == "blurry" and options.val_share is not None:
-        raise UserError("--val-share is for pairs: photos without a sharp version are all to train on")
+    if options.kind not in ("photos", "pairs") and options.val_share is not None:
+        why = "they are all to train on" if options.kind == "blurry" else f"{options.kind} has a test set"
+        raise UserError(f"--val-share is for photos and pairs, not for {options.kind}: {why}")
     options.val_share = VAL_SHARE if options.val_share is None else options.val_share
     if not 0 <= options.val_share <= 1:
         raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
