@@ -44,8 +44,9 @@ def cache_teacher_outputs(
     if not all(gather(PixelFile(file, data.shapes).is_complete())):  # every rank has looked before rank 0 writes
         with all_ranks_together(), lock_path(cache):
             if rank() == 0:
-                # Of another teacher or other photos, or truncated
-                remove_files(p for p in cache.glob("*.outputs") if p == file or not p.name.startswith(name))
+                # Of another teacher or other photos, or truncated; those that begin with a dot are not complete
+                old = [p for p in cache.glob("*.outputs*") if not p.name.removeprefix(".").startswith(name)]
+                remove_files([file, *old])
             _run_teacher(teacher, data, weight, device, orientations, file)
     return PixelFile(file, data.shapes)
 

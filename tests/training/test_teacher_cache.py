@@ -1,10 +1,10 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import dummy_photo, hold_locks, wait_for
-from PIL import Image
+from conftest import hold_locks, wait_for
 
 import utils
 from dataset import PairedImageDataset, sample_index
@@ -61,7 +61,7 @@ def test_a_teacher_runs_once_and_again_when_it_or_the_photos_change_or_its_outpu
     for teacher, expected in (teacher_of(1), 3), (teacher_of(1), 3), (teacher_of(2), 6):
         cache_teacher_outputs(teacher, PairedImageDataset(pairs / "train", 32), 1.0, CPU)
         assert len(asked) == expected
-    Image.fromarray(dummy_photo(40, 48, seed=77)).save(pairs / "train" / "001" / "blurry.png")
+    shutil.copy(pairs / "train/001/sharp.png", pairs / "train/001/blurry.png")
     cache_teacher_outputs(teacher_of(2), PairedImageDataset(pairs / "train", 32), 1.0, CPU)
     assert len(asked) == 9
     (outputs,) = (pairs / "train" / ".cache").glob("*.outputs")
@@ -80,6 +80,7 @@ def test_an_interrupted_teacher_runs_on_the_rest_only(pairs, monkeypatch, precis
         return teacher(blurry)
 
     train_set, cache = PairedImageDataset(pairs / "train", 32), pairs / "train" / ".cache"
+    (cache / ".0-of-another-teacher.outputs.partial").touch()
     with monkeypatch.context() as patch:
         patch.setattr("inference.run_tiled", counting)
         with pytest.raises(KeyboardInterrupt):
