@@ -79,10 +79,8 @@ def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[
     for name, file in written.items():
         if Path(file).suffix != ".pth" or Path(file).is_dir():
             raise UserError(f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth")
-        own = [f"{kind}_{state}.pth" for kind in ("student", "teacher") for state in ("checkpoint", "last")] + [
-            "estimator.pth"
-        ]
-        if os.path.realpath(file) in [os.path.realpath(Path(outputs, each)) for each in own]:
+        own = [f"{kind}_{state}.pth" for kind in ("student", "teacher") for state in ("checkpoint", "last")]
+        if os.path.realpath(file) in [os.path.realpath(Path(outputs, each)) for each in ("estimator.pth", *own)]:
             raise UserError(f"{name} = {str(file)!r} is a file that the training itself writes: choose another name")
         same = [other for other, source in read.items() if os.path.realpath(source) == os.path.realpath(file)]
         if same:
