@@ -41,7 +41,8 @@ def average_spectrum(windows: Tensor, trust: float | Tensor, with_softest: bool)
     windows = power(windowed_fft(windows))
     parts = [windows]
     if with_softest:
-        parts.insert(0, windows.take_along_dim(softest_windows(windows)[..., None, None], 1))
+        softest = softest_windows(windows)[..., None, None].expand(-1, -1, *windows.shape[2:])
+        parts.insert(0, windows.gather(1, softest))  # torch.export cannot take_along_dim of any number of windows
     spectrum = torch.cat([log_means(part) for part in parts], 1)
     return typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1).lerp(spectrum, trust)
 
