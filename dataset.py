@@ -11,7 +11,7 @@
   images (N, 3, S, S), the spectra (N, 6, 64, 33) or in their place blur embeddings (N, E), and (N,).
 - ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
-- ``dataset.check_apart(other)``: raises ``UserError`` if a photo is in both.
+- ``dataset.check_disjoint(other)``: raises ``UserError`` if a photo is in both.
 """
 
 import difflib
@@ -58,7 +58,7 @@ class PatchDataset(Dataset):
             return tuple(part[0] for part in self[range(k, k + 1)])
         return self.whole(range(len(self))[k])  # raises IndexError past the end, which ends a for loop
 
-    def check_apart(self, other: "PatchDataset") -> None:
+    def check_disjoint(self, other: "PatchDataset") -> None:
         """Raise ``UserError`` if a photo of this data set is in the ``other``, too, whatever its name."""
         ours, theirs = self.paths_by_content, other.paths_by_content
         if common := sorted((path, theirs[content]) for content, path in ours.items() if content in theirs):
@@ -100,7 +100,7 @@ class PairedImageDataset(PatchDataset):
             if (height, width) != sharp
         ]
         raise_problems(problems + small_photos(self.folders, self.shapes, patch_size))
-        raise_problems(self.unlike_halves())
+        raise_problems(self.mismatched_pairs())
         self.targets: Sequence[np.ndarray] = self.sharp
         self.embeddings: Tensor | None = None
         self.errors: dict[int, float] = {}  # photo -> input_mse
@@ -108,7 +108,7 @@ class PairedImageDataset(PatchDataset):
     def __len__(self) -> int:
         return len(self.folders)
 
-    def unlike_halves(self) -> list[str]:
+    def mismatched_pairs(self) -> list[str]:
         """A sentence for each pair of up to a hundred that shows two scenes, or one sentence if all halves are equal."""
         paired, problems, equal = [index for index in range(len(self)) if self.paired[index]], [], 0
         compared = paired[:: max(1, len(paired) // 50)]

@@ -29,7 +29,7 @@ class Sharpener:
     def __init__(self, network: nn.Module, device: torch.device, tile: int = TILE):
         self.network = network.to(device, memory_format=torch.channels_last).eval()
         self.device, self.tile = device, tile
-        fits = type(network) is StudentCNN and does_as_fused(self.network, device)
+        fits = type(network) is StudentCNN and matches_fused_student(self.network, device)
         self.fused = FusedStudent(self.network) if fits else None
 
     @torch.inference_mode()
@@ -104,7 +104,7 @@ class VideoSharpener:
 
 
 @torch.inference_mode()
-def does_as_fused(student: StudentCNN, device: torch.device) -> bool:
+def matches_fused_student(student: StudentCNN, device: torch.device) -> bool:
     """Whether ``student`` and a ``FusedStudent`` do the same to a small blurry picture; if not, a line is printed."""
     generator = make_generator(0)
     photo = F.interpolate(torch.rand(1, 1, 40, 40, generator=generator), 160, mode="bilinear")

@@ -79,7 +79,7 @@ def main() -> None:
         else:
             data = find_or_make_data(DATA)
             train_set, val_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED), PairedImageDataset(data / "val")
-        train_set.check_apart(val_set)
+        train_set.check_disjoint(val_set)
     print0(f"{len(train_set)} training and {len(val_set)} validation photos, on {device}")
 
     scores = {"input": validate(nn.Identity(), val_set, device)}

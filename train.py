@@ -70,7 +70,7 @@ def main() -> None:
         need_sharp = DISTILL_WEIGHT < 1 or not CACHE_TEACHER  # if False, sharp.png may be missing in train/
         train_set = PairedImageDataset(data / "train", PATCH_SIZE, SEED, need_sharp)
         val_set = PairedImageDataset(data / "val")
-        train_set.check_apart(val_set)
+        train_set.check_disjoint(val_set)
     print0(f"{len(train_set)} training and {len(val_set)} validation pairs from {data}, on {device}")
     if not all(train_set.paired):
         print0(f"{train_set.paired.count(False)} training photos have no sharp.png: the teacher's outputs stand in for it")

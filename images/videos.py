@@ -16,7 +16,7 @@ VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"
 READABLE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts", "protocol_whitelist": "file"}
 QUALITY = {"crf": "16", "preset": "medium"}  # of H.264: visually lossless
 COLORS = "colorspace", "color_range", "color_primaries", "color_trc"
-OF_THE_FILE = "major_brand", "minor_version", "compatible_brands", "encoder"  # metadata that the muxer writes anew
+CONTAINER_TAGS = "major_brand", "minor_version", "compatible_brands", "encoder"  # metadata that the muxer writes anew
 BT709 = 1  # as a ``colorspace``
 
 
@@ -107,7 +107,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
             raise UserError(f"{path} has {codec} {kind}, which {suffix} cannot hold: choose {other} with -o")
     copies = {stream.index: target.add_stream_from_template(stream) for stream in others}
     for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
-        after.metadata.update({name: text for name, text in before.metadata.items() if name.lower() not in OF_THE_FILE})
+        after.metadata.update({name: text for name, text in before.metadata.items() if name.lower() not in CONTAINER_TAGS})
     for stream in others:
         copies[stream.index].disposition = stream.disposition  # default, forced, comment, ...
     target.set_chapters(source.chapters())
@@ -134,7 +134,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
                     if frame.pts is None or frame.pts <= last:  # FFmpeg refuses that
                         frame.pts = last + max(1, frame.duration)
                     last, durations[frame.pts] = frame.pts, frame.duration
-                    _check(frame, first, path)
+                    _check_frame(frame, first, path)
                     captions = captions or "A53_CC" in frame.side_data
                     encode(_changed(av, frame, change, written.codec_context.pix_fmt))
                     bar.update()
@@ -145,7 +145,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     return [*notes, *["without its closed captions"] * captions]
 
 
-def _check(frame, first, path: Path) -> None:
+def _check_frame(frame, first, path: Path) -> None:
     """Raise ``UserError`` if ``frame``, of the file ``path``, cannot be changed or has another size than the ``first``."""
     bits = max(component.bits for component in frame.format.components)
     if bits > 8 or frame.interlaced_frame:
