@@ -260,9 +260,10 @@ def bad_files(folder):
     content = torch.load(good, weights_only=True)
     (folder / "empty.pth").touch()
     (folder / "text.pth").write_text("not weights")
-    content_of_file = bytearray(good.read_bytes())
-    content_of_file[len(content_of_file) // 2 : len(content_of_file) // 2 + 500] = bytes(500)
-    (folder / "zeroed.pth").write_bytes(content_of_file)
+    content_of_file = good.read_bytes()
+    middle = len(content_of_file) // 2
+    inverted = bytes(255 - value for value in content_of_file[middle : middle + 500])
+    (folder / "inverted.pth").write_bytes(content_of_file[:middle] + inverted + content_of_file[middle + 500 :])
     (folder / "cut.pth").write_bytes(good.read_bytes()[:3000])
     torch.save(StudentCNN().state_dict(), folder / "foreign.pth")
     torch.save({**content, "class": "UNet"}, folder / "unknown.pth")
@@ -279,7 +280,7 @@ def bad_files(folder):
         ("missing", "is not a file"),
         ("empty", "damaged or was not written by save_model"),
         ("text", "damaged or was not written by save_model"),
-        ("zeroed", "damaged or was not written by save_model"),
+        ("inverted", "damaged or was not written by save_model"),
         ("cut", "damaged or was not written by save_model"),
         ("foreign", "was not written by save_model"),
         ("unknown", "contains a UNet, which models.py does not define"),
