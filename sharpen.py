@@ -22,12 +22,13 @@ import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, image_size, is_out_of_memory, run_cli
+from idle_cores import all_threads, use_idle_cores
 from images.photos import FORMATS, find_photos, look_ahead
 from images.pictures import read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
 from inference import Sharpener, VideoSharpener
 from models import load_model
-from utils import UserError, all_threads, one_line, pick_device, use_idle_cores
+from utils import UserError, one_line, pick_device
 
 WEIGHTS = "best_student_model.pth"  # from train.py; if it does not exist, the shipped student
 SHIPPED = Path(__file__).resolve().parent / "weights" / "student.pth"

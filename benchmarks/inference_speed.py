@@ -28,9 +28,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cli import CliParser, image_size, run_cli, whole_number
 from fused_student import FusedStudent
+from idle_cores import use_idle_cores
 from inference import Sharpener, VideoSharpener
 from models import StudentCNN, TeacherCNN
-from utils import count_parameters, gmac_per_megapixel, pick_device, use_idle_cores
+from utils import count_parameters, gmac_per_megapixel, pick_device
 
 ROUNDS = 3
 SLOW = {"teacher", "scipy Gaussian unsharp mask", "student, float32"}

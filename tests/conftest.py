@@ -27,6 +27,7 @@ import training.teacher_cache
 import utils
 from blur.filters import convolve, gaussian_kernel
 from dataset import PairedImageDataset
+from idle_cores import use_idle_cores
 from inference import run_patches
 from models import StudentCNN, TeacherCNN, load_model, save_model
 from training.config import TrainConfig
@@ -138,7 +139,7 @@ def pairs(tmp_path) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    utils.use_idle_cores()  # beside another program two threads are several times slower than one
+    use_idle_cores()  # beside another program two threads are several times slower than one
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # and not another number in each test
 
 

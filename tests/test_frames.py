@@ -18,6 +18,7 @@ from video import mean_gradient, pan
 import sharpen
 from blur.camera import add_noise
 from blur.filters import convolve, gaussian_kernel
+from images.pictures import read_picture
 from inference import Sharpener, VideoSharpener
 from models import TeacherCNN, load_model, save_model
 from utils import to_pixels
@@ -150,3 +151,14 @@ def test_a_video_becomes_a_video_next_to_photos(run_sharpen, tmp_path):
     for one, other in zip(before, after, strict=True):
         assert np.abs(video(one).astype(float) - other).mean() < 0.7 * np.abs(other.astype(float) - one).mean()
     assert "a.png would become a.mp4" in run_sharpen("a.png", "-o", "a.mp4")[2]
+
+
+def test_an_animation_is_sharpened_as_a_video_is(run_sharpen, tmp_path):
+    frames = [np.roll(dummy_photo(40, 52, seed=1), k, 1) for k in range(3)]
+    first, *more = map(Image.fromarray, frames)
+    first.save(tmp_path / "a.png", save_all=True, append_images=more, duration=[100, 200, 300])
+    assert run_sharpen("a.png")[0] == 0
+    result = read_picture(tmp_path / "sharpened/a.png")
+    video = VideoSharpener(Sharpener(changing_network(), torch.device("cpu")))
+    assert np.array_equal(result.pixels, [video(frame) for frame in frames])
+    assert result.options["duration"] == [100, 200, 300]

@@ -13,7 +13,7 @@ import sharpen
 from fused_student import FusedStudent
 from images.photos import look_ahead
 from images.pictures import read_picture
-from inference import Sharpener, VideoSharpener
+from inference import Sharpener
 from models import StudentCNN, TeacherCNN
 
 CPU = torch.device("cpu")
@@ -327,16 +327,6 @@ def test_what_a_result_lacks_is_told_in_its_line(run, tmp_path):
     Image.fromarray(dummy_photo(20, 20, seed=0)).convert("CMYK").save(tmp_path / "inks.jpg")
     code, printed, errors = run("inks.jpg")
     assert (code, errors) == (0, "") and "sharpened/inks.jpg: converted from CMYK to RGB\n" in printed
-
-
-def test_an_animation_is_sharpened_as_a_video_is(run, tmp_path):
-    frames = [np.roll(dummy_photo(40, 52, seed=1), k, 1) for k in range(3)]
-    first, *more = map(Image.fromarray, frames)
-    first.save(tmp_path / "a.png", save_all=True, append_images=more, duration=[100, 200, 300])
-    assert run("a.png")[0] == 0
-    result, video = read_picture(tmp_path / "sharpened/a.png"), VideoSharpener(Sharpener(network(), CPU))
-    assert np.array_equal(result.pixels, [video(frame) for frame in frames])
-    assert result.options["duration"] == [100, 200, 300]
 
 
 def test_errors_of_a_folder_come_in_order_and_each_photo_is_its_own(run, tmp_path):

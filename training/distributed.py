@@ -8,7 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils import UserError, pick_device, use_idle_cores
+from idle_cores import use_idle_cores
+from utils import UserError, pick_device
 
 
 def init_distributed(device_name: str) -> torch.device:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from idle_cores import use_idle_cores
 from images.files import lock_file, read_torch_file, write_torch_file
 from models import save_model
 from training.config import TrainConfig
@@ -21,7 +22,7 @@ from training.distributed import gather, rank, world_size
 from training.fingerprint import identity_of
 from training.loop import load_batches
 from training.report import draw_curves, write_table
-from utils import Scores, UserError, print0, use_idle_cores
+from utils import Scores, UserError, print0
 
 CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number waits for the GPU
 CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always written after each epoch

@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from blur.spectrum import transform_spectrum
 from dataset import PairedImageDataset
+from idle_cores import use_idle_cores
 from images.files import read_torch_file, resumable_file, write_torch_file
 from images.photos import PixelFile, remove_files
 from inference import run_ensemble
 from training.distributed import all_ranks_together, gather, main_process_first, rank, world_size
 from training.fingerprint import code_fingerprint, fingerprint
 from training.run import lock_path
-from utils import autocast, autocast_dtype, to_pixels, to_tensor, use_idle_cores
+from utils import autocast, autocast_dtype, to_pixels, to_tensor
 
 
 def cache_teacher_outputs(

@@ -285,9 +285,9 @@ def test_rgb_gets_a_color_matrix_and_lost_transparency_is_told(av, tmp_path):
 
 
 def test_colors_are_finer_in_what_has_chroma_of_a_higher_resolution(av):
-    told = {"yuv420p": 0, "nv12": 0, "gray": 0, "yuv410p": 0}
-    told |= dict.fromkeys(("gbrp", "yuv444p", "yuv440p", "yuv411p", "yuyv422", "pal8", "nv16", "bgra"), 1)
-    assert {name: _has_finer_colors(av.VideoFormat(name), av.VideoFormat("yuv420p")) for name in told} == told
+    finer = {"yuv420p": 0, "nv12": 0, "gray": 0, "yuv410p": 0}
+    finer |= dict.fromkeys(("gbrp", "yuv444p", "yuv440p", "yuv411p", "yuyv422", "pal8", "nv16", "bgra"), 1)
+    assert {name: _has_finer_colors(av.VideoFormat(name), av.VideoFormat("yuv420p")) for name in finer} == finer
     assert not _has_finer_colors(av.VideoFormat("bgra"), av.VideoFormat("yuv444p"))
 
 
