@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import pretrain
-from blur.degradations import add_noise
+from blur.camera import add_noise
 from blur.filters import convolve, disk_kernel, gaussian_kernel
 from blur.local import BlurMap
 from blur.spectrum import log_power_spectrum

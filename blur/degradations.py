@@ -1,9 +1,9 @@
 """Turns sharp photos into degraded ones, in a way drawn at random: what the networks learn to undo.
 
 Some are blurred alike all over, as software does, with a little noise. The others went through a camera: blur that
-differs from place to place (spatial.py), then noise, smoothing, sharpening, resizing, overlays and JPEG (camera.py).
+may differ from place to place (spatial.py), then noise, smoothing, sharpening, resizing, overlays and JPEG (camera.py).
 
-A photo is one (3, H, W) RGB tensor, float in [0, 1], any H, W >= 1; every function returns the same shape.
+A photo is one (3, H, W) RGB tensor, float in [0, 1], any H, W >= 1, and keeps its shape.
 Randomness comes from a ``torch.Generator`` alone: the same seed gives the same pixels.
 """
 
@@ -14,20 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blur.camera import (
-    add_noise,
-    jpeg,
-    overlay,
-    random_jpeg,
-    resize_chain,
-    sensor_noise,
-    sharpen_too_much,
-    smooth_noise,
-    strong_noise,
-)
+from blur import camera
 from blur.filters import convolve, convolve_linear_light, disk_kernel, gaussian_kernel, line_kernel, shake_kernel
 from blur.spatial import camera_shake, graded_focus, layered_focus, moving_object
-from utils import chance, choose, log_uniform, quantize_8bit, uniform, weighted_choice
+from utils import chance, log_uniform, quantize_8bit, uniform, weighted_choice
 
 
 @dataclass(frozen=True)
@@ -93,17 +83,17 @@ def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixtu
     kind = weighted_choice(mixture.blurs, generator)
     blurry = photo
     if kind == "rescale":
-        blurry = random_rescale(blurry, generator, mixture)
+        blurry = camera.resize_chain(blurry, mixture.factor, generator)
     elif kind != "none":
         kernel = random_kernel(kind, generator, mixture)
         linear = chance(generator) < mixture.linear_light
         blurry = convolve_linear_light(blurry, kernel) if linear else convolve(blurry, kernel)
         if chance(generator) < mixture.then_rescale:
-            blurry = random_rescale(blurry, generator, mixture)
+            blurry = camera.resize_chain(blurry, mixture.factor, generator)
     if chance(generator) < (mixture.noise_rescaled if kind == "rescale" else mixture.noise):
-        blurry = add_noise(blurry, uniform(mixture.noise_sigma, generator), generator)
+        blurry = camera.add_noise(blurry, uniform(mixture.noise_sigma, generator), generator)
     if chance(generator) < mixture.jpeg:
-        blurry = jpeg(blurry, round(uniform(mixture.quality, generator)))
+        blurry = camera.jpeg(blurry, round(uniform(mixture.quality, generator)))
     return quantize_8bit(blurry), photo
 
 
@@ -118,30 +108,30 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
     elif kind == "resize":
         if chance(generator) < 0.4:
             blurry = convolve(photo, gaussian_kernel(log_uniform((0.4, 1.0), generator)))
-        blurry = resize_chain(blurry, (1.1, 3.2), generator)
+        blurry = camera.resize_chain(blurry, (1.1, 3.2), generator)
     elif kind != "none":
         blurry = SPATIAL_BLURS[kind](photo, generator)
     weights = {"none": NOISE_WITHOUT_BLUR, "resize": NOISE_RESIZED}.get(kind, CAMERA_NOISE)
     noise = weighted_choice(weights, generator)
     if noise == "little":
-        blurry = add_noise(blurry, uniform((0.2, 3.5), generator), generator)
+        blurry = camera.add_noise(blurry, uniform((0.2, 3.5), generator), generator)
     elif noise == "strong":
-        blurry = strong_noise(blurry, generator)
+        blurry = camera.strong_noise(blurry, generator)
     elif noise == "sensor":
-        blurry = sensor_noise(blurry, generator)
+        blurry = camera.sensor_noise(blurry, generator)
     blurry = blurry.clamp(0, 1)
     smoothed = chance(generator) < SMOOTHED[noise]
     if smoothed:
-        blurry = smooth_noise(blurry, generator)
+        blurry = camera.smooth_noise(blurry, generator)
     # A phone sharpens what it has smoothed, people what is soft
     if chance(generator) < (0.5 if smoothed else 0.43 if kind == "uniform" else 0.25):
-        blurry = sharpen_too_much(blurry, generator)
+        blurry = camera.sharpen_too_much(blurry, generator)
     if kind != "resize" and chance(generator) < 0.08:
-        blurry = resize_chain(blurry, (1.1, 2.2), generator)
+        blurry = camera.resize_chain(blurry, (1.1, 2.2), generator)
     if chance(generator) < 0.06:
-        blurry, sharp = overlay((blurry, sharp), generator)
+        blurry, sharp = camera.overlay((blurry, sharp), generator)
     if chance(generator) < {"sensor": 0.6}.get(noise, 0.5 if kind == "none" else 0.35):
-        blurry = random_jpeg(blurry, generator)
+        blurry = camera.random_jpeg(blurry, generator)
     return quantize_8bit(blurry), sharp
 
 
@@ -160,25 +150,6 @@ def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Te
     if kind == "shake":
         return shake_kernel(log_uniform(mixture.shake_length, generator), generator)
     raise ValueError(f"unknown kind of blur {kind!r}: use gaussian, anisotropic, defocus, line, shake, rescale or none")
-
-
-def random_rescale(photo: Tensor, generator: torch.Generator, mixture: Mixture) -> Tensor:
-    down = choose(("bicubic", "bilinear", "area"), generator)
-    up = choose(("bicubic", "bicubic", "bilinear"), generator)
-    return rescale(photo, log_uniform(mixture.factor, generator), down, up)
-
-
-def rescale(photo: Tensor, factor: float, down: str = "bicubic", up: str = "bicubic") -> Tensor:
-    """Shrink by ``factor`` >= 1 and enlarge to the old size again.
-
-    Args:
-        down: "bicubic" or "bilinear", both antialiased, or "area".
-        up: "bicubic" or "bilinear".
-    """
-    height, width = photo.shape[-2:]
-    small = max(1, round(height / factor)), max(1, round(width / factor))
-    photo = F.interpolate(photo[None], size=small, mode=down, antialias=down != "area")
-    return F.interpolate(photo, size=(height, width), mode=up, antialias=True)[0].clamp(0, 1)
 
 
 def shrink(photo: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:

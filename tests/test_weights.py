@@ -7,7 +7,7 @@ import torch
 from conftest import shipped
 from PIL import Image
 
-from blur.degradations import add_noise
+from blur.camera import add_noise
 from blur.filters import convolve, gaussian_kernel
 from utils import count_parameters, psnr, quantize_8bit, ssim, to_tensor
 

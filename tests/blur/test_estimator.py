@@ -9,7 +9,7 @@ from conftest import dummy_photo, small_config
 
 import training.estimator
 from blocks import FiLM
-from blur.degradations import add_noise
+from blur.camera import add_noise
 from blur.estimator import BlurEstimator
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import BlurMap
@@ -188,7 +188,7 @@ def test_spectra_that_workers_take_hold_no_files_open(pairs):
 
 
 def test_an_estimator_that_diverges_is_said_and_not_kept(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.estimator, "BATCH_SIZE", 3)
+    monkeypatch.setattr(training.estimator, "SPECTRA_PER_STEP", 3)
     train_set = PairedImageDataset(pairs / "train", 32)
     config = small_config(estimator_passes=4, estimator_learning_rate=1e8)
     with pytest.raises(UserError, match="the blur estimator's filters are not finite: lower ESTIMATOR_LEARNING_RATE"):
@@ -197,7 +197,7 @@ def test_an_estimator_that_diverges_is_said_and_not_kept(pairs, tmp_path, monkey
 
 
 def test_an_estimator_learns_to_sharpen_and_is_found_again(tmp_path, pairs, capsys, monkeypatch):
-    monkeypatch.setattr(training.estimator, "BATCH_SIZE", 3)
+    monkeypatch.setattr(training.estimator, "SPECTRA_PER_STEP", 3)
     train_set, teacher = PairedImageDataset(pairs / "train", 32), TeacherCNN(4, 8, 1, 1)
     again, untaught = deepcopy(teacher), deepcopy(teacher)
     val_set = PairedImageDataset(pairs / "val")
