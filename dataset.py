@@ -34,11 +34,11 @@ from blur.variety import vary_photo
 from images.photos import FORMATS, SYSTEM_FOLDERS, DecodedPhotos, raise_problems
 from utils import UserError, chance, choose, log_uniform, make_generator, print0, to_pixels, to_tensor
 
-# Photos from one source are about equally crisp. A network that has seen no others takes a crisper one for blurry and
-# over-sharpens it, or its texture for noise; a photo that was shrunk is crisper than before
-SHRUNK = 0.6  # share of the synthetic pairs made from photos shrunk, log-uniformly,
-LARGEST_FACTOR = 3.0  # by up to this factor, but not below SURROUNDINGS
-ALIASED = 0.15  # share of these that take every n-th pixel: crisper still
+# Photos from one source are about equally crisp. A network that has seen no others over-sharpens a crisper one, or takes its
+# texture for noise; a photo that was shrunk is crisper than before
+SHRUNK = 0.6  # share of the synthetic pairs whose photo is shrunk before it is blurred
+LARGEST_FACTOR = 3.0  # of shrinking, which is drawn log-uniformly; the result is never smaller than SURROUNDINGS
+ALIASED = 0.15  # share of the shrunk photos that are subsampled without a filter, which are crisper still
 VERSION_SIZE = 480  # pixels; of a larger photo, a random part of this size is blurred
 ORDER, PATCH, VALIDATION, VERSION = range(4)  # independent random streams of one seed
 MIXTURE = Mixture()
@@ -95,7 +95,7 @@ class PairedImageDataset(PatchDataset):
         self.shapes = self.blurry.shapes
         problems = [
             f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}: "
-            "both must show the same pixels, crop or scale one"
+            "both must have the same size, crop or scale one"
             for folder, (height, width), sharp in zip(self.folders, self.shapes, self.sharp.shapes, strict=True)
             if (height, width) != sharp
         ]
@@ -109,19 +109,27 @@ class PairedImageDataset(PatchDataset):
         return len(self.folders)
 
     def mismatched_pairs(self) -> list[str]:
-        """A sentence for each pair of up to a hundred that shows two scenes, or one sentence if all halves are equal."""
-        paired, problems, equal = [index for index in range(len(self)) if self.paired[index]], [], 0
+        """A sentence for each pair of up to a hundred that shows two scenes, or one sentence if all halves are equal.
+
+        A line is printed about pairs that are shifted.
+        """
+        paired, problems, equal, shifted = [index for index in range(len(self)) if self.paired[index]], [], 0, []
         compared = paired[:: max(1, len(paired) // 50)]
         for index in compared:
             halves = self.blurry[index], self.sharp[index]
             equal += np.array_equal(*halves)
+            shifted += [(self.folders[index], *shift)] if (shift := shift_between(*halves)) else []
             means = [np.asarray(Image.fromarray(half).convert("L").reduce(16), float).ravel() for half in halves]
             # Gray levels; of flatter photos noise may be all that is left. Blur, noise and JPEG of others leave 0.5 or more
             if min(map(np.std, means)) > 6 and np.corrcoef(means)[0, 1] < 0.3:
-                sentence = "blurry.png and sharp.png show different scenes: put there both of one photo, turned alike"
+                sentence = "blurry.png and sharp.png show different scenes: take both from one photo, turned alike"
                 problems.append(f"{self.folders[index]}: {sentence}")
-        if equal == len(compared) > 2:  # a few may be equal: there is nothing to do for sharp photos
+        if self.patch_size and equal == len(compared) > 2:  # a few may be equal: there is nothing to do for sharp photos
             problems.append(f"{self.root}: blurry.png and sharp.png are equal in all pairs: replace one of them")
+        if shifted:
+            folder, rows, columns = shifted[0]
+            moved = f"{folder}, whose blurry.png fits if it is moved by {rows} rows and {columns} columns"
+            print0(f"{len(shifted)} of {len(compared)} pairs looked at are shifted, such as {moved}: align them")
         return problems
 
     def whole(self, index: int, blur_version: int | None = None) -> tuple[Tensor, Tensor]:
@@ -217,9 +225,6 @@ class SyntheticBlurDataset(PatchDataset):
 
 def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     """The folders of ``root`` that contain blurry.png and, if needed, sharp.png, sorted; hidden ones are skipped."""
-    twin = root.with_name({"train": "val", "val": "train"}.get(root.name, root.name))
-    if twin != root and root.exists() and twin.exists() and os.path.samefile(root, twin):
-        raise UserError(f"{root} and {twin} are the same folder: validate on other pairs than those to train on")
     inside = sorted(path for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
     folders = [path for path in inside if path.is_dir() and path.name not in SYSTEM_FOLDERS]
     stray = [path for path in inside if path.suffix.lower() in FORMATS and path.is_file()]
@@ -245,6 +250,26 @@ def near_name(file: Path) -> str:
     there = {path.name.lower(): path.name for path in file.parent.iterdir() if path.is_file()}
     near = difflib.get_close_matches(file.name, there, n=1, cutoff=0.65)
     return f", rename {there[near[0]]} to {file.name}" if near else ""
+
+
+def shift_between(blurry: np.ndarray, sharp: np.ndarray) -> tuple[int, int] | None:
+    """Rows and columns by which ``blurry`` must be moved to fit ``sharp``, both (H, W, 3) uint8; None if that is below 2.
+
+    From the peak of their cross-correlation, if the squared error falls by 30% or more when it is moved. None, too, for a
+    flat photo or one of less than 64 pixels, which does not show it.
+    """
+    from skimage.registration import phase_cross_correlation  # takes a while to import
+
+    blurry, sharp = (np.asarray(Image.fromarray(photo[:512, :512]).convert("L"), np.float32) for photo in (blurry, sharp))
+    if min(blurry.shape) < 64 or min(blurry.std(), sharp.std()) < 6:  # gray levels
+        return None
+    window = np.hanning(len(blurry))[:, None] * np.hanning(blurry.shape[1])
+    shift, *_ = phase_cross_correlation(*(window * (photo - photo.mean()) for photo in (sharp, blurry)), normalization=None)
+    rows, columns = (int(step) for step in shift)
+    inside = [slice(abs(step), length - abs(step)) for step, length in zip((rows, columns), blurry.shape, strict=True)]
+    moved = np.roll(blurry, (rows, columns), (0, 1))
+    error, error_moved = (np.square(sharp - each)[tuple(inside)].mean() for each in (blurry, moved))
+    return (rows, columns) if max(abs(rows), abs(columns)) > 1 and error_moved < 0.7 * error else None
 
 
 def small_photos(paths: list[Path], shapes: list[tuple[int, int]], patch_size: int | None) -> list[str]:

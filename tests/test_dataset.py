@@ -176,14 +176,14 @@ def write_halves(root, halves):
     "halves, sentence",
     [
         ([(SCENES[k], SCENES[k - 1]) for k in range(3)], "3 problems.*0: blurry.png and sharp.png show different scenes"),
-        ([(scene, scene[::-1, ::-1]) for scene in SCENES], "3 problems.*show different scenes: put there both of one photo"),
+        ([(scene, scene[::-1, ::-1]) for scene in SCENES], "3 problems.*show different scenes: take both from one photo"),
         ([(scene, scene) for scene in SCENES], "1 problem .*blurry.png and sharp.png are equal in all pairs: replace one"),
     ],
 )
 def test_halves_that_are_no_pairs_are_told_but_not_asked_of_photos_without_a_sharp_one(tmp_path, halves, sentence):
     write_halves(tmp_path, halves)
     with pytest.raises(UserError, match=f"(?s){sentence}"):
-        PairedImageDataset(tmp_path)
+        PairedImageDataset(tmp_path, patch_size=16)
     for file in tmp_path.glob("*/sharp.png"):
         file.unlink()
     assert len(PairedImageDataset(tmp_path, need_sharp=False)) == 3
@@ -195,6 +195,23 @@ def test_halves_under_strong_noise_and_motion_or_dark_or_flat_are_still_pairs(tm
     write_halves(tmp_path, [(SCENES[0] + NOISE, SCENES[0]), (moved, SCENES[0]), (dark + NOISE, dark), (flat + NOISE, flat),
                             (GRASS[:, ::-1], GRASS), (SCENES[1], SCENES[1])])  # fmt: skip
     assert len(PairedImageDataset(tmp_path)) == 6
+
+
+def test_sharp_photos_that_are_equal_to_blurry_ones_can_be_scored(tmp_path):
+    write_halves(tmp_path, [(scene, scene) for scene in SCENES])
+    assert len(PairedImageDataset(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("rows, columns", [(0, 0), (1, -1), (2, 0), (-7, 3)])
+def test_pairs_that_are_shifted_are_told(tmp_path, capsys, rows, columns):
+    fine = np.random.default_rng(2).integers(0, 256, (160, 170, 1)).repeat(3, 2)
+    blurry, sharp = (fine + np.roll(fine, 1, 0)) / 2 + 3 * np.roll(fine, 40, 1), fine + 3 * np.roll(fine, 40, 1)
+    blurry = np.roll(blurry / 4, (-rows, -columns), (0, 1))
+    write_halves(tmp_path, [(image[10:140, 10:150] for image in (blurry, sharp / 4))])
+    PairedImageDataset(tmp_path)
+    said = "1 of 1 pairs looked at are shifted, such as {}, whose blurry.png fits if it is moved by {} rows and {} columns"
+    expected = said.format(tmp_path / "0", rows, columns) + ": align them\n"
+    assert capsys.readouterr().out == (expected if max(abs(rows), abs(columns)) > 1 else "")
 
 
 def test_all_problems_of_a_folder_are_listed_at_once(pairs):

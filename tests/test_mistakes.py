@@ -18,7 +18,6 @@ import pretrain
 import sharpen
 import train
 from cli import CliParser, check_writable, run_cli, whole_number
-from dataset import PairedImageDataset
 from images.photos import find_photos
 from inference import Sharpener
 from models import StudentCNN, save_model
@@ -78,15 +77,6 @@ def test_with_stderr_closed_the_work_is_done_all_the_same(monkeypatch):
     done = []
     run_cli(lambda: done.extend(tqdm([1, 2])))
     assert done == [1, 2]
-
-
-def test_one_folder_is_not_both_parts(pairs):
-    for file in sorted((pairs / "val").rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    (pairs / "val").rmdir()
-    (pairs / "val").symlink_to(pairs / "train")
-    with pytest.raises(UserError, match="are the same folder: validate on other pairs"):
-        PairedImageDataset(pairs / "val")
 
 
 @pytest.mark.parametrize("script, photos", [(train, None), (pretrain, None), (pretrain, "some")])
