@@ -97,8 +97,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 class CliParser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
 
-    def __init__(self, documentation: str):
-        super().__init__(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, documentation: str | None = None, **options):
+        super().__init__(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see python {self.prog} --help)")

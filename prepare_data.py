@@ -47,39 +47,26 @@ TILE = 1024  # pixels; larger photos are cut into tiles of about this size, each
 LONGEST = None  # pixels; a photo with a longer side is first shrunk to it, which makes soft photos sharp
 LONGEST_NAME = 255  # bytes of a pair's folder: most file systems allow no more
 SOURCE = "source.txt"  # beside each pair: what it was made from
+PLANS = {"pairs": plan_pairs, "gopro": plan_gopro, "reds": plan_reds, "hide": plan_hide, "realblur": plan_realblur}
 
 
 def main() -> None:
-    check_constants()
-    parser = CliParser(__doc__)
-    plans = {"pairs": plan_pairs, "gopro": plan_gopro, "reds": plan_reds, "hide": plan_hide, "realblur": plan_realblur}
-    parser.add_argument("kind", choices=["photos", "blurry", *plans], help="kind of data")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="its folder; two for pairs")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder for train/ and val/ ({OUT})")
-    parser.add_argument("--val-share", type=float, help=f"share of photos or sequences ({VAL_SHARE})")
-    parser.add_argument("--seed", type=whole_number(0), default=SEED, help=f"of the split and the degradations ({SEED})")
-    photos, size = parser.add_argument_group("only for photos; --tile for blurry, too"), whole_number(SMALLEST)
-    photos.add_argument("--copies", type=whole_number(1), help=f"pairs from each photo ({COPIES})")
-    photos.add_argument("--tile", type=size, help=f"cut larger photos into tiles of about this size ({TILE})")
-    photos.add_argument("--longest", type=size, help="first shrink photos with a longer side to this")
-    options = parser.parse_args()
-    check_options(options)
-
+    options = parse_options()
     problems: list[str] = []
-    sharp = options.kind == "photos"
-    copies, longest = (options.copies or COPIES, options.longest or LONGEST) if sharp else (1, None)
-    if options.kind in plans:
-        planned = plans[options.kind](*options.folders, problems)
+    for part in ("train", "val"):
+        check_writable(options.out / part, "--out")
+    if options.kind in PLANS:
+        planned = PLANS[options.kind](*options.folders, problems)
     else:
-        tile = options.tile or TILE
-        planned = plan_photos(*options.folders, problems, options.out, copies, tile, SMALLEST, longest)
+        sizes = options.tile, SMALLEST, options.longest
+        planned = plan_photos(*options.folders, problems, options.out, options.copies, *sizes)
     if options.kind == "blurry":  # all to train on: only pairs can be judged
-        planned, options.val_share = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned), 0
+        planned = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned)
     planned = without_twins(planned, problems)
     for part in ("train", "val"):
         (options.out / part).mkdir(parents=True, exist_ok=True)
     parts = split(planned, options.out, options.val_share, options.seed, problems)
-    made, there = make_all(parts, options.out, longest, options.seed, problems)
+    made, there = make_all(parts, options.out, options.longest, options.seed, problems)
     in_each = f"{made['train']} pairs made in {options.out / 'train'}, {made['val']} in {options.out / 'val'}"
     print(f"{in_each}, {there} existed already")
     if problems:
@@ -87,34 +74,35 @@ def main() -> None:
         raise SystemExit(1)  # like sharpen.py: everything possible was done
 
 
-def check_constants() -> None:
-    """Raise ``UserError`` if a constant is not in the range of its option."""
-    whole = {"SEED": (SEED, 0), "SMALLEST": (SMALLEST, 1), "COPIES": (COPIES, 1), "MARGIN": (MARGIN, 0)}
-    for name, (value, low) in (whole | {"TILE": (TILE, SMALLEST), "LONGEST": (LONGEST or SMALLEST, SMALLEST)}).items():
-        if type(value) is not int or not low <= value <= 2**31:
-            raise UserError(f"{name} = {value!r} is not a whole number from {low} to {2**31}: set it to one")
-    if type(VAL_SHARE) not in (int, float) or not 0 <= VAL_SHARE <= 1:
-        raise UserError(f"VAL_SHARE = {VAL_SHARE!r} is not a number from 0 to 1: 0.1 is one photo in ten")
-    if not isinstance(OUT, (str, Path)) or not str(OUT):
-        raise UserError(f"OUT = {OUT!r} is not a path: set it to one in quotes")
+def parse_options() -> argparse.Namespace:
+    """Each kind of data has its own options; constants are checked like them, since defaults that are text are parsed."""
+    parser = CliParser(__doc__)
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="KIND", help="one of those above; KIND --help lists its options"
+    )
+    for kind in ("photos", "blurry", *PLANS):
+        add = kinds.add_parser(kind).add_argument
+        add("folders", nargs=2 if kind == "pairs" else 1, type=Path, metavar="FOLDER")
+        add("--out", type=lambda text: Path(text).expanduser(), default=str(OUT), help=f"folder for train/ and val/ ({OUT})")
+        if kind in ("photos", "pairs"):
+            add("--val-share", type=share, default=str(VAL_SHARE), help=f"share of photos or sequences ({VAL_SHARE})")
+            add("--seed", type=whole_number(0), default=str(SEED), help=f"of the split and the degradations ({SEED})")
+        if kind in ("photos", "blurry"):
+            about = f"cut larger photos into tiles of about this size ({TILE})"
+            add("--tile", type=whole_number(SMALLEST), default=str(TILE), help=about)
+        if kind == "photos":
+            add("--copies", type=whole_number(1), default=str(COPIES), help=f"pairs from each photo ({COPIES})")
+            about, longest = "first shrink photos with a longer side to this", LONGEST and str(LONGEST)
+            add("--longest", type=whole_number(SMALLEST), default=longest, help=about)
+    parser.set_defaults(copies=1, longest=None, val_share=0.0, seed=SEED)
+    return parser.parse_args()
 
 
-def check_options(options: argparse.Namespace) -> None:
-    wanted = 2 if options.kind == "pairs" else 1
-    if len(options.folders) != wanted:
-        raise UserError(f"{options.kind} takes {wanted} folder{'s' * (wanted > 1)}, not {len(options.folders)}")
-    if options.kind != "photos" and (options.copies or options.longest or (options.tile and options.kind != "blurry")):
-        raise UserError(f"--copies, --tile and --longest are for sharp photos: {options.kind} are used as they are")
-    if options.kind not in ("photos", "pairs") and options.val_share is not None:
-        why = "they are all to train on" if options.kind == "blurry" else f"{options.kind} has a test set"
-        raise UserError(f"--val-share is for photos and pairs, not for {options.kind}: {why}")
-    options.val_share = VAL_SHARE if options.val_share is None else options.val_share
-    if not 0 <= options.val_share <= 1:
-        raise UserError(f"--val-share {options.val_share} must be from 0 to 1: 0.1 is one photo in ten")
-    if str(options.out).startswith("~"):
-        raise UserError(f"--out {options.out} starts with ~, which only a shell replaces: write the whole path")
-    for part in ("train", "val"):
-        check_writable(options.out / part, "--out")
+def share(text: str) -> float:
+    """For ``add_argument(type=...)``: a number from 0 to 1."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1: 0.1 is one photo in ten")
+    return value
 
 
 # The split
@@ -130,7 +118,7 @@ def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
         twin = kept.setdefault(pair.name, pair)
         if twin is not pair:
             one, other = (p.blurry or p.sharp for p in (pair, twin))
-            problems.append(f"{one} would become {pair.name}, which {other} is: rename one of them")
+            problems.append(f"{one} would be stored as {pair.name}, like {other}: rename one of them")
     return list(kept.values())
 
 
@@ -149,7 +137,7 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
     parts = {"train": [], "val": []}
     for pair in planned:
         if pair.part == "train" and (part_of[pair.group] == "val" or pair.group in groups_there["val"]):
-            problems.append(f"{pair.blurry or pair.sharp} belongs to {pair.group}, which is in val/ too: not in train/")
+            problems.append(f"{pair.blurry or pair.sharp} is left out: its group {pair.group} is in val/ already")
         else:
             parts[part_of[pair.group]].append(pair)
     for part, unwanted in ("train", share == 1), ("val", share == 0):
@@ -179,7 +167,7 @@ def make_all(
             elif not all((folder / name).is_file() for name in names):
                 problems.append(f"{folder} is incomplete: remove it and run again")
             elif (folder / SOURCE).is_file() and (folder / SOURCE).read_bytes() != source_of(pair):  # none: made by hand
-                problems.append(f"{pair.blurry or pair.sharp} would become {pair.name}, which is another photo: rename it")
+                problems.append(f"{pair.blurry or pair.sharp} would be stored as {pair.name}, like another photo: rename it")
             else:
                 there += 1
         by_source = [list(of_one) for _, of_one in groupby(todo, lambda pair: pair.sharp)]
@@ -227,7 +215,7 @@ def images_of(pair: Pair, photo: np.ndarray, seed: int) -> tuple[np.ndarray, ...
     blurry = read_photo(pair.blurry)
     if blurry.shape != photo.shape:
         sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (blurry, photo)]
-        raise UserError(f"{pair.blurry} is {sizes[0]}, {pair.sharp} is {sizes[1]}: both must show the same pixels")
+        raise UserError(f"{pair.blurry} is {sizes[0]}, {pair.sharp} is {sizes[1]}: both must have the same size")
     if min(photo.shape[:2]) < SMALLEST:
         raise UserError(f"{pair.blurry} is {photo.shape[1]}x{photo.shape[0]}, smaller than {SMALLEST} pixels")
     return blurry, photo

@@ -73,5 +73,5 @@ def test_a_sequence_in_both_parts_of_a_data_set_stays_out_of_training(prepare, t
     for folder in "train", "GT":
         save(tmp_path / "download" / folder / "9fromGOPR3.png")
     out = prepare("hide", "download")
-    assert "9fromGOPR3.png belongs to GOPR3, which is in val/ too" in out
+    assert "9fromGOPR3.png is left out: its group GOPR3 is in val/ already" in out
     assert not any("GOPR3" in name for name in names(tmp_path / "data/train"))
