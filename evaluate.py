@@ -124,7 +124,7 @@ def problems_of(folder: Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     sizes = f"blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}"
-    return [] if (height, width) == sharp else [f"{folder}: {sizes}: both must show the same pixels, crop or scale one"]
+    return [] if (height, width) == sharp else [f"{folder}: {sizes}: both must have the same size, crop or scale one"]
 
 
 def score_degradation(

@@ -139,7 +139,7 @@ class FusedStudent(nn.Module):
     def find_bars(picture: Tensor, blocks: Tensor) -> Tensor:
         """``blocks.flat_runs``, (H, W); of a large picture in the rows of bars and frames alone, since it is slow.
 
-        There 16 blocks in line are flat on their diagonals.
+        A run is 16 blocks in line, each flat along both diagonals.
         """
         flat = ((blocks[:, 0] == blocks[:, 15]) & (blocks[:, 3] == blocks[:, 12]))[0]
         across, down = run_starts(flat, 1), run_starts(flat, 0)

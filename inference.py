@@ -22,7 +22,7 @@ TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does
 class Sharpener:
     """Sharpens the pixels of photos with ``network``: 8 bits with a ``FusedStudent`` if it is a student, else exactly.
 
-    The latter in tiles of ``tile`` rows and columns, a multiple of 16. Raises ``UserError`` if a student's output is not
+    Exactly means in tiles of ``tile`` rows and columns, a multiple of 16. Raises ``UserError`` if a student's output is not
     finite.
     """
 

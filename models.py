@@ -130,21 +130,13 @@ class TeacherCNN(nn.Module):
 
 
 class StudentWeights(NamedTuple):
-    """What ``StudentCNN`` predicts for a photo.
+    """What ``StudentCNN`` predicts for a photo."""
 
-    Attributes:
-        kernels: (N, 2, 17, 17), filters whose results are added to the photo.
-        routing: (N, experts), weights of the experts, the same for all convolutions.
-        smoothing: (N, 1), the share of smooth chroma.
-        film: (N, 64), scales and shifts in the ``GainMap``.
-        references: (N, 2, 16), log energies of DCT coefficients in the whole photo and in its softest windows.
-    """
-
-    kernels: Tensor
-    routing: Tensor
-    smoothing: Tensor
-    film: Tensor
-    references: Tensor
+    kernels: Tensor  # (N, 2, 17, 17), filters whose results are added to the photo
+    routing: Tensor  # (N, experts), weights of the experts, the same for all convolutions
+    smoothing: Tensor  # (N, 1), the share of smooth chroma
+    film: Tensor  # (N, 64), scales and shifts in the GainMap
+    references: Tensor  # (N, 2, 16), log energies of DCT coefficients in the whole photo and in its softest windows
 
 
 class StudentCNN(nn.Module):
@@ -215,7 +207,7 @@ class StudentCNN(nn.Module):
         """Blur embedding, radial profile of the spectrum, the estimator's filter and log energies of DCT coefficients.
 
         Of the whole photo and then of its softest windows, (N, 2 * (64 + 92 + 145 + 16)), from spectra of whole photos,
-        (N, 4 or 6, 64, 33). Of the filter, which is symmetric, half and then the centre.
+        (N, 4 or 6, 64, 33). Of the filter, which is symmetric, half and then the center.
         """
         softest, whole = spectra[:, -4:].chunk(2, 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, softest)]))

@@ -42,7 +42,7 @@ PATCH_SIZE = 128  # pixels
 LEARNING_RATE = 4e-4  # peak, after a warmup over 5% of the steps; then a cosine down to 0. 1e-3 scored lower
 SEED = 0
 
-# Blur estimator, trained before that unless START_FROM has one
+# Blur estimator, trained before that; START_FROM brings its own
 ESTIMATOR_VERSIONS = 24  # blurry versions of each photo, if they are blurred on the fly
 ESTIMATOR_PASSES = 4  # over all of them, for the estimator of the teacher and then for that of its students
 ESTIMATOR_LEARNING_RATE = 4e-3  # peak

@@ -13,8 +13,6 @@ import os
 import sys
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from functools import lru_cache
-from os.path import realpath  # unlike Path.resolve it accepts broken and circular links
 from pathlib import Path
 
 import numpy as np
@@ -116,19 +114,9 @@ def find_jobs(inputs: list[Path], out: str, overwrite: bool) -> tuple[dict[Path,
 
 
 def real_name(path: Path) -> str:
-    """The same for one file, whatever links lead to it, and in whatever case where a.jpg and A.JPG are one."""
-    real = realpath(path)
-    return real.casefold() if is_case_blind(Path(real).parent) else real
-
-
-@lru_cache
-def is_case_blind(folder: Path) -> bool:
-    """Whether a.jpg and A.JPG are one file there, as usually on Windows and macOS; tried with its own name."""
-    for there in (folder, *folder.parents):
-        other = there.name.swapcase()
-        if other != there.name and os.path.exists(there):
-            return os.path.exists(there.with_name(other))
-    return False
+    """The same for one file, whatever links lead to it, and on Windows and macOS in whatever case."""
+    real = os.path.realpath(path)  # unlike Path.resolve it accepts broken and circular links
+    return real.casefold() if sys.platform in ("win32", "darwin") else real
 
 
 def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:

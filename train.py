@@ -93,14 +93,14 @@ def main() -> None:
     )  # fmt: skip
     with run:
         for _ in run.epochs():
-            for blurry, target, blur, input_mse in run.batches():  # blur: spectra, or cached blur embeddings
+            for blurry, target, blur, input_mse in run.batches():  # blur: cached blur embeddings, else spectra
                 with autocast(device):
                     if use_teacher and not CACHE_TEACHER:
                         with torch.no_grad():
                             target = target.lerp(run_patches(teacher, blurry, blur).float(), DISTILL_WEIGHT)
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
                 prediction = prediction.float()
-                prediction.register_hook(relative_weight(input_mse).mul)  # scales gradients: see utils; any loss will do
+                prediction.register_hook(relative_weight(input_mse).mul)  # weights gradients, whatever the loss: see utils
                 run.step(loss_fn(prediction, target))  # backward, clip gradients, optimizer, learning rate
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
         summarize(run, teacher, val_set)

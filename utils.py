@@ -1,4 +1,4 @@
-"""What every other file needs: errors, devices, 8-bit pixels, PSNR, SSIM and losses.
+"""Helpers for all other files: errors, devices, random draws, 8-bit pixels, PSNR, SSIM, losses, the cost of a network.
 
 Images are RGB, float in [0, 1], shape (N, 3, H, W), unless a docstring says otherwise.
 """
@@ -18,7 +18,7 @@ MAX_PSNR = 50.0  # dB, for the mean over validation photos: that of identical im
 
 
 class Scores(NamedTuple):
-    """Mean scores over a set of photos."""
+    """Of one photo, or means over a set of photos."""
 
     psnr: float  # dB
     ssim: float

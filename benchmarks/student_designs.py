@@ -50,7 +50,7 @@ class OwnFilter(StudentCNN):
     def embed_blur(self, spectra: Tensor) -> Tensor:
         embedded = super().embed_blur(spectra).unflatten(1, (2, -1))
         filters = embedded[..., EMBEDDING:-16]
-        filters.zero_()[..., -1] = 1  # the centre
+        filters.zero_()[..., -1] = 1  # the center
         return embedded.flatten(1)
 
 

@@ -100,6 +100,6 @@ class BlurEstimator(nn.Module):
         """Frequency responses, (N, 64, 33), as kernels of sum 1, (N, 1, k, k)."""
         radius = len(self.fade) // 2
         kernel = torch.fft.irfft2(response.roll(WINDOW // 2, 1), s=(WINDOW, WINDOW)).roll((WINDOW // 2,) * 2, (1, 2))
-        centre = slice(WINDOW // 2 - radius, WINDOW // 2 + radius + 1)
-        kernel = kernel[:, None, centre, centre] * self.fade
+        center = slice(WINDOW // 2 - radius, WINDOW // 2 + radius + 1)
+        kernel = kernel[:, None, center, center] * self.fade
         return kernel + (1 - kernel.sum((2, 3), keepdim=True)) * (self.fade / self.fade.sum())

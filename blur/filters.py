@@ -59,7 +59,7 @@ def linear_to_srgb(light: Tensor) -> Tensor:
     return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-# Kernels: (k, k) float32 with odd k, non-negative, of sum 1, centred
+# Kernels: (k, k) float32 with odd k, non-negative, of sum 1, centered
 
 
 def gaussian_kernel(sigma: float, sigma_y: float | None = None, angle: float = 0.0) -> Tensor:
@@ -114,7 +114,7 @@ def path_kernel(x: Tensor, y: Tensor) -> Tensor:
     for column, weight_x in ((left, left + 1 - x), (left + 1, x - left)):
         for row, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
             where = (row.long() + half, column.long() + half)
-            kernel.index_put_(where, weight_x * weight_y, accumulate=True)  # bilinear: keeps the centre of mass
+            kernel.index_put_(where, weight_x * weight_y, accumulate=True)  # bilinear: keeps the center of mass
     return _normalized(kernel)
 
 

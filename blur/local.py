@@ -1,7 +1,7 @@
 """Blur that differs from place to place: spectra of overlapping regions of a photo, and what is estimated from them.
 
-A photo is divided into regions of 64 pixels. The blur at a region's centre is estimated from the spectrum of the 160
-pixels around it and, beside it, that of the whole photo, so that a sky or a small region is not guessed. Between centres
+A photo is divided into regions of 64 pixels. The blur at a region's center is estimated from the spectrum of the 160
+pixels around it and, beside it, that of the whole photo, so that a sky or a small region is not guessed. Between centers
 filters and embeddings are interpolated linearly, which leaves no seams. Parts out of focus that are smaller than that, or
 of any shape, share one estimate, from the softest windows of the photo, and a map tells where they are.
 """
@@ -18,18 +18,18 @@ from blur.filters import convolve_valid, reflect_indices, reflect_pad
 from blur.spectrum import log_power_spectrum, nll, power, windowed_fft
 
 CELL = 16  # pixels, of the softness map
-REGION = 64  # pixels between the centres of regions
+REGION = 64  # pixels between the centers of regions
 SURROUNDINGS = 160  # rows and columns, in pixels, whose spectrum tells the blur of a region
 
 
-def region_centres(length: int) -> list[int]:
-    """Centres of the regions along an axis of ``length`` pixels: 32, 96, ..."""
+def region_centers(length: int) -> list[int]:
+    """Centers of the regions along an axis of ``length`` pixels: 32, 96, ..."""
     return [REGION // 2 + REGION * i for i in range(max(1, math.ceil((length - REGION // 2) / REGION)))]
 
 
-def surroundings(centre: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the square around ``centre`` whose spectrum is taken, inside a photo of ``size`` (H, W)."""
-    starts = [max(0, min(c - SURROUNDINGS // 2, length - SURROUNDINGS)) for c, length in zip(centre, size, strict=True)]
+def surroundings(center: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the square around ``center`` whose spectrum is taken, inside a photo of ``size`` (H, W)."""
+    starts = [max(0, min(c - SURROUNDINGS // 2, length - SURROUNDINGS)) for c, length in zip(center, size, strict=True)]
     return tuple(slice(start, min(start + SURROUNDINGS, length)) for start, length in zip(starts, size, strict=True))
 
 
@@ -39,8 +39,8 @@ def local_spectra(photo: Tensor, whole: Tensor, peak: float = 1.0) -> Iterator[T
     Channels 0 and 1 are ``log_power_spectrum`` of the region's surroundings, 2 and 3 are ``whole``, that of the photo.
     """
     size = photo.shape[-2:]
-    for y in region_centres(size[0]):  # one row after another: all together would fill the memory
-        regions = [photo[(..., *surroundings((y, x), size))] for x in region_centres(size[1])]
+    for y in region_centers(size[0]):  # one row after another: all together would fill the memory
+        regions = [photo[(..., *surroundings((y, x), size))] for x in region_centers(size[1])]
         yield torch.stack([torch.cat([log_power_spectrum(region, peak), whole], 1) for region in regions], 1)
 
 
@@ -79,21 +79,13 @@ def softness_map(photo: Tensor, spectra: Tensor, peak: float = 1.0) -> Tensor:
 
 
 class BlurMap(NamedTuple):
-    """The estimated blur of photos, or of a part of them, by region.
+    """The estimated blur of photos, or of a part of them, by region."""
 
-    Attributes:
-        kernels: (N, gh, gw, 32, 63), the ``upper_half`` of each region's inverse filter.
-        embeddings: (N, gh, gw, 2 E): of the region and of the softest windows.
-        soft_kernel: (N, 32, 63), for the softest windows.
-        softness: (N, H / 16, W / 16, 1), where their blur is (``softness_map``).
-        top, left: of the part, in pixels of the whole photo.
-    """
-
-    kernels: Tensor
-    embeddings: Tensor
-    soft_kernel: Tensor
-    softness: Tensor
-    top: int = 0
+    kernels: Tensor  # (N, gh, gw, 32, 63), the upper_half of each region's inverse filter
+    embeddings: Tensor  # (N, gh, gw, 2 E): of the region and of the softest windows
+    soft_kernel: Tensor  # (N, 32, 63), the upper_half of that for the softest windows
+    softness: Tensor  # (N, H / 16, W / 16, 1), where their blur is (softness_map)
+    top: int = 0  # of the part, in pixels of the whole photo
     left: int = 0
 
     def crop(self, rows: slice, columns: slice) -> "BlurMap":
@@ -126,7 +118,7 @@ class BlurMap(NamedTuple):
         """Values of regions, (N, gh, gw, C), for each of (height, width) squares of ``step`` pixels: (N, C, H, W).
 
         Args:
-            cell: pixels between the centres of regions.
+            cell: pixels between the centers of regions.
         Returns:
             1 in place of an H or W along which there is only one region.
         """
@@ -145,7 +137,7 @@ class BlurMap(NamedTuple):
 
 
 def upper_half(kernels: Tensor) -> Tensor:
-    """(N, 1, k, k) -> (N, k // 2 + 1, k), all of a filter that is symmetric about its centre; half the memory."""
+    """(N, 1, k, k) -> (N, k // 2 + 1, k), all of a filter that is symmetric about its center; half the memory."""
     return kernels[:, 0, : kernels.shape[-1] // 2 + 1].clone()
 
 
@@ -156,7 +148,7 @@ def _whole_kernel(half: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _hat(index: int, count: int, start: int, length: int) -> tuple[slice, Tensor]:
-    """Where a region's weight is above 0 in a part that begins at ``start``, and the weights there, 1 at the centre."""
+    """Where a region's weight is above 0 in a part that begins at ``start``, and the weights there, 1 at the center."""
     distance = (torch.arange(start, start + length) + 0.5 - (REGION // 2 + REGION * index)) / REGION
     weight = (1 - distance.abs()).clamp(min=0)
     if index == 0:

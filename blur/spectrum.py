@@ -47,22 +47,22 @@ def average_spectrum(windows: Tensor, trust: float | Tensor, with_softest: bool)
     return typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1).lerp(spectrum, trust)
 
 
-def softest_windows(power: Tensor) -> Tensor:
+def softest_windows(powers: Tensor) -> Tensor:
     """Numbers of the twelfth of the windows (N, n, 64, 33) whose high frequencies have the least power relative to low ones.
 
     In any one of four directions, since motion takes away the high frequencies of one alone. Only of the two thirds with
     the most power at low frequencies: the others hold no texture that could be blurry.
     """
-    count = power.shape[1]
-    rows = torch.arange(-32, 32, device=power.device).roll(32)[:, None]
-    columns = torch.arange(33, device=power.device)
+    count = powers.shape[1]
+    rows = torch.arange(-32, 32, device=powers.device).roll(32)[:, None]
+    columns = torch.arange(33, device=powers.device)
     radius = (rows**2 + columns**2).sqrt()  # periods in 64 pixels
     tangent = math.sqrt(2) - 1  # of 22.5 degrees
     horizontal, vertical = rows.abs() <= tangent * columns, columns <= tangent * rows.abs()
     diagonal = ~(horizontal | vertical)
     directions = [horizontal, vertical, diagonal & (rows > 0), diagonal & (rows < 0)]
     low, high = (
-        torch.stack([power[..., (radius >= first) & (radius < last) & each].sum(-1) for each in directions])
+        torch.stack([powers[..., (radius >= first) & (radius < last) & each].sum(-1) for each in directions])
         for first, last in ((2, 6), (8, 20))
     )  # (4, N, n)
     textured = low.sum(0).topk(math.ceil(count * 2 / 3), 1).indices
@@ -90,9 +90,9 @@ def power(spectrum: Tensor) -> Tensor:
     return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # abs().square() takes three times longer
 
 
-def log_means(power: Tensor) -> Tensor:
-    """``log_power_spectrum`` of photos whose windows have that ``power``: (N, n, 64, 33) -> (N, 2, 64, 33)."""
-    logs = (power.mean(1) + 1e-7).log(), (power + 1e-7).log().mean(1)
+def log_means(powers: Tensor) -> Tensor:
+    """``log_power_spectrum`` of photos whose windows have these ``powers``: (N, n, 64, 33) -> (N, 2, 64, 33)."""
+    logs = (powers.mean(1) + 1e-7).log(), (powers + 1e-7).log().mean(1)
     return torch.stack(logs, 1).roll(WINDOW // 2, 2)
 
 

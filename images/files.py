@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 import torch
 
@@ -51,7 +51,7 @@ def _remove_stale(folder: Path) -> None:
 def resumable_file(path: Path) -> Iterator[BinaryIO]:
     """Context manager: a file to append to, with what an interrupted process wrote to it; becomes ``path`` at the end.
 
-    The caller makes sure that no other process does the same (``lock_file``). Errors as in ``atomic``.
+    The caller makes sure that no other process does the same (``training.run.lock_path``). Errors as in ``atomic``.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -66,23 +66,6 @@ def _write_error(path: Path, error: OSError) -> UserError:
     disk_full = error.errno in (None, errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG)
     advice = "free some disk space" if disk_full else "check its folder"
     return UserError(f"{path} cannot be written ({error.strerror or error}): {advice}")
-
-
-def lock_file(file: IO) -> bool:
-    """Keep other processes from locking the open ``file`` until it is closed; False if one has locked it already.
-
-    Where there are no locks (Windows, some network drives) this does nothing.
-    """
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError as error:
-            print(f"{file.name} cannot be locked ({error.strerror}): start nothing else that writes there")
-    return True
 
 
 def write_torch_file(path: Path | str, content) -> None:
@@ -107,4 +90,4 @@ def read_torch_file(path: Path | str):
     except PermissionError:
         raise
     except Exception:  # damaged bytes may raise anything in the unpickler
-        raise UserError(f"{path} cannot be read as weights: it is damaged or was not written by save_model") from None
+        raise UserError(f"{path} is damaged or was not written by these scripts: replace or remove it") from None

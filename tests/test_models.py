@@ -278,10 +278,10 @@ def bad_files(folder):
     "name, sentence",
     [
         ("missing", "is not a file"),
-        ("empty", "damaged or was not written by save_model"),
-        ("text", "damaged or was not written by save_model"),
-        ("inverted", "damaged or was not written by save_model"),
-        ("cut", "damaged or was not written by save_model"),
+        ("empty", "damaged or was not written by these scripts"),
+        ("text", "damaged or was not written by these scripts"),
+        ("inverted", "damaged or was not written by these scripts"),
+        ("cut", "damaged or was not written by these scripts"),
         ("foreign", "was not written by save_model"),
         ("unknown", "contains a UNet, which models.py does not define"),
         ("function", "contains a load_model, which models.py does not define"),
@@ -310,6 +310,6 @@ class Bomb:
 def test_code_in_a_weight_file_is_never_run(tmp_path, save):
     target = tmp_path / "ran"
     save({"class": "StudentCNN", "metadata": Bomb(target)}, tmp_path / "bomb.pth")
-    with pytest.raises(UserError, match="cannot be read as weights"):
+    with pytest.raises(UserError, match="is damaged or was not written by these scripts"):
         load_model(tmp_path / "bomb.pth")
     assert not target.exists()

@@ -19,7 +19,7 @@ from utils import UserError, make_generator, one_line
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The constants of train.py and pretrain.py that take numbers; raises ``UserError`` if one is not in its range."""
+    """The constants of train.py and pretrain.py that are numbers or switches; ``UserError`` if one is not in its range."""
 
     num_epochs: int
     patches_per_photo: int

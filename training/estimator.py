@@ -19,7 +19,6 @@ from blur.local import surroundings
 from blur.spectrum import (
     WINDOW,
     extract_windows,
-    log_means,
     log_power_spectrum,
     power,
     softest_windows,
@@ -33,8 +32,8 @@ from training.fingerprint import fingerprint
 from training.loop import in_shared_memory
 from utils import UserError, make_generator, print0
 
-FLOOR = 1e-5  # added to each photo's mean squared error, 50 dB: a photo that is sharp already must not outweigh all others
-BATCH_SIZE = 32
+MSE_FLOOR = 1e-5  # added to each mean squared error, 50 dB: a photo that is sharp already must not outweigh all others
+SPECTRA_PER_STEP = 32
 
 
 def train_estimator(
@@ -94,13 +93,14 @@ class CrossSpectra(Dataset):
         pair = self.photos.whole(index, version)
         softest, whole = log_power_spectrum(pair[0][None], with_softest=True)[0].chunk(2)
         size, generator = pair[0].shape[-2:], make_generator(5, k)
-        centre = tuple(int(torch.randint(length, (), generator=generator)) for length in size)
-        region = surroundings(centre, size)
+        center = tuple(int(torch.randint(length, (), generator=generator)) for length in size)
+        region = surroundings(center, size)
         windows = [windowed_fft(extract_windows(photo[None]))[0] for photo in pair]
         soft = softest_windows(power(windows[0])[None])[0]
-        in_region = [windowed_fft(extract_windows(photo[(None, ..., *region)]))[0] for photo in pair]
+        around = [photo[(None, ..., *region)] for photo in pair]
+        in_region = [windowed_fft(extract_windows(each))[0] for each in around]
         found = [(whole, windows), (softest, [each[soft] for each in windows])]
-        found.append((log_means(power(in_region[0])[None])[0], in_region))
+        found.append((log_power_spectrum(around[0])[0], in_region))
         return [torch.stack([torch.cat([spectrum, whole, mean_powers(*part)]) for spectrum, part in found])]
 
 
@@ -134,7 +134,7 @@ def filter_gain(response: Tensor, spectra: Tensor) -> Tensor:
     weight[0] = weight[-1] = 1
     error = sharp - 2 * response * cross + response.square() * blurry
     before, after = (((x * weight).sum((1, 2)) / WINDOW**2) for x in (sharp - 2 * cross + blurry, error))
-    return 10 * ((before.clamp(min=0) + FLOOR) / (after.clamp(min=0) + FLOOR)).log10()
+    return 10 * ((before.clamp(min=0) + MSE_FLOOR) / (after.clamp(min=0) + MSE_FLOOR)).log10()
 
 
 def response_of(kernel: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def response_of(kernel: Tensor) -> Tensor:
 def fit_filters(estimator: BlurEstimator, spectra: Tensor, config: TrainConfig, device: torch.device) -> None:
     """Maximize ``filter_gain``."""
     passes, learning_rate = config.estimator_passes, config.estimator_learning_rate
-    steps = max(1, len(spectra) * passes // BATCH_SIZE)
+    steps = max(1, len(spectra) * passes // SPECTRA_PER_STEP)
     trainable = next(estimator.parameters()).requires_grad  # that for students is frozen
     estimator.to(device).requires_grad_().train()
     optimizer = torch.optim.AdamW(estimator.parameters(), learning_rate, weight_decay=1e-2)
@@ -155,7 +155,7 @@ def fit_filters(estimator: BlurEstimator, spectra: Tensor, config: TrainConfig, 
     generator = make_generator(config.seed, 4)
     order = torch.cat([torch.randperm(len(spectra), generator=generator) for _ in range(passes)])
     for step in tqdm(range(steps), "blur estimator", unit="step", leave=False, disable=None):
-        batch = spectra[order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]].to(device)
+        batch = spectra[order[step * SPECTRA_PER_STEP : (step + 1) * SPECTRA_PER_STEP]].to(device)
         batch = transform_spectrum(batch, int(torch.randint(8, (), generator=generator)))
         kernel, _ = estimator(batch[:, :4])
         loss = -filter_gain(response_of(kernel), batch).mean()

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from idle_cores import use_idle_cores
-from images.files import lock_file, read_torch_file, write_torch_file
+from images.files import read_torch_file, write_torch_file
 from models import save_model
 from training.config import TrainConfig
 from training.distributed import gather, rank, world_size
@@ -190,24 +190,23 @@ class TrainingRun(contextlib.AbstractContextManager):
             content = read_torch_file(self.checkpoint)
             old, new = content["identity"], self.identity
             different = [name for name in new | old if old.get(name) != new.get(name)]
-            changed = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in different)
-            if not changed:
-                for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
-                    part.load_state_dict(state)
-                self.done, self.history = content["done"], content["history"]
-                self.loss_sum.fill_(content["loss_sum"])
-                if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
-                    torch.set_num_threads(content["threads"])
-                torch.set_rng_state(content["generators"]["cpu"])
-                if "cuda" in content["generators"] and torch.cuda.is_initialized():
-                    torch.cuda.set_rng_state(content["generators"]["cuda"])
-        except (UserError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
+            if different:
+                changed = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in different)
+                raise UserError(
+                    f"{self.checkpoint} belongs to an interrupted training with other settings ({changed}): "
+                    "set RESUME = False to discard it and start over, or restore the old values to resume it"
+                )
+            for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
+                part.load_state_dict(state)
+            self.done, self.history = content["done"], content["history"]
+            self.loss_sum.fill_(content["loss_sum"])
+            if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
+                torch.set_num_threads(content["threads"])
+            torch.set_rng_state(content["generators"]["cpu"])
+            if "cuda" in content["generators"] and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(content["generators"]["cuda"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
             raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
-        if changed:
-            raise UserError(
-                f"{self.checkpoint} belongs to an interrupted training with other settings ({changed}): "
-                "set RESUME = False to discard it and start over, or restore the old values to resume it"
-            )
         if self.history and not self.best_file.is_file():
             raise UserError(
                 f"{self.best_file}, the best weights of the interrupted training, is missing: "
@@ -226,7 +225,7 @@ def warmup_cosine(step: int, steps: int) -> float:
 def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
     """Keep other trainings from writing to ``path``, a folder or a .pth file, as long as the returned file is open.
 
-    Raises ``UserError`` if another one does.
+    Raises ``UserError`` if another one does. Windows has no such locks, nor have some network drives, which a line says.
     """
     if rank() != 0:
         return contextlib.nullcontext()
@@ -234,7 +233,14 @@ def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
     lock = path.with_name(f".{path.name}.lock") if path.suffix == ".pth" else path / ".lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = open(lock, "w")  # noqa: SIM115
-    if not lock_file(file):
-        file.close()
-        raise UserError(f"another training is writing to {path}: wait for it, or choose another place for this one")
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise UserError(f"another training is writing to {path}: wait for it, or choose another place") from None
+        except OSError as error:
+            print(f"{lock} cannot be locked ({error.strerror}): start nothing else that writes there")
     return file

@@ -11,7 +11,7 @@ from blur.local import (
     SURROUNDINGS,
     BlurMap,
     local_spectra,
-    region_centres,
+    region_centers,
     softness_map,
     surroundings,
     upper_half,
@@ -23,12 +23,12 @@ from utils import to_tensor
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 191, 193, 320, 321, 5000])
-def test_every_pixel_is_near_the_centre_of_a_region(length):
-    centres = torch.tensor(region_centres(length))
+def test_every_pixel_is_near_the_center_of_a_region(length):
+    centers = torch.tensor(region_centers(length))
     pixels = torch.arange(length) + 0.5
-    assert (pixels[:, None] - centres).abs().amin(1).max() <= REGION
-    for centre in centres.tolist():
-        rows, _ = surroundings((centre, centre), (length, 400))
+    assert (pixels[:, None] - centers).abs().amin(1).max() <= REGION
+    for center in centers.tolist():
+        rows, _ = surroundings((center, center), (length, 400))
         assert 0 <= rows.start < rows.stop <= length and rows.stop - rows.start == min(length, SURROUNDINGS)
 
 
@@ -36,7 +36,7 @@ def test_spectra_are_those_of_the_surroundings_and_of_the_whole_photo():
     photo = torch.rand(2, 3, 300, 420)
     whole = log_power_spectrum(photo)
     spectra = torch.stack(list(local_spectra(photo, whole)), 1)
-    assert spectra.shape == (2, len(region_centres(300)), len(region_centres(420)), 4, 64, 33)
+    assert spectra.shape == (2, len(region_centers(300)), len(region_centers(420)), 4, 64, 33)
     assert torch.equal(spectra[:, 1, 2, 2:], whole)
     torch.testing.assert_close(spectra[:, 0, 0, :2], log_power_spectrum(photo[..., :SURROUNDINGS, :SURROUNDINGS]))
 
@@ -90,11 +90,11 @@ def test_a_smooth_gradient_has_no_seams():
     assert (result.diff(dim=-1) - step).abs().max() < 0.05 * step and result.diff(dim=-2).abs().max() < 1e-6
 
 
-def test_values_are_exact_at_centres_linear_between_them_and_constant_beyond():
-    blur, (first, second) = random_map((2, 3)), region_centres(2 * REGION)
+def test_values_are_exact_at_centers_linear_between_them_and_constant_beyond():
+    blur, (first, second) = random_map((2, 3)), region_centers(2 * REGION)
     values = blur.interpolate(blur.embeddings, 2 * REGION + 20, 3 * REGION + 20, 1)
-    at_centre = values[0, :, first - 1 : first + 1, second - 1 : second + 1].mean((1, 2))  # a centre is between pixels
-    torch.testing.assert_close(at_centre, blur.embeddings[0, 0, 1], atol=0.05, rtol=0)
+    at_center = values[0, :, first - 1 : first + 1, second - 1 : second + 1].mean((1, 2))  # a center is between pixels
+    torch.testing.assert_close(at_center, blur.embeddings[0, 0, 1], atol=0.05, rtol=0)
     left, middle, right = (values[0, :, first + 5, first + 10 * k] for k in (1, 2, 3))
     torch.testing.assert_close(middle, (left + right) / 2, atol=1e-5, rtol=0)
     assert torch.equal(values[..., : first - 1, :], values[..., :1, :].expand(-1, -1, first - 1, -1))
