@@ -106,7 +106,7 @@ def main() -> None:
     if all(best[f"teacher_{name}"] > value for name, value in scores["input"]._asdict().items()):
         print0(f"Next: set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
     else:
-        print0("The teacher does not beat the blurry input in both PSNR and SSIM: train it longer or on more photos")
+        print0("The teacher does not beat the blurry input in PSNR and SSIM: train it longer or on more photos")
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:

@@ -59,7 +59,7 @@ def plan_photos(
         if min(height, width) < smallest:
             problems.append(f"{path} is {width}x{height}, smaller than {smallest} pixels")
             continue
-        group = flat(path.relative_to(folder).with_suffix(""))
+        group = folder_name(path.relative_to(folder).with_suffix(""))
         rows, columns = cuts(height, tile, smallest), cuts(width, tile, smallest)
         for (row, (top, bottom)), (column, (left, right)) in product(enumerate(rows), enumerate(columns)):
             name = f"{group}.r{row}c{column}" if len(rows) * len(columns) > 1 else group
@@ -76,9 +76,9 @@ def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]
     problems += [f"{sharp_files[p]} has no counterpart in {blurry}" for p in sharp_files if p not in blurry_files]
     for p in blurry_files:
         if p in sharp_files:
-            alone = p.parent == Path()
-            group = flat(p) if alone else flat(p.parent)
-            yield Pair(group if alone else f"{group}.{flat(p.name)}", group, sharp_files[p], blurry_files[p])
+            at_top_level = p.parent == Path()
+            group = folder_name(p) if at_top_level else folder_name(p.parent)
+            yield Pair(group if at_top_level else f"{group}.{folder_name(p.name)}", group, sharp_files[p], blurry_files[p])
 
 
 def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
@@ -92,36 +92,36 @@ def by_name(folder: Path, problems: list[str]) -> dict[Path, Path]:
 
 
 def plan_gopro(folder: Path, problems: list[str]) -> Iterator[Pair]:
-    for of_theirs, part in (("train", "train"), ("test", "val")):
-        for path in files_of(folder, f"{of_theirs}/*/blur/*.png"):
+    for their_part, part in (("train", "train"), ("test", "val")):
+        for path in files_of(folder, f"{their_part}/*/blur/*.png"):
             sequence = path.parent.parent
-            group = flat(sequence.name)
-            yield Pair(f"{group}.{flat(path.stem)}", group, sequence / "sharp" / path.name, path, part)
+            group = folder_name(sequence.name)
+            yield Pair(f"{group}.{folder_name(path.stem)}", group, sequence / "sharp" / path.name, path, part)
 
 
 def plan_reds(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for part in ("train", "val"):
         inside = folder / part if (folder / part).is_dir() else folder  # the archives unpack to train/train_blur/...
         for path in files_of(inside, f"{part}_blur/*/*.png"):
-            group = f"{part}-{flat(path.parent.name)}"  # both parts count their sequences from 000
+            group = f"{part}-{folder_name(path.parent.name)}"  # both parts count their sequences from 000
             sharp = inside / f"{part}_sharp" / path.parent.name / path.name
-            yield Pair(f"{group}.{flat(path.stem)}", group, sharp, path, part)
+            yield Pair(f"{group}.{folder_name(path.stem)}", group, sharp, path, part)
 
 
 def plan_hide(folder: Path, problems: list[str]) -> Iterator[Pair]:
     for pattern, part in (("train/*.png", "train"), ("test/*/*.png", "val")):
         for path in files_of(folder, pattern):
-            group = flat(path.stem.partition("from")[2] or path.stem)  # 12fromGOPR0950.png is a frame of GOPR0950
-            yield Pair(f"{group}.{flat(path.stem)}", group, folder / "GT" / path.name, path, part)
+            group = folder_name(path.stem.partition("from")[2] or path.stem)  # 12fromGOPR0950.png is a frame of GOPR0950
+            yield Pair(f"{group}.{folder_name(path.stem)}", group, folder / "GT" / path.name, path, part)
 
 
 def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
-    for of_theirs, part in (("train", "train"), ("test", "val")):
-        for path in files_of(folder, f"RealBlur_J_{of_theirs}_list.txt"):
+    for their_part, part in (("train", "train"), ("test", "val")):
+        for path in files_of(folder, f"RealBlur_J_{their_part}_list.txt"):
             files = [folder / name for name in path.read_text(errors="replace").split()]  # a sharp and a blurry one a line
             for sharp, blurry in zip(files[::2], files[1::2], strict=False):
-                group = flat(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
-                yield Pair(f"{group}.{flat(blurry.stem)}", group, sharp, blurry, part)
+                group = folder_name(sharp.parent.parent.name)  # .../scene001/gt/gt_1.png
+                yield Pair(f"{group}.{folder_name(blurry.stem)}", group, sharp, blurry, part)
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
@@ -131,7 +131,7 @@ def files_of(folder: Path, pattern: str) -> list[Path]:
     return files
 
 
-def flat(path: Path | str) -> str:
+def folder_name(path: Path | str) -> str:
     """A folder name for ``path``: letters, digits and dashes stay, anything else becomes an underscore."""
     return re.sub(r"[^\w-]", "_", str(path))
 

@@ -65,7 +65,7 @@ def find_photos(folder: Path | str, problems: list[str] | None = None, without: 
 
 
 def find_single_photos(folder: Path | str, without: Iterable[Path] = ()) -> list[Path]:
-    """``find_photos``, but a pair of blurry.png and sharp.png among them is a ``UserError``: they are not alike."""
+    """``find_photos``, but blurry.png beside sharp.png is a ``UserError``: that is a pair, not two single photos."""
     paths = find_photos(folder, without=without)
     for path in {p.parent for p in paths if p.name == "blurry.png"} & {p.parent for p in paths if p.name == "sharp.png"}:
         raise UserError(
@@ -228,7 +228,7 @@ class DecodedPhotos(PixelFile):
     The pixels are stored in ``cache``, in a file whose name depends on each photo's path below the folder that all are in,
     size and modification time: a photo that was changed, added or removed leads to a new file. It is written whole or not
     at all, so that two processes may start together. If ``cache`` cannot be written to, a temporary folder is used for this
-    run. ``key``, 20 characters, depends on the content alone. ``paths_by_content`` maps a text of each photo's content to
+    run. ``key``, 20 characters, depends on the content alone. ``paths_by_content`` maps a hash of each photo's pixels to
     its path. A ``UserError`` lists all photos that cannot be read.
     """
 
@@ -257,12 +257,10 @@ class DecodedPhotos(PixelFile):
         """Whether the cache holds the photos called ``name``; takes them if so."""
         try:
             index = json.loads((self.cache / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return False  # missing or damaged
-        if "contents" not in index:  # written by an earlier version
-            return False
-        self.key, self._contents = index["key"], index["contents"]
-        super().__init__(self.cache / f"{name}.pixels", [tuple(shape) for shape in index["shapes"]])
+            self.key, self._contents, shapes = index["key"], index["contents"], index["shapes"]
+        except (OSError, ValueError, KeyError):
+            return False  # missing, damaged or written by an earlier version
+        super().__init__(self.cache / f"{name}.pixels", [tuple(shape) for shape in shapes])
         return self.is_complete()
 
 

@@ -23,7 +23,7 @@ BT709 = 1  # as a ``colorspace``
 def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndarray]) -> list[str]:
     """Write ``video`` with ``change(frame)`` in place of each frame, (H, W, 3) uint8 RGB.
 
-    Frames keep their times, also of a variable rate, and their size, rotation, pixel shape, color matrix and range, and are
+    Frames keep their times, even at a variable rate, and their size, rotation, pixel shape, color matrix and range, and are
     encoded as H.264. Sound, subtitles and chapters are copied as they are, with titles, languages and dates. ``result`` is
     written whole or not at all. Returns what is not kept, such as "without its transparency".
 
@@ -34,10 +34,9 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
     if not video.is_file():
         raise UserError(f"{video} is missing")
     with atomic(result) as partial:
-        silent = True
         try:
             with av.open(f"file:{video}", container_options=READABLE) as probe:
-                stream, silent = probe.streams.best("video"), not (probe.streams.audio or probe.streams.subtitles)
+                stream = probe.streams.best("video")
                 first = next(probe.decode(stream), None) if stream else None
             if first is None:
                 raise UserError(f"{video} contains no frames")
@@ -49,8 +48,6 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
                 notes = _map_frames(av, source, target, first, change, video, result.suffix.lower())
         except av.error.FFmpegError as error:  # often an OSError, too
             advice = "replace it, or encode it again with another program first"
-            if not silent:
-                advice += f"; if its sound does not fit into {result.suffix}, choose .mkv with -o"
             raise UserError(f"{video} cannot be sharpened as a video ({describe_error(error)}): {advice}") from None
     if damaged:
         kept = ", ".join([f"{result} holds what could be read", *notes])
@@ -86,7 +83,7 @@ def _is_damaged(av, video: Path) -> bool:
 
 
 def _muxer_options(source, format: str) -> dict[str, str]:
-    """What MP4 and MOV need to hold a phone's metadata; only then, as many players look for titles where they are else."""
+    """What MP4 and MOV need to hold a phone's metadata; only then, because with it many players find no title."""
     from_a_phone = any("." in name or name in ("make", "model") for name in source.metadata)
     return {"movflags": "use_metadata_tags"} if from_a_phone and format != "matroska" else {}
 

@@ -37,9 +37,9 @@ def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path
     print0(f"input   {blurry.psnr:6.2f} dB  SSIM {blurry.ssim:.4f}\nteacher {teacher.psnr:6.2f} dB  SSIM {teacher.ssim:.4f}")
     if required and not (teacher.psnr > blurry.psnr and teacher.ssim > blurry.ssim):
         raise UserError(
-            f"the teacher in {weights} does not beat the blurry input on {pairs}: if blurry.png and sharp.png are neither "
-            "equal, swapped nor shifted there, train one on these pairs with pretrain.py, or set REQUIRE_GOOD_TEACHER = "
-            "False to distill from it anyway"
+            f"the teacher in {weights} does not beat the blurry input on {pairs}: check that blurry.png and sharp.png are "
+            "not equal, swapped or shifted; if they are right, train a teacher on such pairs with pretrain.py, or set "
+            "REQUIRE_GOOD_TEACHER = False to distill from this one anyway"
         )
 
 

@@ -37,7 +37,7 @@ def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
     if all(after > before for before, after in zip(scores["input"], scores["student"], strict=True)):
         print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {val_set.root}")
     else:
-        print("The student does not beat the blurry input in both PSNR and SSIM: train it longer or on more photos")
+        print("The student does not beat the blurry input in PSNR and SSIM: train it longer or on more photos")
 
 
 def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:
