@@ -88,8 +88,9 @@ def main() -> None:
     else:
         train_estimator(teacher, train_set, val_set, outputs / "estimator.pth", config, device)
     teacher.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(teacher.parameters(), LEARNING_RATE, weight_decay=1e-4, fused=True)
     run = TrainingRun(
-        "teacher", teacher, loss_fn, train_set, val_set.key, config, device,
+        "teacher", teacher, optimizer, loss_fn, train_set, val_set.key, config, device,
         baselines=scores, best_file=TEACHER, outputs=outputs, extra={"START_FROM": START_FROM and fingerprint(teacher)},
     )  # fmt: skip
     with run:
@@ -97,7 +98,7 @@ def main() -> None:
             for blurry, sharp, spectra, input_mse in run.batches():
                 with autocast(device):
                     prediction = run_patches(run.model, blurry, spectra)  # run.model: the teacher, under torchrun in DDP
-                run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, clip gradients, optimizer, learning rate
+                run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, gradient clipping, optimizer, schedule
             run.finish_epoch(validate(teacher, val_set, device))  # saves the teacher with the best SSIM
     print0(f"The best teacher is in {TEACHER}; curves and the table of epochs are in {OUTPUTS}/")
     if START_FROM and run.best_ssim <= scores["start"].ssim:

@@ -31,8 +31,8 @@ BEST_STUDENT = "best_student_model.pth"  # the student with the best validation 
 OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint, the last epoch's student
 
 # Distillation
-DISTILL_WEIGHT = 1.0  # 1: the target is the teacher's output; 0: the sharp photo; in between: a blend of both
-CACHE_TEACHER = True  # run the teacher once per photo and store its output; False: run it at every step
+DISTILL_WEIGHT = 1.0  # 1: the target is the teacher's output; 0: the sharp photo; 0.5, a blend, made the shipped student
+CACHE_TEACHER = True  # run the teacher once per whole photo and store its output; False: on each patch, at every step
 TEACHER_ORIENTATIONS = 8  # flips and rotations over which the cached outputs are averaged: better and 8 times slower than 1
 REQUIRE_GOOD_TEACHER = True  # stop if the teacher does not beat the blurry input on the validation pairs
 
@@ -78,17 +78,18 @@ def main() -> None:
     teacher.to(device, memory_format=torch.channels_last)
     scores = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     check_teacher(scores, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)
-    shared = copy_estimator(teacher, student)  # a frozen blur estimator, which comes with the teacher
+    copied = copy_estimator(teacher, student)  # the student starts with the blur estimator in the teacher's file, frozen
     student.to(device, memory_format=torch.channels_last)
     use_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
     if CACHE_TEACHER and use_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
-    if CACHE_TEACHER and shared:
+    if CACHE_TEACHER and copied:
         train_set.embeddings = cache_blur_embeddings(student, train_set, device)
 
     torch.manual_seed(SEED)  # again: what follows must not depend on whether the outputs were cached before
+    optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=1e-4, fused=True)
     run = TrainingRun(
-        "student", student, loss_fn, train_set, val_set.key, config, device,
+        "student", student, optimizer, loss_fn, train_set, val_set.key, config, device,
         baselines=scores, best_file=BEST_STUDENT, outputs=OUTPUTS, extra={"the teacher": fingerprint(teacher)},
     )  # fmt: skip
     with run:
@@ -101,7 +102,7 @@ def main() -> None:
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
                 prediction = prediction.float()
                 prediction.register_hook(relative_weight(input_mse).mul)  # weights gradients, whatever the loss: see utils
-                run.step(loss_fn(prediction, target))  # backward, clip gradients, optimizer, learning rate
+                run.step(loss_fn(prediction, target))  # backward, gradient clipping, optimizer, schedule
             run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
         summarize(run, teacher, val_set)
 

@@ -94,8 +94,9 @@ def train(network: nn.Module, train_set: SyntheticBlurDataset, steps: int, outpu
         seed=0,
     )
     loss_fn, best = RelativeMSEAndSSIMLoss(), outputs / "best.pth"
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
     run = TrainingRun(
-        "teacher", network, loss_fn, train_set, "", config, device, baselines={}, best_file=best, outputs=outputs
+        "teacher", network, optimizer, loss_fn, train_set, "", config, device, baselines={}, best_file=best, outputs=outputs
     )  # fmt: skip
     for blurry, sharp, spectra, input_mse in run.batches():
         run.step(loss_fn(run_patches(run.model, blurry, spectra).float(), sharp, input_mse))

@@ -115,10 +115,13 @@ def train_student(network: nn.Module, train_set: Dataset, steps: int, device: to
     """About ``steps`` steps of train.py's loop: as many patches from each photo."""
     patches = max(1, steps * train.BATCH_SIZE // len(train_set))
     config = TrainConfig(1, patches, train.BATCH_SIZE, train_set.patch_size, train.LEARNING_RATE, 0, resume=False)
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
     loss_fn = nn.MSELoss()
     with tempfile.TemporaryDirectory() as folder:
         files = dict(best_file=f"{folder}/best.pth", outputs=folder)
-        with TrainingRun("student", network, loss_fn, train_set, "", config, device, baselines={}, **files) as run:
+        with TrainingRun(
+            "student", network, optimizer, loss_fn, train_set, "", config, device, baselines={}, **files
+        ) as run:
             for blurry, target, blur, input_mse in run.batches():
                 with autocast(device):
                     prediction = run_patches(network, blurry, blur)

@@ -123,8 +123,9 @@ class OurLoop:
         config = TrainConfig(1, 10**6, batch_size, train_set.patch_size, 1e-3, 0, resume=False)  # as good as endless
         self.outputs = tempfile.TemporaryDirectory()
         files = dict(best_file=Path(self.outputs.name) / "best.pth", outputs=self.outputs.name)
+        optimizer = torch.optim.AdamW(self.student.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
         self.training = TrainingRun(
-            "student", self.student, self.loss_fn, train_set, "", config, device, baselines={}, **files
+            "student", self.student, optimizer, self.loss_fn, train_set, "", config, device, baselines={}, **files
         )
         if one_batch:
             self.training.loader = itertools.repeat([part.to(device) for part in next(self.training.loader)])

@@ -187,8 +187,10 @@ def _as_if_alone(start_method: str, log: Path, work: Callable, *arguments) -> No
 def fit(network, train_set, val_set, config, best, outputs, target_of=None, loss_fn=None, validate=validate) -> None:
     """The loop of train.py, on the CPU."""
     loss_fn, device = loss_fn or nn.MSELoss(), torch.device("cpu")
-    files = dict(best_file=best, outputs=outputs)
-    with TrainingRun("student", network, loss_fn, train_set, val_set.key, config, device, baselines={}, **files) as run:
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
+    files = dict(baselines={}, best_file=best, outputs=outputs)
+    run = TrainingRun("student", network, optimizer, loss_fn, train_set, val_set.key, config, device, **files)
+    with run:
         for _ in run.epochs():
             for blurry, target, blur, input_mse in run.batches():
                 with torch.no_grad():

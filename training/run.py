@@ -31,9 +31,9 @@ CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always w
 class TrainingRun(contextlib.AbstractContextManager):
     """Trains ``network`` over ``config.num_epochs`` epochs and keeps the weights with the best validation SSIM.
 
-    The loop is in train.py. AdamW; the learning rate rises over the first 5% of the steps, then a cosine takes it to 0. A
-    checkpoint in ``outputs`` is written after each epoch and every few minutes; if there is one, the training resumes from
-    it, to the same bits. It is deleted when the block ends without an error.
+    The loop is in train.py. The learning rate rises to that of ``optimizer`` over the first 5% of the steps, then a cosine
+    takes it to 0. A checkpoint in ``outputs`` is written after each epoch and every few minutes; if there is one, the
+    training resumes from it, bit for bit. It is deleted when the block ends without an error.
 
     Attributes:
         model: ``network``, under torchrun wrapped so that gradients are averaged over the processes.
@@ -53,6 +53,7 @@ class TrainingRun(contextlib.AbstractContextManager):
         self,
         name: str,
         network: nn.Module,
+        optimizer: torch.optim.Optimizer,
         loss_fn: nn.Module,
         train_set: Dataset,
         val_key: str,
@@ -64,14 +65,13 @@ class TrainingRun(contextlib.AbstractContextManager):
         outputs: Path | str,
         extra: dict | None = None,
     ):
-        self.name, self.network, self.config, self.device = name, network, config, device
+        self.name, self.network, self.optimizer, self.config, self.device = name, network, optimizer, config, device
         self.baselines, self.best_file, self.outputs = baselines, Path(best_file), Path(outputs)
         self.steps = max(1, len(train_set) * config.patches_per_photo // config.batch_size)  # per epoch
         total = config.num_epochs * self.steps
-        self.optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-4, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_cosine(step, total))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
         self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"}
-        self.identity |= extra or {}
+        self.identity |= {"the optimizer": f"{type(optimizer).__name__} {optimizer.defaults}"} | (extra or {})
         self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
         self.done = 0  # steps, over all epochs
         self.history: list[dict[str, float]] = []
@@ -127,7 +127,7 @@ class TrainingRun(contextlib.AbstractContextManager):
                         self._save(loss_sum)
 
     def step(self, loss: Tensor) -> None:
-        """One step of the optimizer."""
+        """Backward pass, gradient clipping, and a step of optimizer and learning rate."""
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
