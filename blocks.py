@@ -83,17 +83,17 @@ class CondConv2d(nn.Module):
 
 
 class GainMap(nn.Module):
-    """Gains, for cells of 16 pixels, of the whole photo's filter, the softest windows' filter and the convolutions.
+    """Gains, for cells of 16 pixels, of the whole photo's filter, the blurriest windows' filter and the convolutions.
 
-    The filter of the softest windows is used where their spectrum explains the energies of DCT frequencies better than that
-    of the whole photo, as in ``blur.local.softness_map``. From the same energies small convolutions predict gains. What they
-    mean depends on the blur and the noise of the photo, which come in by FiLM (arXiv:1709.07871, section 2).
+    The filter of the blurriest windows is used where their spectrum explains the energies of DCT frequencies better than
+    that of the whole photo, as in ``blur.local.softness_map``. From the same energies small convolutions predict gains. What
+    they mean depends on the blur and the noise of the photo, which come in by FiLM (arXiv:1709.07871, section 2).
 
     Args:
         hidden: size of the embedding that ``film`` takes.
     Shapes: luma in space-to-depth blocks, (N, 16, H / 4, W / 4), scales and shifts (N, 2 * width), what ``film`` returned,
-        and the logarithms of the energies of the whole photo and of the softest windows, (N, 2, 16) -> (N, 3, H / 4, W / 4):
-        0 to 1.9, interpolated; at the start the first two add up to 1, and the third is 1.
+        and the logarithms of the energies of the whole photo and of the blurriest windows, (N, 2, 16)
+        -> (N, 3, H / 4, W / 4): 0 to 1.9, interpolated; at the start the first two add up to 1, and the third is 1.
     """
 
     # Pixels, an upper bound: six cells (smoothing, four convolutions and the interpolation), and from the far side of one
@@ -126,9 +126,9 @@ class GainMap(nn.Module):
         """(N, 17, H / 16, W / 16) -> (N, 3, H / 16, W / 16)."""
         energies, means = energies[:, :16] + 1e-6, energies[:, 16:]
         smooth = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        whole, softest = references[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
+        whole, blurriest = references[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
         powers = smooth[:, LOW_FREQUENCIES].movedim(1, -1)
-        softness = (nll(powers, whole) - nll(powers, softest))[:, None]
+        softness = (nll(powers, whole) - nll(powers, blurriest))[:, None]
         slope, offset = self.gate
         gate = (slope * softness + offset).sigmoid()
         x = torch.cat([energies.log() / 3 + 3, means / 4 - 0.5, 2 * softness.tanh()], 1)  # each about -1 to 1

@@ -6,9 +6,11 @@
   training, (blurry, target, spectra, input_mse): a for loop over it never ends. Patch k is a random crop of a random
   photo, randomly flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so
   that any k >= 0 can be read in any order, from any process, and a resumed training sees exactly the patches it would
-  have seen. ``input_mse`` is the mean squared error of the whole blurry photo.
-- ``dataset[range]``: those patches at once, as the training loop takes them: [blurry, target, spectra, input_mse], the
-  images (N, 3, S, S), the spectra (N, 6, 64, 33) or in their place blur embeddings (N, E), and (N,).
+  have seen; a shuffling ``DataLoader``, which takes k < len(dataset) alone, would repeat the same few. ``input_mse`` is the
+  mean squared error of the blurry photo that the patch is from.
+- ``dataset[range]``: those patches at once, as the training loop takes them: [blurry, target, spectra, input_mse]. The
+  images are (N, 3, S, S). The spectra, (N, 6, 64, 33), are two channels each (``log_power_spectrum``) of the patch's
+  surroundings, the blurriest windows and the whole photo; blur embeddings, (N, E), may take their place. The last is (N,).
 - ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
 - ``dataset.check_disjoint(other)``: raises ``UserError`` if a photo is in both.
@@ -87,11 +89,12 @@ class PairedImageDataset(PatchDataset):
         self.root, self.patch_size, self.seed = Path(root), patch_size, seed
         self.folders = find_pairs(self.root, need_sharp)
         self.paired = [(folder / "sharp.png").is_file() for folder in self.folders]
-        halves = (("blurry.png", "sharp.png" if paired else "blurry.png") for paired in self.paired)
-        paths = [folder / name for folder, names in zip(self.folders, halves, strict=True) for name in names]
+        paths = []
+        for folder, paired in zip(self.folders, self.paired, strict=True):
+            paths += [folder / "blurry.png", folder / ("sharp.png" if paired else "blurry.png")]
         photos = DecodedPhotos(paths, self.root / ".cache")
         self.key, self.cache, self.paths_by_content = photos.key, photos.cache, photos.paths_by_content
-        self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # every second from there on
+        self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # they take turns
         self.shapes = self.blurry.shapes
         problems = [
             f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}: "
@@ -137,7 +140,7 @@ class PairedImageDataset(PatchDataset):
         return to_tensor(self.blurry[index]), to_tensor(self.sharp[index])
 
     def input_mse(self, index: int) -> float:
-        """Mean squared error of blurry photo ``index``, from every fourth row; against its target if it has no sharp one."""
+        """Mean squared error of blurry photo ``index``, from every fourth row; of its target if it has no sharp one."""
         if index not in self.errors:
             reference = self.sharp if self.paired[index] else self.targets
             self.errors[index] = mean_squared_error(self.blurry[index][::4], reference[index][::4])
@@ -145,8 +148,8 @@ class PairedImageDataset(PatchDataset):
 
     @cached_property
     def spectra(self) -> Tensor:
-        """``log_power_spectrum`` with the softest windows of each blurry photo, (n, 4, 64, 33)."""
-        return torch.cat([log_power_spectrum(to_tensor(photo)[None], with_softest=True) for photo in self.blurry])
+        """``log_power_spectrum`` with the blurriest windows of each blurry photo, (n, 4, 64, 33)."""
+        return torch.cat([log_power_spectrum(to_tensor(photo)[None], with_blurriest=True) for photo in self.blurry])
 
     def patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
         """Blurry and target, (S, S, 3) uint8 each, spectra or embedding, and ``input_mse``."""
@@ -188,8 +191,11 @@ class SyntheticBlurDataset(PatchDataset):
         return len(self.photos)
 
     def whole(self, index: int, blur_version: int | None = None) -> tuple[Tensor, Tensor]:
-        """Photo ``index``, blurry and sharp, (3, H, W) each, always alike; a ``blur_version`` of it is one to train on: also
-        shrunk, varied, and cut to ``version_size``."""
+        """Photo ``index``, blurry and sharp, (3, H, W) each.
+
+        Without ``blur_version`` always degraded alike, to validate on. With it one of any number of versions to train on,
+        each shrunk, varied, cut to ``version_size`` and degraded in its own way.
+        """
         sharp = to_tensor(self.photos[index])
         if blur_version is None:
             return random_degradation(sharp, make_generator(self.seed, VALIDATION, index), self.mixture)
@@ -217,7 +223,7 @@ class SyntheticBlurDataset(PatchDataset):
         """Blurry and sharp, (H, W, 3) uint8, spectrum and input_mse of a version; kept until the next one is needed."""
         if self.versions.get(index, (None,))[0] != blur_version:
             photos = self.whole(index, blur_version)
-            spectrum = log_power_spectrum(photos[0][None], with_softest=True)[0]
+            spectrum = log_power_spectrum(photos[0][None], with_blurriest=True)[0]
             pixels = [np.ascontiguousarray(to_pixels(photo)) for photo in photos]
             self.versions[index] = blur_version, *pixels, spectrum, mean_squared_error(*pixels)
         return self.versions[index][1:]

@@ -73,7 +73,7 @@ class EstimateBlur(nn.Module):
         self.student = student
 
     def forward(self, windows: Tensor, trust: Tensor) -> Tensor:
-        return self.student.embed_blur(average_spectrum(windows[None], trust, with_softest=True))
+        return self.student.embed_blur(average_spectrum(windows[None], trust, with_blurriest=True))
 
 
 class Apply(nn.Module):

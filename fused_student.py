@@ -103,8 +103,8 @@ class FusedStudent(nn.Module):
         blocks = blocks.float()
         gains = gains[..., : blocks.shape[2] - 2 * MARGIN, : blocks.shape[3] - 2 * MARGIN].split(1, 1)
         x = (blocks - 0.5).to(self.dtype)  # filters of sum 0 ignore what is subtracted, and numbers near 0 are rounded less
-        change, softest = F.conv2d(x, *filters).split(16, 1)
-        change = (change.float() * gains[0]).addcmul_(softest.float(), gains[1])
+        change, blurriest = F.conv2d(x, *filters).split(16, 1)
+        change = (change.float() * gains[0]).addcmul_(blurriest.float(), gains[1])
         blocks = blocks[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
         x = (blocks + change).to(self.dtype)
         for layer in deep:

@@ -1,9 +1,10 @@
 """The two networks, and how they are saved and loaded.
 
 Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur from power spectra
-(blur/estimator.py) and undo most of it with filters, which differ from place to place. Convolutions add the rest, mostly at
-a quarter of the resolution, where a 3x3 convolution costs a sixteenth and covers four times the distance. Filters start as
-the identity and last layers at zero, so that an untrained network returns its input.
+(blur/estimator.py), of the whole photo and of its blurriest windows, the twelfth with the least power at high frequencies.
+They undo most of it with filters, which differ from place to place. Convolutions add the rest, mostly at a quarter of the
+resolution, where a 3x3 convolution costs a sixteenth and covers four times the distance. Filters start as the identity and
+last layers at zero, so that an untrained network returns its input.
 """
 
 import json
@@ -36,15 +37,16 @@ from blur.spectrum import log_power_spectrum
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
 
-STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True)  # of all students, in the teacher's file
+# Arguments of every student's estimator; a teacher's file holds a trained one
+STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True)
 
 
 class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
 
-    The blur estimator predicts filters that undo most of a photo's blur, each for a region, and one for its softest parts,
-    which may be smaller than a region; where these are, a map tells (blur/local.py). What the convolutions find is added to
-    the photo filtered with the one or the other: texture and edges, minus the noise.
+    The blur estimator predicts an inverse filter for each region and one for the blurriest parts of the photo, which a
+    softness map locates (blur/local.py). The photo is filtered with both, blended by that map, and a residual network adds
+    what linear filters cannot recover and removes noise.
 
     Args:
         width: channels at half resolution.
@@ -59,11 +61,11 @@ class TeacherCNN(nn.Module):
     def __init__(self, width: int = 32, deep_width: int = 96, blocks: int = 10, fine_blocks: int = 2):
         super().__init__()
         self.arguments = dict(width=width, deep_width=deep_width, blocks=blocks, fine_blocks=fine_blocks)
-        # Pixels: 4 for each 3x3 convolution at a quarter (8 per block), 2 at half resolution; 8 for head, tail and the
-        # strided layers between them; and the filter before all of them
+        # Pixels: 8 for each block at a quarter (two 3x3 convolutions), 4 for each at half resolution, 8 for head, tail and
+        # the strided layers between them; and the filter before all of them
         self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS
         self.estimator = BlurEstimator()
-        # Not used here, students copy it: trained for its filters alone, the one above then together with the rest
+        # Not used here, students copy it: it is trained for its filters alone, the one above then on with the whole network
         self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
         self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
         self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
@@ -77,22 +79,24 @@ class TeacherCNN(nn.Module):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        rows, softest_and_whole = [], log_power_spectrum(photo, peak, with_softest=True)
-        soft_kernel, soft_embedding = self.estimator(softest_and_whole)
-        for spectra in local_spectra(photo, softest_and_whole[:, 2:], peak):  # (N, gw, 4, 64, 33) of a row of regions
-            kernels, embeddings = self.estimator(spectra.flatten(0, 1))
-            rows.append([part.unflatten(0, spectra.shape[:2]) for part in (upper_half(kernels), embeddings)])
-        kernels, embeddings = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
+        kernels, embeddings, blurriest_and_whole = [], [], log_power_spectrum(photo, peak, with_blurriest=True)
+        soft_kernel, soft_embedding = self.estimator(blurriest_and_whole)
+        for spectra in local_spectra(photo, blurriest_and_whole[:, 2:], peak):  # (N, gw, 4, 64, 33) of a row of regions
+            kernel, embedding = self.estimator(spectra.flatten(0, 1))
+            kernels.append(upper_half(kernel).unflatten(0, spectra.shape[:2]))
+            embeddings.append(embedding.unflatten(0, spectra.shape[:2]))
+        kernels, embeddings = torch.stack(kernels, 1), torch.stack(embeddings, 1)
         soft_embedding = soft_embedding[:, None, None].expand_as(embeddings)
-        softness = softness_map(photo, softest_and_whole, peak)
+        softness = softness_map(photo, blurriest_and_whole, peak)
         return BlurMap(kernels, torch.cat([embeddings, soft_embedding], -1), upper_half(soft_kernel), softness)
 
     def one_region(self, photo: Tensor, spectra: Tensor) -> BlurMap:
-        """One region for all of a patch, from spectra (N, 6, 64, 33) of a region, the softest windows and the whole photo.
+        """One region for all of a patch, from spectra (N, 6, 64, 33) of a region, the blurriest windows and the whole photo.
 
         At the borders of the patch the softness map is that of reflected pixels.
         """
-        kernels, embeddings = self.estimator(torch.cat([spectra[:, [0, 1, 4, 5]], spectra[:, 2:]]))
+        region, blurriest, whole = spectra.chunk(3, 1)
+        kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (region, blurriest)]))
         kernel, soft_kernel = upper_half(kernels).chunk(2)
         embeddings = torch.cat(embeddings.chunk(2), -1)[:, None, None]
         return BlurMap(kernel[:, None, None], embeddings, soft_kernel, softness_map(photo, spectra[:, 2:]))
@@ -103,15 +107,16 @@ class TeacherCNN(nn.Module):
         elif isinstance(blur, Tensor):
             blur = self.one_region(photo, blur)
         x = self.first_layer_input(photo, blur)
-        base, film_fine, films_deep = x[:, 6:9].clone(), self.film_fine(blur, x.shape, 2), self.film_deep(blur, x.shape, 4)
+        base, shape = x[:, 6:9].clone(), x.shape
         half = self.head(F.pixel_unshuffle(x, 2))
-        del x  # all of it would take as much memory as the rest of a tile
-        half = F.relu(modulate(half, next(film_fine)), inplace=True)
+        del x  # it would take as much memory as the rest of a tile
+        fine_films = self.film_fine(blur, shape, 2)  # one after another: all maps together would fill the memory
+        half = F.relu(modulate(half, next(fine_films)), inplace=True)
         quarter = self.down(half)
-        for block, film in zip(self.deep, films_deep, strict=True):
+        for block, film in zip(self.deep, self.film_deep(blur, shape, 4), strict=True):
             quarter = block(quarter, film)
         half = half + F.pixel_shuffle(self.up(quarter), 2)
-        for block, film in zip(self.fine, film_fine, strict=True):
+        for block, film in zip(self.fine, fine_films, strict=True):
             half = block(half, film)
         x = base + F.pixel_shuffle(self.tail(half), 2)
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
@@ -136,13 +141,13 @@ class StudentWeights(NamedTuple):
     routing: Tensor  # (N, experts), weights of the experts, the same for all convolutions
     smoothing: Tensor  # (N, 1), the share of smooth chroma
     film: Tensor  # (N, 64), scales and shifts in the GainMap
-    references: Tensor  # (N, 2, 16), log energies of DCT coefficients in the whole photo and in its softest windows
+    references: Tensor  # (N, 2, 16), log energies of DCT coefficients in the whole photo and in its blurriest windows
 
 
 class StudentCNN(nn.Module):
     """Small real-time network on luma: two predicted filters, mixed from place to place, then a few convolutions.
 
-    For each of two blur estimates, of the whole photo and of its softest windows, the same layers correct the estimator's
+    For each of two blur estimates, of the whole photo and of its blurriest windows, the same layers correct the estimator's
     17x17 filter; from both follow the routing weights that mix the experts of each convolution. All this is computed once
     per photo. A ``GainMap`` sets, per cell of 16 pixels, how much of each filter's and of the convolutions' change is added
     to R, G and B alike. Convolutions see 4x4 pixels as 16 channels (space-to-depth). Noisy chroma is smoothed.
@@ -153,7 +158,7 @@ class StudentCNN(nn.Module):
         hidden: width of the layer that predicts the filters and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
         whole photo: what ``estimate_blur`` returns, (N, 2 * 317), or spectra whose last four channels are its
-        ``log_power_spectrum`` with the softest windows, (N, 4 or 6, 64, 33).
+        ``log_power_spectrum`` with the blurriest windows, (N, 4 or 6, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
     """
@@ -166,9 +171,9 @@ class StudentCNN(nn.Module):
         self.estimator = BlurEstimator(**STUDENT_ESTIMATOR)
         size = 2 * FILTER_RADIUS + 1
         self.embed = nn.Sequential(nn.Linear(EMBEDDING + 2 * RINGS + size**2 // 2 + 1, hidden), nn.ReLU())
-        nn.init.zeros_(self.embed[0].weight[:, EMBEDDING : EMBEDDING + 2 * RINGS])  # many alike: they would swamp the rest
+        nn.init.zeros_(self.embed[0].weight[:, EMBEDDING : EMBEDDING + 2 * RINGS])  # correlated inputs would swamp the rest
         self.router = nn.Linear(2 * hidden, num_experts)
-        # For each filter: trust in the estimator's, then a correction
+        # For each filter: a scale of the estimator's, less 1, and a correction that is added
         self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))
         self.chroma_head = zero_init(nn.Linear(2 * hidden, 1))
         self.gain_map = GainMap(2 * hidden)
@@ -201,17 +206,18 @@ class StudentCNN(nn.Module):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> Tensor:
         """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        return self.embed_blur(log_power_spectrum(photo, peak, with_softest=True))
+        return self.embed_blur(log_power_spectrum(photo, peak, with_blurriest=True))
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
-        """Blur embedding, radial profile of the spectrum, the estimator's filter and log energies of DCT coefficients.
+        """All that the student knows of the blur: spectra of whole photos, (N, 4 or 6, 64, 33) -> (N, 2 * 317).
 
-        Of the whole photo and then of its softest windows, (N, 2 * (64 + 92 + 145 + 16)), from spectra of whole photos,
-        (N, 4 or 6, 64, 33). Of the filter, which is symmetric, half and then the center.
+        For the whole photo and then for its blurriest windows: the estimator's embedding (64), the radial profile of the
+        spectrum (92), half and the center of the estimator's filter, which is symmetric (145), and log energies of DCT
+        coefficients (16).
         """
-        softest, whole = spectra[:, -4:].chunk(2, 1)
-        kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, softest)]))
-        both = torch.cat([whole, softest])
+        blurriest, whole = spectra[:, -4:].chunk(2, 1)
+        kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, blurriest)]))
+        both = torch.cat([whole, blurriest])
         with torch.autocast(spectra.device.type, enabled=False):  # the gate amplifies rounding
             profiles = self.estimator.radial_profile(self.estimator.normalize(both)).flatten(1)
             energies = (torch.einsum("nyx,kyx->nk", both[:, 0].exp(), self.dct_response) + 1e-6).log()
@@ -226,12 +232,12 @@ class StudentCNN(nn.Module):
             embeddings, estimated, energies = embedded.unflatten(1, (2, -1)).split(sizes, 2)
             # Strong filters have large values
             hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2))
-            trust, correction = self.kernel_head(hidden).split([1, size**2], 2)
+            scale, correction = self.kernel_head(hidden).split([1, size**2], 2)
             hidden = hidden.flatten(1)
             change = torch.cat([estimated, estimated[..., :-1].flip(2)], 2).view(-1, 2, size, size)
-            change[..., FILTER_RADIUS, FILTER_RADIUS] -= 1  # without the photo itself, to which it is added
-            kernels = correction.reshape(change.shape) + (1 + trust[..., None]) * change
-            # Of sum 0, so that flat areas keep their brightness
+            change[..., FILTER_RADIUS, FILTER_RADIUS] -= 1  # the filter's result is added to the photo
+            kernels = correction.reshape(change.shape) + (1 + scale[..., None]) * change
+            # A sum of 0, so that flat areas keep their brightness
             kernels = kernels - kernels.mean((2, 3), keepdim=True)
             # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
             smoothing = F.leaky_relu(self.chroma_head(hidden), 0.1 if self.training else 0.0)
@@ -247,8 +253,7 @@ def copy_estimator(teacher: nn.Module, student: nn.Module) -> bool:
     target = getattr(student, "estimator", None)
     if not (isinstance(source, BlurEstimator) and isinstance(target, BlurEstimator)):
         return False
-    sizes = [[value.shape for value in (each.fade, *each.parameters())] for each in (source, target)]
-    if sizes[0] != sizes[1]:
+    if source.arguments != target.arguments:
         raise UserError("the blur estimators of teacher and student differ in size: create both with the same arguments")
     target.load_state_dict(source.state_dict())
     target.requires_grad_(False)
@@ -265,9 +270,10 @@ def save_model(path: Path | str, model: nn.Module, **metadata) -> None:
     in ``self.arguments``, as above.
 
     Args:
-        metadata: what should be known about its training; what JSON can hold, which is loaded safely.
+        metadata: about its training. Like the arguments it must be plain data, which JSON can hold and which is loaded
+            without executing code.
     Raises:
-        TypeError: if metadata or an argument is of another type.
+        TypeError: if metadata or an argument is no such data.
         UserError: if the file cannot be written.
     """
     content = {
@@ -296,7 +302,7 @@ def load_model(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     if model is None and content["class"] not in classes:
         raise UserError(f"{path} contains a {content['class']}, which models.py does not define: add its class there")
     try:
-        model = model or classes[content["class"]](**content["arguments"])
+        model = classes[content["class"]](**content["arguments"]) if model is None else model
         model.load_state_dict(content["weights"])
     except Exception as error:  # a constructor may raise anything on wrong arguments
         reason = " ".join(str(error).split())[:200]

@@ -205,12 +205,12 @@ def _check_shapes(prediction: Tensor, target: Tensor) -> None:
 
 
 def relative_weight(input_mse: Tensor) -> Tensor:
-    """Weights of the samples of a batch, (N,) -> (N, 1, 1, 1): large where the whole blurry photo has a small ``input_mse``.
+    """Weights of the samples of a batch, (N,) -> (N, 1, 1, 1), which make errors relative to ``input_mse``.
 
-    A mean squared error is dominated by the most degraded photos, whose gain in decibels counts no more than that of
-    others; it would pay to harm those that need little. With this weight errors are shares of the blurry photo's own.
+    A batch's mean squared error is dominated by its most degraded photos, and a network learns to harm those that need
+    little. Weighted, an error counts as a share of that of the blurry photo, as it does in decibels.
     """
-    # 3e-5 is 45 dB: photos that are sharp already must not outweigh all others. About 1 for an input of 30 dB
+    # The weight of an input of 30 dB is about 1. 3e-5 is 45 dB: photos that are sharp already must not outweigh all others
     return (1e-3 / (input_mse + 3e-5)).view(-1, 1, 1, 1)
 
 

@@ -1,7 +1,7 @@
 """The blur estimator: from the spectrum of a photo to the filter that undoes most of its blur.
 
 A convolution sees little of a photo, and a patch shows little of its blur. So the networks are given power spectra, of the
-whole photo, its softest windows and the surroundings of each place (spectrum.py, local.py), from which this small network
+whole photo, its blurriest windows and the surroundings of each place (spectrum.py, local.py), from which this small network
 predicts a Wiener-like inverse filter and an embedding of the blur, which conditions the layers of the networks.
 """
 
@@ -29,12 +29,13 @@ class BlurEstimator(nn.Module):
             for small filters makes more of them than the middle of large ones would.
         exponential: the frequency response is (1 + b) exp(a), of either sign, instead of 1 + 2 a, for outputs a and b of the
             last layer. Learns faster.
-    Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region, the softest windows or the whole photo, and after it that
-        of the whole photo -> kernels (N, 1, k, k), embeddings (N, 64).
+    Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region, the blurriest windows or the whole photo, and after it
+        that of the whole photo -> kernels (N, 1, k, k), embeddings (N, 64).
     """
 
     def __init__(self, blocks: int = 1, kernel_radius: int = KERNEL_RADIUS, exponential: bool = False):
         super().__init__()
+        self.arguments = dict(blocks=blocks, kernel_radius=kernel_radius, exponential=exponential)
         self.exponential = exponential
         outputs = 2 if exponential else 1
         rows, columns = torch.arange(-32, 32)[:, None] / WINDOW, torch.arange(33) / WINDOW

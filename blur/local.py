@@ -3,7 +3,7 @@
 A photo is divided into regions of 64 pixels. The blur at a region's center is estimated from the spectrum of the 160
 pixels around it and, beside it, that of the whole photo, so that a sky or a small region is not guessed. Between centers
 filters and embeddings are interpolated linearly, which leaves no seams. Parts out of focus that are smaller than that, or
-of any shape, share one estimate, from the softest windows of the photo, and a map tells where they are.
+of any shape, share one estimate, from the blurriest windows of the photo, and a map tells where they are.
 """
 
 import math
@@ -46,23 +46,23 @@ def local_spectra(photo: Tensor, whole: Tensor, peak: float = 1.0) -> Iterator[T
 
 @torch.no_grad()
 def softness_map(photo: Tensor, spectra: Tensor, peak: float = 1.0) -> Tensor:
-    """Where in photos (N, C, H, W) the blur of the softest windows is, for cells of 16 pixels: (N, H / 16, W / 16, 1).
+    """Where in photos (N, C, H, W) the blur of the blurriest windows is, for cells of 16 pixels: (N, H / 16, W / 16, 1).
 
     A log-likelihood ratio per frequency, for the 32x32 pixels around the middle of a cell: above 0 the spectrum of the
-    softest windows explains them better than that of the whole photo. Mostly -1 to 2, and about 0 where the blur is the same
-    all over.
+    blurriest windows explains them better than that of the whole photo. Mostly -1 to 2, and about 0 where the blur is the
+    same all over.
 
     Args:
-        spectra: the photo's ``log_power_spectrum`` with the softest windows, (N, 4, 64, 33).
+        spectra: the photo's ``log_power_spectrum`` with the blurriest windows, (N, 4, 64, 33).
     """
     size, margin = 2 * CELL, CELL // 2
     with torch.autocast(photo.device.type, enabled=False):
-        # As windows of 32 pixels show them, (N, softest and whole, 32, 17)
+        # As windows of 32 pixels show them, (N, blurriest and whole, 32, 17)
         models = F.avg_pool2d(spectra[:, ::2].float().exp(), 3, 2, padding=1, count_include_pad=False)
         radius = torch.arange(-16.0, 16)[:, None].hypot(torch.arange(17.0))  # periods in 32 pixels
         # Neither slow gradients nor what is mostly noise
         y, x = (part.to(photo.device) for part in ((radius >= 1.5) & (radius < 13)).nonzero(as_tuple=True))
-        softest, whole = models[:, :, None, y, x].unbind(1)  # (N, 1, frequencies)
+        blurriest, whole = models[:, :, None, y, x].unbind(1)  # (N, 1, frequencies)
         rows, columns = (
             reflect_indices(length, size)[size - margin : 2 * size - margin + (length - 1) // CELL * CELL]
             for length in photo.shape[-2:]
@@ -74,7 +74,7 @@ def softness_map(photo: Tensor, spectra: Tensor, peak: float = 1.0) -> Tensor:
             band = photo[..., first : last + 1, :].to(dtype).mean(1) / peak
             windows = band[:, row - first][..., columns].unfold(-1, size, CELL).movedim(-2, 1)
             powers = power(windowed_fft(windows)).roll(CELL, -2)[..., y, x] + 1e-7
-            lines.append(nll(powers, whole) - nll(powers, softest))
+            lines.append(nll(powers, whole) - nll(powers, blurriest))
         return torch.stack(lines, 1)[..., None]
 
 
@@ -82,8 +82,8 @@ class BlurMap(NamedTuple):
     """The estimated blur of photos, or of a part of them, by region."""
 
     kernels: Tensor  # (N, gh, gw, 32, 63), the upper_half of each region's inverse filter
-    embeddings: Tensor  # (N, gh, gw, 2 E): of the region and of the softest windows
-    soft_kernel: Tensor  # (N, 32, 63), the upper_half of that for the softest windows
+    embeddings: Tensor  # (N, gh, gw, 2 E): of the region and of the blurriest windows
+    soft_kernel: Tensor  # (N, 32, 63), the upper_half of that for the blurriest windows
     softness: Tensor  # (N, H / 16, W / 16, 1), where their blur is (softness_map)
     top: int = 0  # of the part, in pixels of the whole photo
     left: int = 0

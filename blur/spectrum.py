@@ -13,7 +13,7 @@ MAX_WINDOWS = 144
 
 
 @torch.no_grad()
-def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = False) -> Tensor:
+def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_blurriest: bool = False) -> Tensor:
     """Log power spectrum of whole photos, averaged over windows: (N, C, H, W) in [0, ``peak``] -> (N, 2, 64, 33).
 
     Channel 0 is the log of the mean power over all windows, channel 1 the mean of the logs; they differ where a few edges
@@ -21,7 +21,7 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = Fa
     from 0 to 32; the other half is redundant.
 
     Args:
-        with_softest: the same of the softest windows (``softest_windows``), too: (N, 4, 64, 33), these first. They
+        with_blurriest: the same of the blurriest windows (``blurriest_windows``), too: (N, 4, 64, 33), these first. They
             show a blur that is in a part of the photo.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
@@ -29,10 +29,10 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_softest: bool = Fa
         windows = extract_windows(photo, peak)
         # A photo of a few rows or windows does not show how blurry it is
         trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (windows.shape[1] - 1) / 24)
-        return average_spectrum(windows, min(1.0, max(0.0, trust)), with_softest)
+        return average_spectrum(windows, min(1.0, max(0.0, trust)), with_blurriest)
 
 
-def average_spectrum(windows: Tensor, trust: float | Tensor, with_softest: bool) -> Tensor:
+def average_spectrum(windows: Tensor, trust: float | Tensor, with_blurriest: bool) -> Tensor:
     """``log_power_spectrum`` of photos with these windows, (N, n, 64, 64).
 
     Args:
@@ -40,14 +40,14 @@ def average_spectrum(windows: Tensor, trust: float | Tensor, with_softest: bool)
     """
     windows = power(windowed_fft(windows))
     parts = [windows]
-    if with_softest:
-        softest = softest_windows(windows)[..., None, None].expand(-1, -1, *windows.shape[2:])
-        parts.insert(0, windows.gather(1, softest))  # torch.export cannot take_along_dim of any number of windows
+    if with_blurriest:
+        blurriest = blurriest_windows(windows)[..., None, None].expand(-1, -1, *windows.shape[2:])
+        parts.insert(0, windows.gather(1, blurriest))  # torch.export cannot take_along_dim of any number of windows
     spectrum = torch.cat([log_means(part) for part in parts], 1)
     return typical_spectrum(spectrum[:, :2]).repeat(1, len(parts), 1, 1).lerp(spectrum, trust)
 
 
-def softest_windows(powers: Tensor) -> Tensor:
+def blurriest_windows(powers: Tensor) -> Tensor:
     """Numbers of the twelfth of the windows (N, n, 64, 33) whose high frequencies have the least power relative to low ones.
 
     In any one of four directions, since motion takes away the high frequencies of one alone. Only of the two thirds with

@@ -91,7 +91,7 @@ def test_a_network_looks_no_further_than_its_receptive_radius(network_class):
 
 
 @pytest.mark.parametrize("kernel", [gaussian_kernel(1.5), line_kernel(9, 0.4)])
-def test_the_filter_of_the_softest_windows_is_used_where_a_photo_is_blurry(kernel):
+def test_the_filter_of_the_blurriest_windows_is_used_where_a_photo_is_blurry(kernel):
     """By both networks, before they are trained."""
     photo = texture(320, 448)
     photo[..., :240, 288:] = convolve(photo, kernel[None, None])[..., :240, 288:]
@@ -224,7 +224,7 @@ def test_the_student_is_a_small_fraction_of_the_teacher():
 def test_a_student_reuses_the_estimator_of_its_teacher_and_does_not_train_it():
     teacher, student = trained(TeacherCNN(**SMALL[TeacherCNN])), StudentCNN(**SMALL[StudentCNN])
     copy_estimator(teacher, student)
-    described = log_power_spectrum(torch.rand(1, 3, 80, 80), with_softest=True)
+    described = log_power_spectrum(torch.rand(1, 3, 80, 80), with_blurriest=True)
     assert torch.equal(teacher.student_estimator(described)[0], student.estimator(described)[0])
     assert not any(parameter.requires_grad for parameter in student.estimator.parameters())
     assert all(parameter.requires_grad for parameter in student.convs.parameters())

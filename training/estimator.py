@@ -1,7 +1,7 @@
 """The blur estimator is trained first and alone: which linear filter brings each blurry photo closest to its sharp version.
 
 How close a filter brings it follows from two power spectra and a cross spectrum. They are computed once, from the whole of
-each version of each photo, its softest windows and a random region; after that a step costs as little as one patch of the
+each version of each photo, its blurriest windows and a random region; after that a step costs as little as one patch of the
 main training.
 """
 
@@ -18,10 +18,10 @@ from blur.estimator import BlurEstimator
 from blur.local import surroundings
 from blur.spectrum import (
     WINDOW,
+    blurriest_windows,
     extract_windows,
     log_power_spectrum,
     power,
-    softest_windows,
     transform_spectrum,
     windowed_fft,
 )
@@ -91,15 +91,15 @@ class CrossSpectra(Dataset):
     def __getitem__(self, k: int) -> list[Tensor]:
         version, index = divmod(k, len(self.photos))
         pair = self.photos.whole(index, version)
-        softest, whole = log_power_spectrum(pair[0][None], with_softest=True)[0].chunk(2)
+        blurriest, whole = log_power_spectrum(pair[0][None], with_blurriest=True)[0].chunk(2)
         size, generator = pair[0].shape[-2:], make_generator(5, k)
         center = tuple(int(torch.randint(length, (), generator=generator)) for length in size)
         region = surroundings(center, size)
         windows = [windowed_fft(extract_windows(photo[None]))[0] for photo in pair]
-        soft = softest_windows(power(windows[0])[None])[0]
+        soft = blurriest_windows(power(windows[0])[None])[0]
         around = [photo[(None, ..., *region)] for photo in pair]
         in_region = [windowed_fft(extract_windows(each))[0] for each in around]
-        found = [(whole, windows), (softest, [each[soft] for each in windows])]
+        found = [(whole, windows), (blurriest, [each[soft] for each in windows])]
         found.append((log_power_spectrum(around[0])[0], in_region))
         return [torch.stack([torch.cat([spectrum, whole, mean_powers(*part)]) for spectrum, part in found])]
 
@@ -110,7 +110,7 @@ def mean_powers(blurry: Tensor, sharp: Tensor) -> Tensor:
 
 
 def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
-    """Spectra of each version of each photo: of the whole, the softest windows and a random region, (3 n, 7, 64, 33).
+    """Spectra of each version of each photo: of the whole, the blurriest windows and a random region, (3 n, 7, 64, 33).
 
     Four channels are what the estimator is given, the ``log_power_spectrum`` of the blurry part and of the whole photo; the
     others are their ``mean_powers``.

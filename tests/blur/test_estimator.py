@@ -14,9 +14,9 @@ from blur.estimator import BlurEstimator
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import BlurMap
 from blur.spectrum import (
+    blurriest_windows,
     extract_windows,
     log_power_spectrum,
-    softest_windows,
     transform_spectrum,
     windowed_fft,
 )
@@ -102,13 +102,13 @@ def test_the_spectrum_of_a_turned_photo_is_the_turned_spectrum(turn):
 
 
 @pytest.mark.parametrize("kernel", [gaussian_kernel(2.0), line_kernel(11, 0.0)], ids=["gaussian", "motion"])
-def test_the_softest_windows_are_those_of_the_part_that_is_blurred_and_show_its_blur(kernel):
+def test_the_blurriest_windows_are_those_of_the_part_that_is_blurred_and_show_its_blur(kernel):
     photo = photo_of(384)
     blurred = convolve(photo, kernel)
     partly = photo.clone()
     partly[:, 200:, 100:] = blurred[:, 200:, 100:]  # 40% of the photo
     partly[:, :64] = 0.5  # without texture
-    soft, whole = log_power_spectrum(partly[None], with_softest=True)[0].split(2)
+    soft, whole = log_power_spectrum(partly[None], with_blurriest=True)[0].split(2)
     torch.testing.assert_close(whole, log_power_spectrum(partly[None])[0])
     wanted = log_power_spectrum(blurred[None, :, 200:, 100:])[0]
     fine = slice(32 - 5, 32 + 5), slice(10, 20)  # horizontal frequencies, which the blur removes
@@ -118,9 +118,9 @@ def test_the_softest_windows_are_those_of_the_part_that_is_blurred_and_show_its_
 @pytest.mark.parametrize("count", [1, 2, 5, 144])
 def test_a_twelfth_of_the_windows_is_selected_the_same_in_any_batch(count):
     powers = torch.rand(3, count, 64, 33, generator=torch.Generator().manual_seed(count))
-    selected = powers.take_along_dim(softest_windows(powers)[..., None, None], 1)
+    selected = powers.take_along_dim(blurriest_windows(powers)[..., None, None], 1)
     assert selected.shape == (3, math.ceil(count / 12), 64, 33)
-    assert torch.equal(selected[1:2], powers[1:2].take_along_dim(softest_windows(powers[1:2])[..., None, None], 1))
+    assert torch.equal(selected[1:2], powers[1:2].take_along_dim(blurriest_windows(powers[1:2])[..., None, None], 1))
     assert all(any(torch.equal(window, each) for each in powers[0]) for window in selected[0])
 
 
@@ -129,7 +129,7 @@ def test_a_twelfth_of_the_windows_is_selected_the_same_in_any_batch(count):
 def test_an_estimator_starts_with_the_filter_that_changes_nothing(radius, exponential):
     photo, size = torch.rand(2, 3, 50, 70), 2 * radius + 1
     estimator = BlurEstimator(kernel_radius=radius, exponential=exponential)
-    kernel, code = estimator(log_power_spectrum(photo, with_softest=True))
+    kernel, code = estimator(log_power_spectrum(photo, with_blurriest=True))
     assert kernel.shape == (2, 1, size, size) and code.shape == (2, 64)
     torch.testing.assert_close(convolve(photo, kernel), photo, atol=1e-5, rtol=0)
 
@@ -138,7 +138,7 @@ def test_an_estimator_starts_with_the_filter_that_changes_nothing(radius, expone
 @pytest.mark.parametrize("radius", [8, 31])
 def test_a_filter_keeps_brightness_and_is_symmetric(radius, exponential):
     estimator = trained(BlurEstimator(kernel_radius=radius, exponential=exponential))
-    kernel, _ = estimator(log_power_spectrum(torch.rand(3, 3, 90, 80), with_softest=True))
+    kernel, _ = estimator(log_power_spectrum(torch.rand(3, 3, 90, 80), with_blurriest=True))
     assert (kernel[:, 0].flatten(1).abs().sum(1) - 1).abs().min() > 1e-3, "it does something"
     torch.testing.assert_close(kernel.sum((1, 2, 3)), torch.ones(3))
     torch.testing.assert_close(kernel, kernel.flip(2, 3))

@@ -45,7 +45,7 @@ def test_spectra_are_those_of_the_surroundings_and_of_the_whole_photo():
 def test_the_softness_map_shows_where_a_photo_is_blurry(kernel):
     photo = texture(320, 448)
     photo[..., :240, 288:] = convolve(photo, kernel[None, None])[..., :240, 288:]
-    softness = softness_map(photo, log_power_spectrum(photo, with_softest=True))[0, ..., 0]
+    softness = softness_map(photo, log_power_spectrum(photo, with_blurriest=True))[0, ..., 0]
     blurry, sharp = softness[:14, 19:], softness[:, :17]
     assert softness.shape == (20, 28) and blurry.min() > 0.2 and sharp.max() < 0
 
@@ -53,7 +53,7 @@ def test_the_softness_map_shows_where_a_photo_is_blurry(kernel):
 @pytest.mark.parametrize("size", [(1, 1), (20, 333), (129, 64), (300, 16)])
 def test_a_softness_map_does_not_depend_on_scale_or_contrast(size):
     photo = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    spectra = log_power_spectrum(photo, with_softest=True)
+    spectra = log_power_spectrum(photo, with_blurriest=True)
     softness = softness_map(photo, spectra)
     assert softness.shape == (2, -(-size[0] // CELL), -(-size[1] // CELL), 1) and torch.isfinite(softness).all()
     torch.testing.assert_close(softness_map(255 * photo, spectra, 255), softness, atol=1e-4, rtol=0)
