@@ -71,7 +71,8 @@ class TrainingRun(contextlib.AbstractContextManager):
         total = config.num_epochs * self.steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
         self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"}
-        self.identity |= {"the optimizer": f"{type(optimizer).__name__} {optimizer.defaults}"} | (extra or {})
+        settings = {name: value for name, value in optimizer.defaults.items() if name != "lr"}  # that is LEARNING_RATE
+        self.identity |= {"the optimizer": f"{type(optimizer).__name__} {settings}"} | (extra or {})
         self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
         self.done = 0  # steps, over all epochs
         self.history: list[dict[str, float]] = []

@@ -1,3 +1,5 @@
+import functools
+
 """A training that is interrupted and one that is not give the same student."""
 
 import inspect
@@ -150,6 +152,12 @@ def test_a_network_whose_code_was_changed_in_between_is_named(interrupted, monke
     source_of = inspect.getsource
     monkeypatch.setattr(inspect, "getsource", lambda of: source_of(of).replace("return ", "return 1 * ", of is StudentCNN))
     with pytest.raises(UserError, match=r"other settings \(the code of the network was \w+, is \w+\)"):
+        train.main()
+
+
+def test_an_optimizer_that_was_changed_in_between_is_named(interrupted, monkeypatch):
+    monkeypatch.setattr(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, amsgrad=True))
+    with pytest.raises(UserError, match=r"\(the optimizer was AdamW .*'amsgrad': False.*, is .*'amsgrad': True"):
         train.main()
 
 
