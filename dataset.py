@@ -114,22 +114,23 @@ class PairedImageDataset(PatchDataset):
     def mismatched_pairs(self) -> list[str]:
         """A sentence for each pair of up to a hundred that shows two scenes, or one sentence if all halves are equal.
 
-        A line is printed about pairs that are shifted.
+        A line is printed if pairs are shifted.
         """
         paired, problems, equal, shifted = [index for index in range(len(self)) if self.paired[index]], [], 0, []
         compared = paired[:: max(1, len(paired) // 50)]
         for index in compared:
             halves = self.blurry[index], self.sharp[index]
             equal += np.array_equal(*halves)
-            shifted += [(self.folders[index], *shift)] if (shift := shift_between(*halves)) else []
             means = [np.asarray(Image.fromarray(half).convert("L").reduce(16), float).ravel() for half in halves]
             # Gray levels; of flatter photos noise may be all that is left. Blur, noise and JPEG of others leave 0.5 or more
             if min(map(np.std, means)) > 6 and np.corrcoef(means)[0, 1] < 0.3:
                 sentence = "blurry.png and sharp.png show different scenes: take both from one photo, turned alike"
                 problems.append(f"{self.folders[index]}: {sentence}")
+            elif shift := shift_between(*halves):
+                shifted.append((self.folders[index], *shift))
         if self.patch_size and equal == len(compared) > 2:  # a few may be equal: there is nothing to do for sharp photos
             problems.append(f"{self.root}: blurry.png and sharp.png are equal in all pairs: replace one of them")
-        if shifted:
+        if len(shifted) > len(compared) / 10:  # one in a thousand may seem so: the middle of a curved shake is not its mean
             folder, rows, columns = shifted[0]
             moved = f"{folder}, whose blurry.png fits if it is moved by {rows} rows and {columns} columns"
             print0(f"{len(shifted)} of {len(compared)} pairs looked at are shifted, such as {moved}: align them")
@@ -266,16 +267,23 @@ def shift_between(blurry: np.ndarray, sharp: np.ndarray) -> tuple[int, int] | No
     """
     from skimage.registration import phase_cross_correlation  # takes a while to import
 
-    blurry, sharp = (np.asarray(Image.fromarray(photo[:512, :512]).convert("L"), np.float32) for photo in (blurry, sharp))
-    if min(blurry.shape) < 64 or min(blurry.std(), sharp.std()) < 6:  # gray levels
-        return None
+    grays = []
+    for photo in blurry, sharp:
+        top, left = (max(0, length // 2 - 256) for length in photo.shape[:2])
+        gray = np.asarray(Image.fromarray(photo[top : top + 512, left : left + 512]).convert("L"), np.float32)
+        if min(gray.shape) < 64 or gray.std() < 6:  # gray levels
+            return None
+        grays.append((gray - gray.mean()) / gray.std())
+    blurry, sharp = grays
     window = np.hanning(len(blurry))[:, None] * np.hanning(blurry.shape[1])
-    shift, *_ = phase_cross_correlation(*(window * (photo - photo.mean()) for photo in (sharp, blurry)), normalization=None)
+    shift, *_ = phase_cross_correlation(window * sharp, window * blurry, normalization=None)
     rows, columns = (int(step) for step in shift)
-    inside = [slice(abs(step), length - abs(step)) for step, length in zip((rows, columns), blurry.shape, strict=True)]
+    if max(abs(rows), abs(columns)) < 2 or max(abs(rows), abs(columns)) > min(blurry.shape) / 4:
+        return None
+    inside = tuple(slice(abs(step), length - abs(step)) for step, length in zip((rows, columns), blurry.shape, strict=True))
     moved = np.roll(blurry, (rows, columns), (0, 1))
-    error, error_moved = (np.square(sharp - each)[tuple(inside)].mean() for each in (blurry, moved))
-    return (rows, columns) if max(abs(rows), abs(columns)) > 1 and error_moved < 0.7 * error else None
+    error, error_moved = (np.square(sharp - each)[inside].mean() for each in (blurry, moved))
+    return (rows, columns) if error_moved < 0.7 * error else None
 
 
 def small_photos(paths: list[Path], shapes: list[tuple[int, int]], patch_size: int | None) -> list[str]:

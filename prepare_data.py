@@ -13,6 +13,7 @@ one sequence are all in train/ or all in val/.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -61,7 +62,7 @@ def main() -> None:
         sizes = options.tile, SMALLEST, options.longest
         planned = plan_photos(*options.folders, problems, options.out, options.copies, *sizes)
     if options.kind == "blurry":  # all to train on: only pairs can be judged
-        planned = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned)
+        planned, options.val_share = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned), 0
     planned = without_twins(planned, problems)
     for part in ("train", "val"):
         (options.out / part).mkdir(parents=True, exist_ok=True)
@@ -76,14 +77,20 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     """Each kind of data has its own options; constants are checked like them, since defaults that are text are parsed."""
+    for name, value, low in ("SMALLEST", SMALLEST, 1), ("MARGIN", MARGIN, 0):
+        if type(value) is not int or value < low:
+            raise UserError(f"{name} = {value!r} is not a whole number from {low}: set it to one")
+    if not isinstance(OUT, (str, Path)) or not str(OUT):
+        raise UserError(f"OUT = {OUT!r} is not a path: set it to one in quotes")
     parser = CliParser(__doc__)
     kinds = parser.add_subparsers(
         dest="kind", required=True, metavar="KIND", help="one of those above; KIND --help lists its options"
     )
     for kind in ("photos", "blurry", *PLANS):
         add = kinds.add_parser(kind).add_argument
-        add("folders", nargs=2 if kind == "pairs" else 1, type=Path, metavar="FOLDER")
-        add("--out", type=lambda text: Path(text).expanduser(), default=str(OUT), help=f"folder for train/ and val/ ({OUT})")
+        about = "of blurry photos, and of sharp ones" if kind == "pairs" else None
+        add("folders", nargs=2 if kind == "pairs" else 1, type=Path, metavar="FOLDER", help=about)
+        add("--out", type=Path, default=OUT, help=f"folder for train/ and val/ ({OUT})")
         if kind in ("photos", "pairs"):
             add("--val-share", type=share, default=str(VAL_SHARE), help=f"share of photos or sequences ({VAL_SHARE})")
             add("--seed", type=whole_number(0), default=str(SEED), help=f"of the split and the degradations ({SEED})")
@@ -94,15 +101,19 @@ def parse_options() -> argparse.Namespace:
             add("--copies", type=whole_number(1), default=str(COPIES), help=f"pairs from each photo ({COPIES})")
             about, longest = "first shrink photos with a longer side to this", LONGEST and str(LONGEST)
             add("--longest", type=whole_number(SMALLEST), default=longest, help=about)
-    parser.set_defaults(copies=1, longest=None, val_share=0.0, seed=SEED)
-    return parser.parse_args()
+    parser.set_defaults(copies=1, longest=None, val_share=VAL_SHARE, seed=SEED)
+    options = parser.parse_args()
+    if str(options.out).startswith("~"):
+        raise UserError(f"--out {options.out} starts with ~, which only a shell replaces: write the whole path")
+    return options
 
 
 def share(text: str) -> float:
     """For ``add_argument(type=...)``: a number from 0 to 1."""
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1: 0.1 is one photo in ten")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1: 0.1 is one photo in ten")
 
 
 # The split

@@ -202,16 +202,16 @@ def test_sharp_photos_that_are_equal_to_blurry_ones_can_be_scored(tmp_path):
     assert len(PairedImageDataset(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("rows, columns", [(0, 0), (1, -1), (2, 0), (-7, 3)])
+@pytest.mark.parametrize("rows, columns", [(0, 0), (1, -1), (2, 0), (-7, 3), (0, 65)])
 def test_pairs_that_are_shifted_are_told(tmp_path, capsys, rows, columns):
     fine = np.random.default_rng(2).integers(0, 256, (160, 170, 1)).repeat(3, 2)
-    blurry, sharp = (fine + np.roll(fine, 1, 0)) / 2 + 3 * np.roll(fine, 40, 1), fine + 3 * np.roll(fine, 40, 1)
-    blurry = np.roll(blurry / 4, (-rows, -columns), (0, 1))
-    write_halves(tmp_path, [(image[10:140, 10:150] for image in (blurry, sharp / 4))])
+    sharp = (fine + 3 * np.roll(fine, 40, 1)) / 4
+    darker = np.roll((np.roll(sharp, 1, 0) + sharp + np.roll(sharp, -1, 0)) / 6, (-rows, -columns), (0, 1))
+    write_halves(tmp_path, [(image[10:140, 10:140] for image in (darker, sharp)), (SCENES[0], SCENES[0])])
     PairedImageDataset(tmp_path)
-    said = "1 of 1 pairs looked at are shifted, such as {}, whose blurry.png fits if it is moved by {} rows and {} columns"
+    said = "1 of 2 pairs looked at are shifted, such as {}, whose blurry.png fits if it is moved by {} rows and {} columns"
     expected = said.format(tmp_path / "0", rows, columns) + ": align them\n"
-    assert capsys.readouterr().out == (expected if max(abs(rows), abs(columns)) > 1 else "")
+    assert capsys.readouterr().out == (expected if 1 < max(abs(rows), abs(columns)) < 65 else ""), "65 is half of a photo"
 
 
 def test_all_problems_of_a_folder_are_listed_at_once(pairs):

@@ -187,7 +187,7 @@ def test_frames_of_one_folder_are_one_sequence(prepare, tmp_path):
         (("photos", "ours"), "ours contains pairs, such as ours/1: give a folder of single photos"),
         (("photos", "one", "two"), "unrecognized arguments: two"),
         (("pairs", "one"), "the following arguments are required: FOLDER"),
-        (("photos", "one", "--val-share", 1.1), "--val-share: 1.1 must be from 0 to 1"),
+        (("photos", "one", "--val-share", 1.1), "--val-share: 1.1 must be a number from 0 to 1"),
         (("photos", "one", "--copies", 0), "--copies: 0 is not a whole number from 1"),
         (("photos", "one", "--tile", 20), "--tile: 20 is not a whole number from 128"),
         (("blurry", "one", "--val-share", 0.5), "unrecognized arguments: --val-share"),
@@ -205,11 +205,15 @@ def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, said):
 @pytest.mark.parametrize(
     ("constant", "value", "said"),
     [
-        ("VAL_SHARE", 1.5, "--val-share: 1.5 must be from 0 to 1"),
+        ("VAL_SHARE", "few", "--val-share: few must be a number from 0 to 1"),
         ("COPIES", 0, "--copies: 0 is not a whole number from 1 to"),
         ("TILE", 20, "--tile: 20 is not a whole number from 128 to"),
         ("LONGEST", 1e3, "--longest: 1000.0 is not a whole number from 128"),
         ("SEED", None, "--seed: None is not a whole number from 0"),
+        ("SMALLEST", 0, "SMALLEST = 0 is not a whole number from 1"),
+        ("MARGIN", -4, "MARGIN = -4 is not a whole number from 0"),
+        ("OUT", None, "OUT = None is not a path: set it to one in quotes"),
+        ("OUT", "~/pairs", "--out ~/pairs starts with ~, which only a shell replaces"),
     ],
 )
 def test_a_constant_out_of_range_is_one_sentence(prepare, tmp_path, monkeypatch, constant, value, said):
