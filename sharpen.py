@@ -8,6 +8,7 @@
 Sizes, formats, 16 bits, transparency, frames, EXIF and color profiles are kept, and no input is ever overwritten.
 """
 
+import contextlib
 import glob
 import os
 import sys
@@ -90,11 +91,12 @@ def find_jobs(inputs: list[Path], out: str, overwrite: bool) -> tuple[dict[Path,
         else:
             problems.append(f"{path} is missing or not a file: name photos, videos and folders")
     jobs, there = {}, 0
-    sources, first = {real_name(photo) for photo, _ in found}, {}  # first: real result -> photo
+    sources = {name for photo, _ in found for name in (real_name(photo), file_id(photo))} - {None}
+    first: dict[str, Path] = {}  # real result -> photo
     for photo, result in found:
         twin = first.setdefault(real_name(result), photo)
         wanted = FORMATS if photo.suffix.lower() in FORMATS else FORMATS | VIDEO_FORMATS
-        if real_name(result) in sources:
+        if sources & {real_name(result), file_id(result)}:
             problems.append(f"{photo} would be sharpened into {result}, which is an input: choose another folder with -o")
         elif real_name(twin) != real_name(photo):
             problems.append(f"{photo} and {twin} would both become {result}: sharpen one at a time")
@@ -117,6 +119,13 @@ def real_name(path: Path) -> str:
     """The same for one file, whatever links lead to it, and on Windows and macOS in whatever case."""
     real = os.path.realpath(path)  # unlike Path.resolve it accepts broken and circular links
     return real.casefold() if sys.platform in ("win32", "darwin") else real
+
+
+def file_id(path: Path) -> tuple[int, int] | None:
+    """The same for all names of an existing file, also in another case on a memory card; None if there is none."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
 
 
 def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
