@@ -122,7 +122,7 @@ def real_name(path: Path) -> str:
 
 
 def file_id(path: Path) -> tuple[int, int] | None:
-    """The same for all names of an existing file, also in another case on a memory card; None if there is none."""
+    """Device and inode, the same for all names of a file, also in another case where that is ignored; None if missing."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
         return status.st_dev, status.st_ino

@@ -187,9 +187,8 @@ def test_a_result_never_replaces_an_input_that_is_spelled_in_another_case(tmp_pa
 def test_a_result_never_replaces_an_input_under_another_name(tmp_path):
     save(tmp_path / "photos" / "a.png")
     (tmp_path / "other").mkdir()
-    os.link(
-        tmp_path / "photos" / "a.png", tmp_path / "other" / "a.png"
-    )  # as PHOTOS/a.png is on a disk that is blind for case
+    # A hard link, as PHOTOS/a.png is to photos/a.png on a disk that ignores case
+    os.link(tmp_path / "photos" / "a.png", tmp_path / "other" / "a.png")
     jobs, problems = sharpen.find_jobs([tmp_path / "photos" / "a.png"], str(tmp_path / "other"), overwrite=True)
     assert not jobs and "which is an input" in problems[0]
 
