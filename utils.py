@@ -23,15 +23,17 @@ class Scores(NamedTuple):
     psnr: float  # dB
     ssim: float
 
+    def __str__(self) -> str:
+        return f"{self.psnr:.2f} dB  SSIM {self.ssim:.4f}"
+
+    def beats(self, other: "Scores") -> bool:
+        return self.psnr > other.psnr and self.ssim > other.ssim
+
 
 class UserError(Exception):
-    """An error caused by user input; scripts report it in one sentence, without a traceback, and exit with code 1.
+    """An error caused by user input; scripts report it in one sentence, without a traceback, and exit with code 1."""
 
-    Attributes:
-        shared: raised on every rank of a distributed run, so that rank 0 alone reports it.
-    """
-
-    shared = False
+    shared = False  # raised on every rank of a distributed run, so that rank 0 alone reports it
 
 
 def one_line(text: str) -> str:
@@ -55,10 +57,10 @@ def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        return device
     except Exception as error:  # RuntimeError, AssertionError or ImportError, depending on the build of torch
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{setting} = {name!r} cannot be used here ({reason}): set it to 'auto' or 'cpu'") from None
-    return device
 
 
 def apple_gpu_works() -> bool:
@@ -70,8 +72,8 @@ def apple_gpu_works() -> bool:
     def compute(device: str) -> Tensor:
         image = torch.linspace(0, 1, 4 * 64 * 64).square().view(1, 4, 64, 64)
         image = image.contiguous(memory_format=torch.channels_last).to(device)
-        convolved, spectrum = F.conv2d(image[:, 1:3], image[:, 2:, :3, :3]), torch.fft.rfft2(image).abs()
-        return torch.cat([convolved.flatten(), spectrum.flatten()]).cpu()
+        convolved = F.conv2d(image[:, 1:3], image[:, 2:, :3, :3])
+        return torch.cat([convolved.flatten(), torch.fft.rfft2(image).abs().flatten()]).cpu()
 
     try:
         return torch.backends.mps.is_available() and torch.allclose(compute("mps"), compute("cpu"), rtol=1e-3, atol=1e-2)
@@ -85,14 +87,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     Emulated bfloat16 (most desktop CPUs before 2023) is slower than float32, and so is that of Intel's AVX-512 without
     AMX. The choice depends on the processor, not on a timing, so that a resumed training computes as before.
     """
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
         is_amd = "AMD" in capabilities.get("cpu_name", "")
-        native = capabilities.get("amx_bf16", False) or (is_amd and capabilities.get("avx512_bf16", False))
-    else:
-        native = False
+        native = capabilities.get("amx_bf16") or (is_amd and capabilities.get("avx512_bf16"))
     return torch.bfloat16 if native else torch.float32
 
 
@@ -170,10 +169,8 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III-B, K1 = 0.01, K2 = 0.03.
     """
     _check_shapes(prediction, target)
-    x, y = prediction.float(), target.float()
-    missing_rows, missing_columns = max(0, 11 - x.shape[-2]), max(0, 11 - x.shape[-1])
-    if missing_rows or missing_columns:
-        x, y = (F.pad(image, (0, missing_columns, 0, missing_rows), mode="replicate") for image in (x, y))
+    missing_rows, missing_columns = (max(0, 11 - length) for length in prediction.shape[-2:])
+    x, y = (F.pad(each.float(), (0, missing_columns, 0, missing_rows), mode="replicate") for each in (prediction, target))
     mean_x, mean_y = _gaussian_mean(x), _gaussian_mean(y)
     variance_x = _gaussian_mean(x * x) - mean_x * mean_x
     variance_y = _gaussian_mean(y * y) - mean_y * mean_y
@@ -199,9 +196,8 @@ def _gaussian_mean(x: Tensor) -> Tensor:
 
 def _check_shapes(prediction: Tensor, target: Tensor) -> None:
     if prediction.shape != target.shape or prediction.ndim != 4:
-        raise ValueError(
-            f"both images must be (N, C, H, W) of one shape, not {tuple(prediction.shape)} and {tuple(target.shape)}"
-        )
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"both images must be (N, C, H, W) of one shape, not {shapes}")
 
 
 def relative_weight(input_mse: Tensor) -> Tensor:
@@ -239,15 +235,13 @@ class PerceptualLoss(nn.Module):
     Args:
         weight: of the feature term.
         weights: torchvision's name of those of VGG16, which it downloads at the first use (528 MB); None: random weights.
-    Shapes: two (N, 3, H, W) in [0, 1] -> ().
-    Raises:
-        UserError: if the weights can be neither found nor downloaded.
+    Shapes: two (N, 3, H, W) in [0, 1] -> (). Raises ``UserError`` if the weights can be neither found nor downloaded.
     Source: Johnson et al. 2016, arXiv:1603.08155, section 3.2, features of relu1_2, relu2_2 and relu3_3.
     """
 
     def __init__(self, weight: float = 0.01, weights: str | None = "IMAGENET1K_V1"):
         super().__init__()
-        from torchvision import models  # takes a second to import
+        from torchvision import models, transforms  # takes a second to import
 
         self.weight = weight
         try:
@@ -255,13 +249,11 @@ class PerceptualLoss(nn.Module):
         except (OSError, ValueError, RuntimeError) as error:  # no network, or a damaged file
             reason = one_line(str(error))[:120]
             raise UserError(f"PerceptualLoss cannot download VGG16 ({reason}): connect once, or use nn.MSELoss()") from None
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
-        self.stages = nn.ModuleList([layers[:4], layers[4:9], layers[9:16]])  # each ends with one of the features
+        normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # as ImageNet, for VGG16
+        self.stages = nn.ModuleList([nn.Sequential(normalize, layers[:4]), layers[4:9], layers[9:16]])  # end with features
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        loss = F.mse_loss(prediction, target)
-        x, y = ((image - self.mean) / self.std for image in (prediction, target))
+        x, y, loss = prediction, target, F.mse_loss(prediction, target)
         for stage in self.stages:
             x, y = stage(x), stage(y)
             loss = loss + self.weight * F.mse_loss(x, y)
@@ -288,24 +280,23 @@ def gmac_per_megapixel(network: nn.Module) -> float:
     from torch.utils.flop_counter import FlopCounterMode  # takes a third of a second to import
 
     parameter = next(network.parameters())
-    counts = []
+    flops = []
     for size in 128, 256:
         with FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
-        counts.append(counter.get_total_flops() / 2)
-    return (counts[1] - counts[0]) / (256**2 - 128**2) / 1e3
+            network(torch.zeros(1, 3, size, size).to(parameter))
+        flops.append(counter.get_total_flops())
+    return (flops[1] - flops[0]) / 2 / (256**2 - 128**2) / 1e3
 
 
 @torch.no_grad()
 def ms_per_megapixel(network: nn.Module, device: torch.device, size: int = 512) -> float:
     """Median time of ``network`` on a ``size`` x ``size`` image, scaled to a million pixels; 7 runs after 2 for warm-up."""
     image = torch.rand(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    seconds = []
+    ends = []
     for _ in range(9):
-        start = time.perf_counter()
         with autocast(device):
             network(image)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[2:])) * 1000 * 1e6 / size**2
+        ends.append(time.perf_counter())
+    return float(np.median(np.diff(ends)[1:])) * 1000 * 1e6 / size**2
