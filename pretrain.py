@@ -23,6 +23,7 @@ from training.distributed import init_distributed, main_process_first
 from training.estimator import train_estimator
 from training.fingerprint import fingerprint
 from training.loop import validate
+from training.report import recommend
 from training.run import TrainingRun, lock_path
 from utils import RelativeMSEAndSSIMLoss, UserError, autocast, print0
 
@@ -100,14 +101,9 @@ def main() -> None:
                     prediction = run_patches(run.model, blurry, spectra)  # run.model: the teacher, under torchrun in DDP
                 run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, gradient clipping, optimizer, schedule
             run.finish_epoch(validate(teacher, val_set, device))  # saves the teacher with the best SSIM
-    print0(f"The best teacher is in {TEACHER}; curves and the table of epochs are in {OUTPUTS}/")
-    if START_FROM and run.best_ssim <= scores["start"].ssim:
+    recommend(run, f"set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
+    if START_FROM and run.best.ssim <= scores["start"].ssim:
         print0(f"It does not beat {START_FROM} on the validation photos: keep that one, or train longer or on more photos")
-    best = max(run.history, key=lambda row: row["teacher_ssim"])
-    if all(best[f"teacher_{name}"] > value for name, value in scores["input"]._asdict().items()):
-        print0(f"Next: set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
-    else:
-        print0("The teacher does not beat the blurry input in PSNR and SSIM: train it longer or on more photos")
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:

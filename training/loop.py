@@ -34,8 +34,8 @@ def validate(network: nn.Module, val_set: Dataset, device: torch.device) -> Scor
 def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path, required: bool) -> None:
     """Print the scores of input and teacher; raise ``UserError`` if the teacher is ``required`` to be better and is not."""
     blurry, teacher = baselines["input"], baselines["teacher"]
-    print0(f"input   {blurry.psnr:6.2f} dB  SSIM {blurry.ssim:.4f}\nteacher {teacher.psnr:6.2f} dB  SSIM {teacher.ssim:.4f}")
-    if required and not (teacher.psnr > blurry.psnr and teacher.ssim > blurry.ssim):
+    print0(f"input    {blurry}\nteacher  {teacher}")
+    if required and not teacher.beats(blurry):
         raise UserError(
             f"the teacher in {weights} does not beat the blurry input on {pairs}: check that blurry.png and sharp.png are "
             "not equal, swapped or shifted; if they are right, train a teacher on such pairs with pretrain.py, or set "
@@ -46,8 +46,7 @@ def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path
 def in_shared_memory(batch: list[Tensor]) -> list[Tensor]:
     """``batch``, from a worker process, where the training reads it from.
 
-    Raises:
-        UserError: if there is no shared memory left, where torch, which would do the same a little later, would hang.
+    Raises ``UserError`` if no shared memory is left, where torch, which would do the same a little later, would hang.
     """
     try:
         return batch if get_worker_info() is None else [part.share_memory_() for part in batch]
@@ -63,13 +62,12 @@ def load_batches(
 ) -> Iterator[list[Tensor]]:
     """A batch for each of ``steps``, from ``workers`` processes: this rank's share of patches step * ``batch_size`` and on.
 
-    Raises:
-        UserError: if a batch cannot be split over the ranks.
+    Raises ``UserError`` if a batch cannot be split over the ranks.
     """
     if batch_size % world_size():
         raise UserError(f"BATCH_SIZE = {batch_size} cannot be split over {world_size()} processes: use a multiple")
     share = batch_size // world_size()
-    starts = (step * batch_size + rank() * share for step in steps)
+    starts = range(steps.start * batch_size + rank() * share, steps.stop * batch_size, batch_size)
     loader = DataLoader(
         train_set,
         batch_size=None,  # an item is a batch already

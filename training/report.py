@@ -15,7 +15,7 @@ from images.files import atomic
 from inference import Sharpener
 from models import load_model
 from training.distributed import rank
-from utils import MAX_PSNR, Scores, count_parameters, ms_per_megapixel, psnr, ssim, to_pixels, to_tensor
+from utils import MAX_PSNR, Scores, count_parameters, ms_per_megapixel, print0, psnr, ssim, to_pixels, to_tensor
 
 COLORS = {"input": "#888888", "start": "#2ca02c", "student": "#d62728", "teacher": "#1f77b4"}
 PICTURES = 3  # comparison_1.png to comparison_3.png
@@ -25,19 +25,20 @@ ZOOM = 4  # each pixel of the crop below a photo becomes a square of 4x4
 
 def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
     """End a student's ``TrainingRun``: load its best weights, print the final table, draw pictures, say what to do next."""
-    if rank() != 0:
-        return
-    student, best_file, outputs = run.network, run.best_file, run.outputs
-    load_model(best_file, student)
-    networks = {"student": student, "teacher": teacher}
-    scores = run.baselines | {"student": Scores(**student.metadata["val"])}
-    print_summary(networks, scores, run.device)
-    draw_comparison(run, val_set, networks)
-    print(f"The best student is in {best_file}; pictures, curves and the table of epochs are in {outputs}/")
-    if all(after > before for before, after in zip(scores["input"], scores["student"], strict=True)):
-        print(f"Next: python sharpen.py PHOTO --weights {best_file}, or python evaluate.py {val_set.root}")
+    if rank() == 0:
+        networks = {"student": load_model(run.best_file, run.network), "teacher": teacher}
+        print_summary(networks, run.baselines | {"student": run.best}, run.device)
+        draw_comparison(run, val_set, networks)
+        recommend(run, f"python sharpen.py PHOTO --weights {run.best_file}, or python evaluate.py {val_set.root}")
+
+
+def recommend(run, next_step: str) -> None:
+    """Say where the results of a ``TrainingRun`` are, and what to do next if they are any good."""
+    print0(f"The best {run.name} is in {run.best_file}; pictures and the table of epochs are in {run.outputs}/")
+    if run.best.beats(run.baselines["input"]):
+        print0(f"Next: {next_step}")
     else:
-        print("The student does not beat the blurry input in PSNR and SSIM: train it longer or on more photos")
+        print0(f"The {run.name} does not beat the blurry input in PSNR and SSIM: train it longer or on more photos")
 
 
 def print_summary(networks: dict[str, nn.Module], scores: dict[str, Scores], device: torch.device) -> None:
@@ -123,7 +124,9 @@ def side_by_side(columns: dict[str, Tensor]) -> Image.Image:
     blurry, *_, sharp = columns.values()
     height, width = sharp.shape[-2:]
     crop = min(COLUMN // ZOOM, height, width)
-    left, top = _worst_window(blurry, sharp, crop)
+    error, stride = (blurry - sharp).square().mean(0, keepdim=True).double(), max(1, crop // 8)
+    means = F.avg_pool2d(error, crop, stride)[0]
+    top, left = (stride * int(i) for i in np.unravel_index(int(means.argmax()), means.shape))
     box = left, top, left + crop, top + crop
     shown = COLUMN, max(1, round(COLUMN * height / width))
     head, gap, font = 44, 6, ImageFont.load_default(15)
@@ -132,8 +135,7 @@ def side_by_side(columns: dict[str, Tensor]) -> Image.Image:
     for x, (name, image) in zip(range(0, picture.width, COLUMN + gap), columns.items(), strict=True):
         draw.text((x + 2, 2), name, "black", font)
         if image is not sharp:
-            scores = score(image, sharp)
-            draw.text((x + 2, 22), f"{scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}", "#555555", font)
+            draw.text((x + 2, 22), str(score(image, sharp)), "#555555", font)
         photo = Image.fromarray(to_pixels(image))
         resample = Image.Resampling.LANCZOS if width > COLUMN else Image.Resampling.NEAREST
         picture.paste(photo.resize(shown, resample), (x, head))
@@ -147,11 +149,3 @@ def side_by_side(columns: dict[str, Tensor]) -> Image.Image:
 def score(image: Tensor, sharp: Tensor) -> Scores:
     """PSNR in dB, at most 50, and SSIM of one photo, (3, H, W)."""
     return Scores(min(float(psnr(image[None], sharp[None])), MAX_PSNR), float(ssim(image[None], sharp[None])))
-
-
-def _worst_window(first: Tensor, second: Tensor, size: int) -> tuple[int, int]:
-    """Left and top of the square of ``size`` pixels where two (3, H, W) images differ most."""
-    error, stride = (first - second).square().mean(0)[None, None].double(), max(1, size // 8)
-    means = F.avg_pool2d(error, size, stride)[0, 0]
-    row, column = divmod(int(means.argmax()), means.shape[1])
-    return column * stride, row * stride

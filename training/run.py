@@ -4,7 +4,8 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,7 @@ CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number wai
 CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always written after each epoch
 
 
+@dataclass(eq=False)
 class TrainingRun(contextlib.AbstractContextManager):
     """Trains ``network`` over ``config.num_epochs`` epochs and keeps the weights with the best validation SSIM.
 
@@ -39,49 +41,44 @@ class TrainingRun(contextlib.AbstractContextManager):
         model: ``network``, under torchrun wrapped so that gradients are averaged over the processes.
         history: a row of the table for each epoch: "epoch", "loss", "seconds", and "NAME_psnr" (dB) and "NAME_ssim" of each
             network.
-    Args:
-        name: "student" or "teacher", for what is printed and for the names of files in ``outputs``.
-        val_key: ``key`` of the validation set.
-        baselines: scores of others on the validation set, shown beside this network's.
-        extra: more that must be the same when the training is resumed; name -> plain value.
     Raises:
         UserError: if an interrupted training cannot be resumed, the loss is no longer finite (the best weights are kept),
             or a file cannot be written.
     """
 
-    def __init__(
-        self,
-        name: str,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss_fn: nn.Module,
-        train_set: Dataset,
-        val_key: str,
-        config: TrainConfig,
-        device: torch.device,
-        *,
-        baselines: dict[str, Scores],
-        best_file: Path | str,
-        outputs: Path | str,
-        extra: dict | None = None,
-    ):
-        self.name, self.network, self.optimizer, self.config, self.device = name, network, optimizer, config, device
-        self.baselines, self.best_file, self.outputs = baselines, Path(best_file), Path(outputs)
-        self.steps = max(1, len(train_set) * config.patches_per_photo // config.batch_size)  # per epoch
+    name: str  # "student" or "teacher", for what is printed and for the names of files in ``outputs``
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss_fn: nn.Module | Callable
+    train_set: Dataset
+    val_key: str  # ``key`` of the validation set
+    config: TrainConfig
+    device: torch.device
+    baselines: dict[str, Scores]  # of others on the validation set, shown beside this network's
+    best_file: Path | str
+    outputs: Path | str
+    extra: dict | None = None  # more that must be the same when the training is resumed; name -> plain value
+
+    def __post_init__(self):
+        self.best_file, self.outputs = Path(self.best_file), Path(self.outputs)
+        config, optimizer = self.config, self.optimizer
+        self.steps = max(1, len(self.train_set) * config.patches_per_photo // config.batch_size)  # per epoch
         total = config.num_epochs * self.steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
-        self.identity = config.identity() | identity_of(network, loss_fn) | {"photos": f"{train_set.key} {val_key}"}
         settings = {name: value for name, value in optimizer.defaults.items() if name != "lr"}  # that is LEARNING_RATE
-        self.identity |= {"the optimizer": f"{type(optimizer).__name__} {settings}"} | (extra or {})
-        self.checkpoint = self.outputs / f"{name}_checkpoint.pth"
+        self.identity = config.identity() | identity_of(self.network, self.loss_fn) | (self.extra or {})
+        self.identity["photos"] = f"{self.train_set.key} {self.val_key}"
+        self.identity["the optimizer"] = f"{type(optimizer).__name__} {settings}"
+        self.checkpoint = self.outputs / f"{self.name}_checkpoint.pth"
         self.done = 0  # steps, over all epochs
         self.history: list[dict[str, float]] = []
-        self.loss_sum = torch.zeros((), device=device)  # over this epoch
+        self.loss_sum = torch.zeros((), device=self.device)  # over this epoch
         if config.resume and self.checkpoint.is_file():
             self._resume()
             print0(f"resuming the interrupted training after step {self.done} of {total}")
-        self.loader = load_batches(train_set, device, range(self.done, total), config.batch_size, config.num_workers)
-        self.model = nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
+        steps = range(self.done, total)
+        self.loader = load_batches(self.train_set, self.device, steps, config.batch_size, config.num_workers)
+        self.model = nn.parallel.DistributedDataParallel(self.network) if world_size() > 1 else self.network
         self.writer = None
         if config.tensorboard and rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # an extra, which TrainConfig has looked for
@@ -103,11 +100,13 @@ class TrainingRun(contextlib.AbstractContextManager):
         return range(len(self.history) + 1, self.config.num_epochs + 1)
 
     @property
-    def best_ssim(self) -> float:
-        return max((row[f"{self.name}_ssim"] for row in self.history), default=-math.inf)
+    def best(self) -> Scores:
+        """Of the epoch whose weights are in ``best_file``."""
+        scores = (Scores(row[f"{self.name}_psnr"], row[f"{self.name}_ssim"]) for row in self.history)
+        return max(scores, key=lambda each: each.ssim, default=Scores(-math.inf, -math.inf))
 
     def _kept(self) -> str:
-        best = f"the best weights so far, SSIM {self.best_ssim:.4f}, are in {self.best_file}"
+        best = f"the best weights so far, SSIM {self.best.ssim:.4f}, are in {self.best_file}"
         return best if self.history else "there are no weights yet"
 
     def batches(self) -> Iterator[list[Tensor]]:
@@ -115,7 +114,7 @@ class TrainingRun(contextlib.AbstractContextManager):
         self.model.train()
         self.started = time.perf_counter()
         first = self.done % self.steps
-        hidden = None if rank() == 0 else True  # None: shown on a terminal, not in a log file
+        hidden = rank() != 0 or None  # None: shown on a terminal, not in a log file
         with tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden) as bar:
             for step, batch in enumerate(islice(self.loader, self.steps - first), start=first + 1):
                 yield [part.to(self.device, non_blocking=True) for part in batch]
@@ -139,9 +138,9 @@ class TrainingRun(contextlib.AbstractContextManager):
     def finish_epoch(self, scores: Scores) -> None:
         """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
         loss, seconds = self._mean_loss_sum(scores) / self.steps, time.perf_counter() - self.started
-        line = f"{self._title()}  loss {loss:.6f}  {scores.psnr:.2f} dB  SSIM {scores.ssim:.4f}"
+        line = f"{self._title()}  loss {loss:.6f}  {scores}"
         others = ", ".join(f"{name} {value.psnr:.2f} {value.ssim:.4f}" for name, value in self.baselines.items())
-        better = scores.ssim > self.best_ssim
+        better = scores.ssim > self.best.ssim
         row = {"epoch": len(self.history) + 1, "loss": loss, "seconds": seconds}
         for name, value in (self.baselines | {self.name: scores}).items():
             row |= {f"{name}_psnr": value.psnr, f"{name}_ssim": value.ssim}
@@ -157,7 +156,6 @@ class TrainingRun(contextlib.AbstractContextManager):
             if self.writer:
                 for name, value in row.items():
                     self.writer.add_scalar(name, value, len(self.history))
-                self.writer.flush()
             self._save()
             print(f"{line}  ({others})  {seconds:.1f} s{'  best' if better else ''}", flush=True)
 
@@ -187,27 +185,23 @@ class TrainingRun(contextlib.AbstractContextManager):
         write_torch_file(self.checkpoint, dict(identity=self.identity, states=states, generators=generators, **progress))
 
     def _resume(self) -> None:
-        try:
-            content = read_torch_file(self.checkpoint)
-            old, new = content["identity"], self.identity
-            different = [name for name in new | old if old.get(name) != new.get(name)]
-            if different:
-                changed = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in different)
-                raise UserError(
-                    f"{self.checkpoint} belongs to an interrupted training with other settings ({changed}): "
-                    "set RESUME = False to discard it and start over, or restore the old values to resume it"
-                )
-            for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
-                part.load_state_dict(state)
-            self.done, self.history = content["done"], content["history"]
-            self.loss_sum.fill_(content["loss_sum"])
-            if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
-                torch.set_num_threads(content["threads"])
-            torch.set_rng_state(content["generators"]["cpu"])
-            if "cuda" in content["generators"] and torch.cuda.is_initialized():
-                torch.cuda.set_rng_state(content["generators"]["cuda"])
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
-            raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
+        content = read_torch_file(self.checkpoint)
+        old, new = content["identity"], self.identity
+        changed = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in new | old if old.get(name) != new.get(name)]
+        if changed:
+            raise UserError(
+                f"{self.checkpoint} belongs to an interrupted training with other settings ({'; '.join(changed)}): "
+                "set RESUME = False to discard it and start over, or restore the old values to resume it"
+            )
+        for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
+            part.load_state_dict(state)
+        self.done, self.history = content["done"], content["history"]
+        self.loss_sum.fill_(content["loss_sum"])
+        if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
+            torch.set_num_threads(content["threads"])
+        torch.set_rng_state(content["generators"]["cpu"])
+        if "cuda" in content["generators"] and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(content["generators"]["cuda"])
         if self.history and not self.best_file.is_file():
             raise UserError(
                 f"{self.best_file}, the best weights of the interrupted training, is missing: "
@@ -218,9 +212,8 @@ class TrainingRun(contextlib.AbstractContextManager):
 def warmup_cosine(step: int, steps: int) -> float:
     """Factor of the learning rate: up from 0 over the first 5% of ``steps``, then half a cosine down to 0."""
     warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+    cosine = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+    return (step + 1) / warmup if step < warmup else cosine
 
 
 def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
