@@ -1,7 +1,6 @@
 """Leaves to other programs the cores that they use, also to those that start during a long computation."""
 
 import contextlib
-import functools
 import os
 import time
 from collections import deque
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+ALL_THREADS = torch.get_num_threads()  # how many torch takes by itself
 busy_cores: deque[int] = deque(maxlen=5)  # at the last looks of ``use_idle_cores``
 
 
@@ -27,7 +27,7 @@ def use_idle_cores() -> None:
         while len(busy_cores) < 5:
             time.sleep(0.01)  # seconds
             busy_cores.append(count_busy_cores())
-        threads = max(1, min(all_threads(), (os.cpu_count() or 1) - sorted(busy_cores)[2]))
+        threads = max(1, min(ALL_THREADS, os.cpu_count() - sorted(busy_cores)[2]))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 
@@ -37,9 +37,3 @@ def count_busy_cores(proc: Path = Path("/proc")) -> int:
     running = int((proc / "loadavg").read_text().split()[3].partition("/")[0])
     own = [stat.read_text().rpartition(")")[2].split()[0] for stat in proc.glob("self/task/*/stat")]
     return running - own.count("R")
-
-
-@functools.cache
-def all_threads() -> int:
-    """How many torch takes by itself."""
-    return torch.get_num_threads()

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from cli import CliParser, check_writable, image_size, is_out_of_memory, run_cli
-from idle_cores import all_threads, use_idle_cores
+from idle_cores import ALL_THREADS, use_idle_cores
 from images.photos import FORMATS, find_photos, look_ahead
 from images.pictures import read_picture, write_picture
 from images.videos import VIDEO_FORMATS, map_frames
@@ -167,7 +167,7 @@ def sharpen_job(
     """Sharpen the picture that is ``read`` and write it in ``pool``, or the video if that is None; gives its notes."""
     try:
         video = VideoSharpener(sharpener)
-        torch.set_num_threads(all_threads())
+        torch.set_num_threads(ALL_THREADS)
         if read is None:
             notes = map_frames(photo, result, lambda frame: sharpen_frame(video, frame, strength))
             return pool.submit(lambda: notes)  # as from write_picture

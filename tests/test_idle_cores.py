@@ -22,7 +22,7 @@ def busy(monkeypatch):
     threads = [4]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(idle_cores, "busy_cores", deque(maxlen=5))
-    monkeypatch.setattr(idle_cores, "all_threads", lambda: 4)
+    monkeypatch.setattr(idle_cores, "ALL_THREADS", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     return look
