@@ -66,9 +66,7 @@ def run_cli(main: Callable[[], None]) -> None:
 def _sentence(error: Exception) -> str | int | None:
     """What to tell the user about ``error``: None if it is a bug, exit code 1 if another rank tells it."""
     if isinstance(error, UserError):
-        text = str(error)
-        if "Original Traceback" in text:  # from a worker: DataLoader puts the traceback before the message
-            text = text.rsplit("UserError: ", 1)[-1].strip()
+        text = str(error).rsplit("UserError: ", 1)[-1].strip()  # from a worker it comes after a traceback
         text = text if "\n  " in text else one_line(text)  # a list of problems keeps its lines
         # Before the ranks are connected they all check the same constants, so all of them fail alike
         shared = error.shared or not dist.is_initialized()

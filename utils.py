@@ -171,13 +171,11 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     _check_shapes(prediction, target)
     missing_rows, missing_columns = (max(0, 11 - length) for length in prediction.shape[-2:])
     x, y = (F.pad(each.float(), (0, missing_columns, 0, missing_rows), mode="replicate") for each in (prediction, target))
-    mean_x, mean_y = _gaussian_mean(x), _gaussian_mean(y)
-    variance_x = _gaussian_mean(x * x) - mean_x * mean_x
-    variance_y = _gaussian_mean(y * y) - mean_y * mean_y
-    covariance = _gaussian_mean(x * y) - mean_x * mean_y
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = map(_gaussian_mean, (x, y, x * x, y * y, x * y))
+    square_x, square_y, product = mean_x * mean_x, mean_y * mean_y, mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    luminance = (2 * product + c1) / (square_x + square_y + c1)
+    structure = (2 * (mean_xy - product) + c2) / ((mean_xx - square_x) + (mean_yy - square_y) + c2)
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 

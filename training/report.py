@@ -71,22 +71,21 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
     picture = Image.new("RGB", (1040, 420), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     top, bottom, last = 50, 350, len(history) - 1
-    for left, unit, title, digits in (70, "_ssim", "validation SSIM", 3), (590, "_psnr", "validation PSNR, dB", 1):
+    for left, unit, title, digits in (70, "_ssim", "SSIM by epoch", 3), (590, "_psnr", "PSNR by epoch, dB", 1):
         right = left + 430
         lines = {key.removesuffix(unit): [row[key] for row in history] for key in history[0] if key.endswith(unit)}
         low, high = min(map(min, lines.values())), max(map(max, lines.values()))
         margin = max(0.08 * (high - low), 10**-digits)
         scale = [low - margin, high + margin], [bottom, top]
         xs = np.linspace(left, right, last + 1)
-        draw.text((left, 20), title, "black", font)
+        draw.text((left, 20), f"validation {title}", "black", font)
         for value in np.linspace(low, high, 5):
             y = np.interp(value, *scale)
             draw.line([left, y, right, y], "#e0e0e0")
             draw.text((left - 8, y), f"{value:.{digits}f}", "black", font, anchor="rm")
+        draw.rectangle([left, top, right, bottom], outline="black")
         for epoch in {0, last // 2, last}:
             draw.text((xs[epoch], bottom + 6), f"{epoch + 1}", "black", font, anchor="mt")
-        draw.text(((left + right) / 2, bottom + 26), "epoch", "black", font, anchor="mt")
-        draw.rectangle([left, top, right, bottom], outline="black")
         for x, (name, values) in zip(range(left, right, 130), lines.items(), strict=False):
             points, color = list(zip(xs, np.interp(values, *scale), strict=True)), COLORS.get(name, "black")
             draw.line(points, color, 2)

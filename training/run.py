@@ -37,13 +37,8 @@ class TrainingRun(contextlib.AbstractContextManager):
     takes it to 0. A checkpoint in ``outputs`` is written after each epoch and every few minutes; if there is one, the
     training resumes from it, bit for bit. It is deleted when the block ends without an error.
 
-    Attributes:
-        model: ``network``, under torchrun wrapped so that gradients are averaged over the processes.
-        history: a row of the table for each epoch: "epoch", "loss", "seconds", and "NAME_psnr" (dB) and "NAME_ssim" of each
-            network.
-    Raises:
-        UserError: if an interrupted training cannot be resumed, the loss is no longer finite (the best weights are kept),
-            or a file cannot be written.
+    Raises ``UserError`` if an interrupted training cannot be resumed, if the loss is no longer finite (the best weights are
+    kept), or if a file cannot be written.
     """
 
     name: str  # "student" or "teacher", for what is printed and for the names of files in ``outputs``
@@ -71,6 +66,7 @@ class TrainingRun(contextlib.AbstractContextManager):
         self.identity["the optimizer"] = f"{type(optimizer).__name__} {settings}"
         self.checkpoint = self.outputs / f"{self.name}_checkpoint.pth"
         self.done = 0  # steps, over all epochs
+        # A row of the table for each epoch: "epoch", "loss", "seconds", and "NAME_psnr" (dB) and "NAME_ssim" of each network
         self.history: list[dict[str, float]] = []
         self.loss_sum = torch.zeros((), device=self.device)  # over this epoch
         if config.resume and self.checkpoint.is_file():
@@ -78,6 +74,7 @@ class TrainingRun(contextlib.AbstractContextManager):
             print0(f"resuming the interrupted training after step {self.done} of {total}")
         steps = range(self.done, total)
         self.loader = load_batches(self.train_set, self.device, steps, config.batch_size, config.num_workers)
+        # What the loop calls: under torchrun, gradients are averaged over the processes
         self.model = nn.parallel.DistributedDataParallel(self.network) if world_size() > 1 else self.network
         self.writer = None
         if config.tensorboard and rank() == 0:
@@ -114,17 +111,16 @@ class TrainingRun(contextlib.AbstractContextManager):
         self.model.train()
         self.started = time.perf_counter()
         first = self.done % self.steps
+        left = islice(self.loader, self.steps - first)
         hidden = rank() != 0 or None  # None: shown on a terminal, not in a log file
-        with tqdm(initial=first, total=self.steps, desc=self._title(), unit="step", leave=False, disable=hidden) as bar:
-            for step, batch in enumerate(islice(self.loader, self.steps - first), start=first + 1):
-                yield [part.to(self.device, non_blocking=True) for part in batch]
-                bar.update()
-                self.done += 1
-                if step % CHECK_EVERY == 0 and step < self.steps:
-                    use_idle_cores()
-                    loss_sum = self._mean_loss_sum()
-                    if time.monotonic() - self.last_save > CHECKPOINT_SECONDS:
-                        self._save(loss_sum)
+        for batch in tqdm(left, self._title(), self.steps, initial=first, unit="step", leave=False, disable=hidden):
+            yield [part.to(self.device, non_blocking=True) for part in batch]
+            self.done += 1
+            if self.done % CHECK_EVERY == 0 and self.done % self.steps != 0:
+                use_idle_cores()
+                loss_sum = self._mean_loss_sum()
+                if time.monotonic() - self.last_save > CHECKPOINT_SECONDS:
+                    self._save(loss_sum)
 
     def step(self, loss: Tensor) -> None:
         """Backward pass, gradient clipping, and a step of optimizer and learning rate."""
@@ -137,8 +133,7 @@ class TrainingRun(contextlib.AbstractContextManager):
 
     def finish_epoch(self, scores: Scores) -> None:
         """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
-        loss, seconds = self._mean_loss_sum(scores) / self.steps, time.perf_counter() - self.started
-        line = f"{self._title()}  loss {loss:.6f}  {scores}"
+        loss, seconds, title = self._mean_loss_sum(scores) / self.steps, time.perf_counter() - self.started, self._title()
         others = ", ".join(f"{name} {value.psnr:.2f} {value.ssim:.4f}" for name, value in self.baselines.items())
         better = scores.ssim > self.best.ssim
         row = {"epoch": len(self.history) + 1, "loss": loss, "seconds": seconds}
@@ -157,7 +152,7 @@ class TrainingRun(contextlib.AbstractContextManager):
                 for name, value in row.items():
                     self.writer.add_scalar(name, value, len(self.history))
             self._save()
-            print(f"{line}  ({others})  {seconds:.1f} s{'  best' if better else ''}", flush=True)
+            print(f"{title}  loss {loss:.6f}  {scores}  ({others})  {seconds:.1f} s{'  best' if better else ''}", flush=True)
 
     def _title(self) -> str:
         return f"{self.name} {len(self.history) + 1}/{self.config.num_epochs}"
@@ -233,7 +228,6 @@ def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            file.close()
             raise UserError(f"another training is writing to {path}: wait for it, or choose another place") from None
         except OSError as error:
             print(f"{lock} cannot be locked ({error.strerror}): start nothing else that writes there")
