@@ -5,7 +5,6 @@ A photo is one (3, H, W) RGB tensor, float in [0, 1]; randomness comes from a ``
 
 import io
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -14,10 +13,8 @@ from torch import Tensor
 from blur.filters import convolve, gaussian_kernel
 from utils import chance, choose, log_uniform, to_pixels, to_tensor, uniform
 
-RESAMPLING = Image.Resampling
-SHRINKING = [RESAMPLING.BOX, RESAMPLING.BILINEAR, RESAMPLING.HAMMING, RESAMPLING.NEAREST]
-SHRINKING += 2 * [RESAMPLING.BICUBIC, RESAMPLING.LANCZOS]
-ENLARGING = [RESAMPLING.BILINEAR, RESAMPLING.HAMMING, *2 * [RESAMPLING.BICUBIC, RESAMPLING.LANCZOS]]
+SHRINKING = [Image.BOX, Image.BILINEAR, Image.HAMMING, Image.NEAREST, *2 * [Image.BICUBIC, Image.LANCZOS]]
+ENLARGING = [Image.BILINEAR, Image.HAMMING, *2 * [Image.BICUBIC, Image.LANCZOS]]
 
 
 def add_noise(photo: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
@@ -51,7 +48,7 @@ def sensor_noise(photo: Tensor, generator: torch.Generator) -> Tensor:
         green = (rows + columns) % 2 == int(torch.randint(2, (), generator=generator))
         red = (rows % 2 == int(torch.randint(2, (), generator=generator))) & ~green
         seen = torch.stack([red, green, ~red & ~green]).float()
-        weights = (torch.tensor([1.0, 2, 1])[:, None] * torch.tensor([1.0, 2, 1])).expand(3, 1, 3, 3)
+        weights = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]).expand(3, 1, 3, 3)
         known, total = (
             F.conv2d(F.pad(plane[None], (1, 1, 1, 1), mode="replicate"), weights, groups=3)[0]
             for plane in (raw * seen, seen)
@@ -97,8 +94,7 @@ def jpeg(photo: Tensor, quality: int, subsampling: int = 2) -> Tensor:
     """Compress in memory as JPEG with Pillow's ``quality``, 1 to 95, and ``subsampling``, 0 (4:4:4) to 2 (4:2:0)."""
     buffer = io.BytesIO()
     Image.fromarray(to_pixels(photo)).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-    with Image.open(buffer) as image:
-        return to_tensor(image)
+    return to_tensor(Image.open(buffer))
 
 
 def random_jpeg(photo: Tensor, generator: torch.Generator) -> Tensor:
@@ -124,18 +120,16 @@ def overlay(pair: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Te
     images = [Image.fromarray(to_pixels(photo)) for photo in pair]
     for draw in map(ImageDraw.Draw, images):
         if kind in ("bars", "panel"):
-            boxes = [(0, 0, width, first), (0, height - second, width, height)]
-            if upright:
-                boxes = [(0, 0, first, height), (width - second, 0, width, height)]
-            for box in boxes[: 1 if kind == "panel" else 2]:
-                draw.rectangle(box, fill)
+            draw.rectangle((0, 0, first, height) if upright else (0, 0, width, first), fill)
+        if kind == "bars":
+            draw.rectangle((width - second if upright else 0, 0 if upright else height - second, width, height), fill)
         if kind == "frame":
             draw.rectangle((0, 0, width - 1, height - 1), outline=fill, width=border)
         if kind in ("text", "panel"):
             contrast = tuple(255 - channel for channel in ink)
             draw.text(place, text, ink, font, stroke_width=int(outlined), stroke_fill=contrast)
-    return to_tensor(images[0]), to_tensor(images[1])
+    return tuple(map(to_tensor, images))
 
 
 def filter_image(photo: Tensor, image_filter: ImageFilter.Filter) -> Tensor:
-    return to_tensor(np.array(Image.fromarray(to_pixels(photo)).filter(image_filter)))
+    return to_tensor(Image.fromarray(to_pixels(photo)).filter(image_filter))

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from utils import uniform
 
-# Convolution
-
 
 def convolve(photo: Tensor, kernel: Tensor) -> Tensor:
     """Convolve (C, H, W) with a (k, k) kernel, or (N, C, H, W) with (N, 1, k, k); borders are reflected.
@@ -64,12 +62,13 @@ def linear_to_srgb(light: Tensor) -> Tensor:
 
 def gaussian_kernel(sigma: float, sigma_y: float | None = None, angle: float = 0.0) -> Tensor:
     """Gaussian of ``sigma`` pixels along ``angle`` (radians) and ``sigma_y`` across it; isotropic if None."""
-    sigma_y = sigma if sigma_y is None else sigma_y
+    sigma_y = sigma_y or sigma
     half = math.ceil(4 * max(sigma, sigma_y))
     x = torch.arange(-half, half + 1, dtype=torch.float32)
     y = x[:, None]
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    return _normalized(torch.exp(-0.5 * ((along / sigma) ** 2 + (across / sigma_y) ** 2)))
+    kernel = torch.exp(-0.5 * ((along / sigma) ** 2 + (across / sigma_y) ** 2))
+    return kernel / kernel.sum()
 
 
 def disk_kernel(radius: float) -> Tensor:
@@ -77,10 +76,10 @@ def disk_kernel(radius: float) -> Tensor:
     half = math.ceil(radius + 0.5)
     fine = 8  # sampling points per pixel and axis
     points = (torch.arange((2 * half + 1) * fine) + 0.5) / fine - half - 0.5
-    inside = (points[:, None] ** 2 + points[None, :] ** 2 <= radius**2).float()
-    covered = F.avg_pool2d(inside[None, None], fine)[0, 0]
-    covered[half, half] += 1e-6  # a radius below the sampling step is no blur, not a division by zero
-    return _normalized(covered)
+    inside = (points[:, None] ** 2 + points**2 <= radius**2).float()
+    kernel = F.avg_pool2d(inside[None], fine)[0]
+    kernel[half, half] += 1e-6  # a radius below the sampling step is no blur, not a division by zero
+    return kernel / kernel.sum()
 
 
 def line_kernel(length: float, angle: float) -> Tensor:
@@ -115,8 +114,4 @@ def path_kernel(x: Tensor, y: Tensor) -> Tensor:
         for row, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
             where = (row.long() + half, column.long() + half)
             kernel.index_put_(where, weight_x * weight_y, accumulate=True)  # bilinear: keeps the center of mass
-    return _normalized(kernel)
-
-
-def _normalized(kernel: Tensor) -> Tensor:
     return kernel / kernel.sum()
