@@ -15,7 +15,6 @@ one sequence are all in train/ or all in val/.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import zlib
 from collections.abc import Iterable
@@ -64,12 +63,12 @@ def main() -> None:
     if options.kind == "blurry":  # all to train on: only pairs can be judged
         planned, options.val_share = (dataclasses.replace(pair, part="train", unpaired=True) for pair in planned), 0
     planned = without_twins(planned, problems)
-    for part in ("train", "val"):
-        (options.out / part).mkdir(parents=True, exist_ok=True)
     parts = split(planned, options.out, options.val_share, options.seed, problems)
-    made, there = make_all(parts, options.out, options.longest, options.seed, problems)
-    in_each = f"{made['train']} pairs made in {options.out / 'train'}, {made['val']} in {options.out / 'val'}"
-    print(f"{in_each}, {there} existed already")
+    (made, there), (made_val, there_val) = (
+        make_all(pairs, options.out / part, options.longest, options.seed, problems) for part, pairs in parts.items()
+    )
+    in_each = f"{made} pairs made in {options.out / 'train'}, {made_val} in {options.out / 'val'}"
+    print(f"{in_each}, {there + there_val} existed already")
     if problems:
         print(f"{len(problems)} skipped:", *map(one_line, problems), sep="\n  ")
         raise SystemExit(1)  # like sharpen.py: everything possible was done
@@ -83,9 +82,7 @@ def parse_options() -> argparse.Namespace:
     if not isinstance(OUT, (str, Path)) or not str(OUT):
         raise UserError(f"OUT = {OUT!r} is not a path: set it to one in quotes")
     parser = CliParser(__doc__)
-    kinds = parser.add_subparsers(
-        dest="kind", required=True, metavar="KIND", help="one of those above; KIND --help lists its options"
-    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help="KIND --help lists its options")
     for kind in ("photos", "blurry", *PLANS):
         add = kinds.add_parser(kind).add_argument
         about = "of blurry photos, and of sharp ones" if kind == "pairs" else None
@@ -95,12 +92,11 @@ def parse_options() -> argparse.Namespace:
             add("--val-share", type=share, default=str(VAL_SHARE), help=f"share of photos or sequences ({VAL_SHARE})")
             add("--seed", type=whole_number(0), default=str(SEED), help=f"of the split and the degradations ({SEED})")
         if kind in ("photos", "blurry"):
-            about = f"cut larger photos into tiles of about this size ({TILE})"
-            add("--tile", type=whole_number(SMALLEST), default=str(TILE), help=about)
+            add("--tile", type=whole_number(SMALLEST), default=str(TILE), help=f"size of tiles of larger photos ({TILE})")
         if kind == "photos":
             add("--copies", type=whole_number(1), default=str(COPIES), help=f"pairs from each photo ({COPIES})")
-            about, longest = "first shrink photos with a longer side to this", LONGEST and str(LONGEST)
-            add("--longest", type=whole_number(SMALLEST), default=longest, help=about)
+            longest = LONGEST and str(LONGEST)
+            add("--longest", type=whole_number(SMALLEST), default=longest, help="first shrink longer photos to this")
     parser.set_defaults(copies=1, longest=None, val_share=VAL_SHARE, seed=SEED)
     options = parser.parse_args()
     if str(options.out).startswith("~"):
@@ -123,31 +119,29 @@ def without_twins(planned: Iterable[Pair], problems: list[str]) -> list[Pair]:
     """Without pairs that would go to the same folder as another source, or to one of too long a name."""
     kept: dict[str, Pair] = {}
     for pair in planned:
+        source = pair.blurry or pair.sharp
         if len(os.fsencode(pair.name)) > LONGEST_NAME:
-            problems.append(f"{pair.blurry or pair.sharp} has too long a name, or those of its folders are: rename them")
-            continue
-        twin = kept.setdefault(pair.name, pair)
-        if twin is not pair:
-            one, other = (p.blurry or p.sharp for p in (pair, twin))
-            problems.append(f"{one} would be stored as {pair.name}, like {other}: rename one of them")
+            problems.append(f"{source} has too long a name, or those of its folders are: rename them")
+        elif (twin := kept.setdefault(pair.name, pair)) is not pair:
+            other = twin.blurry or twin.sharp
+            problems.append(f"{source} would be stored as {pair.name}, like {other}: rename one of them")
     return list(kept.values())
 
 
 def split(planned: list[Pair], out: Path, share: float, seed: int, problems: list[str]) -> dict[str, list[Pair]]:
     """The pairs of "train" and of "val": as the data set says, where the group already is, or else at random."""
-    there = {part: [path.name for path in (out / part).iterdir() if path.name[0] != "."] for part in ("train", "val")}
+    there = {part: {path.name.partition(".")[0] for path in (out / part).glob("[!.]*")} for part in ("train", "val")}
     part_of = {pair.group: pair.part for pair in planned if pair.part}  # "val" comes last: it wins
-    groups_there = {part: {name.partition(".")[0] for name in names} for part, names in there.items()}
-    for part, groups in groups_there.items():
+    for part, groups in there.items():
         part_of |= {pair.group: part for pair in planned if pair.part is None and pair.group in groups}
     groups = {pair.group for pair in planned}
     open_ones = sorted(groups - part_of.keys(), key=lambda group: (zlib.crc32(f"{seed} {group}".encode()), group))
     wanted = min(max(1, round(share * len(groups))), len(groups) - 1) if 0 < share < 1 else share * len(groups)
-    missing = wanted - sum(part == "val" for part in part_of.values())
+    missing = wanted - list(part_of.values()).count("val")
     part_of |= {group: "val" if i < missing else "train" for i, group in enumerate(open_ones)}
     parts = {"train": [], "val": []}
     for pair in planned:
-        if pair.part == "train" and (part_of[pair.group] == "val" or pair.group in groups_there["val"]):
+        if pair.part == "train" and (part_of[pair.group] == "val" or pair.group in there["val"]):
             problems.append(f"{pair.blurry or pair.sharp} is left out: its group {pair.group} is in val/ already")
         else:
             parts[part_of[pair.group]].append(pair)
@@ -164,72 +158,61 @@ def split(planned: list[Pair], out: Path, share: float, seed: int, problems: lis
 # Making pairs
 
 
-def make_all(
-    parts: dict[str, list[Pair]], out: Path, longest: int | None, seed: int, problems: list[str]
-) -> tuple[dict[str, int], int]:
-    """Make the missing pairs; returns how many were made in each part, and how many existed."""
-    made, there = {"train": 0, "val": 0}, 0
-    for part, pairs in parts.items():
-        todo = []
-        for pair in pairs:
-            folder, names = out / part / pair.name, ("blurry.png",) if pair.unpaired else ("blurry.png", "sharp.png")
-            if not folder.exists():
-                todo.append(pair)
-            elif not all((folder / name).is_file() for name in names):
-                problems.append(f"{folder} is incomplete: remove it and run again")
-            elif (folder / SOURCE).is_file() and (folder / SOURCE).read_bytes() != source_of(pair):  # none: made by hand
-                problems.append(f"{pair.blurry or pair.sharp} would be stored as {pair.name}, like another photo: rename it")
-            else:
-                there += 1
-        by_source = [list(of_one) for _, of_one in groupby(todo, lambda pair: pair.sharp)]
-        make_some = functools.partial(make, folder=out / part, longest=longest, seed=seed)
-        bar = tqdm(total=len(todo), desc=f"making {part}", unit="pair", disable=None)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # all the work runs outside the interpreter lock
-            for of_one, found in zip(by_source, pool.map(make_some, by_source), strict=True):
-                problems += found
-                made[part] += len(of_one) - len(found)
-                bar.update(len(of_one))
+def make_all(pairs: list[Pair], folder: Path, longest: int | None, seed: int, problems: list[str]) -> tuple[int, int]:
+    """Make the pairs that are missing in ``folder``; returns how many were made, and how many existed."""
+    todo, made, there = [], 0, 0
+    for pair in pairs:
+        target, names = folder / pair.name, ("blurry.png",) if pair.unpaired else ("blurry.png", "sharp.png")
+        if not target.exists():
+            todo.append(pair)
+        elif not all((target / name).is_file() for name in names):
+            problems.append(f"{target} is incomplete: remove it and run again")
+        elif (target / SOURCE).is_file() and (target / SOURCE).read_bytes() != source_of(pair):  # none: made by hand
+            problems.append(f"{pair.blurry or pair.sharp} would be stored as {pair.name}, like another photo: rename it")
+        else:
+            there += 1
+    by_source = [list(of_one) for _, of_one in groupby(todo, lambda pair: (pair.sharp, pair.blurry))]
+    bar = tqdm(total=len(todo), desc=f"making {folder.name}", unit="pair", disable=None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # all the work runs outside the interpreter lock
+        results = pool.map(lambda of_one: make(of_one, folder, longest, seed), by_source)
+        for of_one, failed in zip(by_source, results, strict=True):
+            problems += failed
+            made += len(of_one) - len(failed)
+            bar.update(len(of_one))
     return made, there
 
 
 def make(pairs: list[Pair], folder: Path, longest: int | None, seed: int) -> list[str]:
-    """Make the pairs of one source in ``folder``; returns a sentence for each that cannot be made."""
+    """Make the pairs of one source in ``folder``; returns a sentence for each if it cannot be read."""
     try:
-        photo = read_photo(pairs[0].sharp)
+        photo, blurry = read_source(pairs[0])
     except UserError as error:
         return [f"{pair.name}: {error}" for pair in pairs]
     size = shrunk(photo.shape[:2], longest)
     if size != photo.shape[:2]:
         photo = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.LANCZOS))
-    problems = []
     for pair in pairs:
-        try:
-            images = images_of(pair, photo, seed)
-        except UserError as error:
-            problems.append(str(error))
-            continue
+        images = make_tile(photo, pair, seed) if blurry is None else (blurry, photo)
         with atomic(folder / pair.name) as partial:  # all files or none
             partial.mkdir()
             for name, pixels in zip(("blurry.png", "sharp.png"), images, strict=False):
                 Image.fromarray(pixels).save(partial / name, compress_level=3)
             (partial / SOURCE).write_bytes(source_of(pair))
-    return problems
+    return []
 
 
-def images_of(pair: Pair, photo: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
-    """Blurry and sharp of ``pair``, (H, W, 3) uint8 each, or blurry alone; ``photo`` is what it calls sharp."""
-    if pair.unpaired:
-        top, left, bottom, right = pair.tile
-        return (photo[top:bottom, left:right],)
+def read_source(pair: Pair) -> tuple[np.ndarray, np.ndarray | None]:
+    """What ``pair`` calls sharp, and blurry unless that is to be made of it, (H, W, 3) uint8 each."""
+    sharp = read_photo(pair.sharp)
     if pair.blurry is None:
-        return blur_tile(photo, pair, seed)
+        return sharp, None
     blurry = read_photo(pair.blurry)
-    if blurry.shape != photo.shape:
-        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (blurry, photo)]
+    if blurry.shape != sharp.shape:
+        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (blurry, sharp)]
         raise UserError(f"{pair.blurry} is {sizes[0]}, {pair.sharp} is {sizes[1]}: both must have the same size")
-    if min(photo.shape[:2]) < SMALLEST:
-        raise UserError(f"{pair.blurry} is {photo.shape[1]}x{photo.shape[0]}, smaller than {SMALLEST} pixels")
-    return blurry, photo
+    if min(sharp.shape[:2]) < SMALLEST:
+        raise UserError(f"{pair.blurry} is {sharp.shape[1]}x{sharp.shape[0]}, smaller than {SMALLEST} pixels")
+    return sharp, blurry
 
 
 def source_of(pair: Pair) -> bytes:
@@ -237,9 +220,11 @@ def source_of(pair: Pair) -> bytes:
     return b"".join(os.fsencode(f"{file.name} {file.stat().st_size}\n") for file in (pair.blurry, pair.sharp) if file)
 
 
-def blur_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(blurry, sharp) of a tile of ``photo``, (H, W, 3) uint8 each, blurred together with its surroundings."""
+def make_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, ...]:
+    """A tile of ``photo``, blurred together with its surroundings, and sharp, or as it is if unpaired: (H, W, 3) uint8."""
     top, left, bottom, right = pair.tile
+    if pair.unpaired:
+        return (photo[top:bottom, left:right],)
     first_row, first_column = max(0, top - MARGIN), max(0, left - MARGIN)
     around = to_tensor(photo[first_row : bottom + MARGIN, first_column : right + MARGIN])
     tile = ..., slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
