@@ -20,7 +20,7 @@ import difflib
 import os
 import zlib
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +89,8 @@ class PairedImageDataset(PatchDataset):
         self.root, self.patch_size, self.seed = Path(root), patch_size, seed
         self.folders = find_pairs(self.root, need_sharp)
         self.paired = [(folder / "sharp.png").is_file() for folder in self.folders]
-        paths = []
-        for folder, paired in zip(self.folders, self.paired, strict=True):
-            paths += [folder / "blurry.png", folder / ("sharp.png" if paired else "blurry.png")]
+        names = [("blurry.png", "sharp.png" if paired else "blurry.png") for paired in self.paired]
+        paths = [folder / name for folder, both in zip(self.folders, names, strict=True) for name in both]
         photos = DecodedPhotos(paths, self.root / ".cache")
         self.key, self.cache, self.paths_by_content = photos.key, photos.cache, photos.paths_by_content
         self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # they take turns
@@ -103,7 +102,7 @@ class PairedImageDataset(PatchDataset):
             if (height, width) != sharp
         ]
         raise_problems(problems + small_photos(self.folders, self.shapes, patch_size))
-        raise_problems(self.mismatched_pairs())
+        self.compare_halves()
         self.targets: Sequence[np.ndarray] = self.sharp
         self.embeddings: Tensor | None = None
         self.errors: dict[int, float] = {}  # photo -> input_mse
@@ -111,30 +110,27 @@ class PairedImageDataset(PatchDataset):
     def __len__(self) -> int:
         return len(self.folders)
 
-    def mismatched_pairs(self) -> list[str]:
-        """A sentence for each pair of up to a hundred that shows two scenes, or one sentence if all halves are equal.
+    def compare_halves(self) -> None:
+        """Compare the halves of up to a hundred pairs; a line is printed if pairs are shifted.
 
-        A line is printed if pairs are shifted.
+        Raises ``UserError`` about pairs that show two scenes, or if the halves of all pairs to train on are equal.
         """
-        paired, problems, equal, shifted = [index for index in range(len(self)) if self.paired[index]], [], 0, []
-        compared = paired[:: max(1, len(paired) // 50)]
+        paired = [index for index, paired in enumerate(self.paired) if paired]
+        problems, equal, shifted, compared = [], 0, [], paired[:: max(1, len(paired) // 50)]
         for index in compared:
-            halves = self.blurry[index], self.sharp[index]
-            equal += np.array_equal(*halves)
-            means = [np.asarray(Image.fromarray(half).convert("L").reduce(16), float).ravel() for half in halves]
-            # Gray levels; of flatter photos noise may be all that is left. Blur, noise and JPEG of others leave 0.5 or more
-            if min(map(np.std, means)) > 6 and np.corrcoef(means)[0, 1] < 0.3:
-                sentence = "blurry.png and sharp.png show different scenes: take both from one photo, turned alike"
-                problems.append(f"{self.folders[index]}: {sentence}")
-            elif shift := shift_between(*halves):
-                shifted.append((self.folders[index], *shift))
+            folder, blurry, sharp = self.folders[index], self.blurry[index], self.sharp[index]
+            equal += np.array_equal(blurry, sharp)
+            if show_two_scenes(blurry, sharp):
+                what = "blurry.png and sharp.png show different scenes: take both from one photo, turned alike"
+                problems.append(f"{folder}: {what}")
+            elif shift := shift_between(blurry, sharp):
+                moved = "{} rows and {} columns".format(*shift)
+                shifted.append(f"{folder}, whose blurry.png fits if it is moved by {moved}")
         if self.patch_size and equal == len(compared) > 2:  # a few may be equal: there is nothing to do for sharp photos
             problems.append(f"{self.root}: blurry.png and sharp.png are equal in all pairs: replace one of them")
         if len(shifted) > len(compared) / 10:  # one in a thousand may seem so: the middle of a curved shake is not its mean
-            folder, rows, columns = shifted[0]
-            moved = f"{folder}, whose blurry.png fits if it is moved by {rows} rows and {columns} columns"
-            print0(f"{len(shifted)} of {len(compared)} pairs looked at are shifted, such as {moved}: align them")
-        return problems
+            print0(f"{len(shifted)} of {len(compared)} pairs looked at are shifted, such as {shifted[0]}: align them")
+        raise_problems(problems)
 
     def whole(self, index: int, blur_version: int | None = None) -> tuple[Tensor, Tensor]:
         """Photo ``index``, blurry and sharp, (3, H, W) each; ``blur_version`` is ignored, there is only one."""
@@ -259,6 +255,13 @@ def near_name(file: Path) -> str:
     return f", rename {there[near[0]]} to {file.name}" if near else ""
 
 
+def show_two_scenes(blurry: np.ndarray, sharp: np.ndarray) -> bool:
+    """Whether the means of 16x16 pixels, which blur and noise hardly change, differ; both (H, W, 3) uint8."""
+    means = [np.asarray(Image.fromarray(half).convert("L").reduce(16), float).ravel() for half in (blurry, sharp)]
+    # Gray levels; of flatter photos noise may be all that is left. Blur, noise and JPEG of others leave 0.5 or more
+    return min(map(np.std, means)) > 6 and np.corrcoef(means)[0, 1] < 0.3
+
+
 def shift_between(blurry: np.ndarray, sharp: np.ndarray) -> tuple[int, int] | None:
     """Rows and columns by which ``blurry`` must be moved to fit ``sharp``, both (H, W, 3) uint8; None if that is below 2.
 
@@ -267,18 +270,16 @@ def shift_between(blurry: np.ndarray, sharp: np.ndarray) -> tuple[int, int] | No
     """
     from skimage.registration import phase_cross_correlation  # takes a while to import
 
-    grays = []
-    for photo in blurry, sharp:
-        top, left = (max(0, length // 2 - 256) for length in photo.shape[:2])
-        gray = np.asarray(Image.fromarray(photo[top : top + 512, left : left + 512]).convert("L"), np.float32)
-        if min(gray.shape) < 64 or gray.std() < 6:  # gray levels
-            return None
-        grays.append((gray - gray.mean()) / gray.std())
-    blurry, sharp = grays
+    top, left = (max(0, length // 2 - 256) for length in sharp.shape[:2])
+    middle = slice(top, top + 512), slice(left, left + 512)
+    blurry, sharp = (np.asarray(Image.fromarray(half[middle]).convert("L"), np.float32) for half in (blurry, sharp))
+    if min(sharp.shape) < 64 or min(blurry.std(), sharp.std()) < 6:  # gray levels
+        return None
+    blurry, sharp = ((gray - gray.mean()) / gray.std() for gray in (blurry, sharp))
     window = np.hanning(len(blurry))[:, None] * np.hanning(blurry.shape[1])
     shift, *_ = phase_cross_correlation(window * sharp, window * blurry, normalization=None)
-    rows, columns = (int(step) for step in shift)
-    if max(abs(rows), abs(columns)) < 2 or max(abs(rows), abs(columns)) > min(blurry.shape) / 4:
+    rows, columns = map(int, shift)
+    if not 2 <= max(abs(rows), abs(columns)) <= min(blurry.shape) / 4:
         return None
     inside = tuple(slice(abs(step), length - abs(step)) for step, length in zip((rows, columns), blurry.shape, strict=True))
     moved = np.roll(blurry, (rows, columns), (0, 1))
@@ -301,12 +302,8 @@ def small_photos(paths: list[Path], shapes: list[tuple[int, int]], patch_size: i
 def sample_index(k: int, photos: int, seed: int) -> tuple[int, torch.Generator]:
     """The photo of patch k, and the generator for everything else about that patch."""
     pass_number, position = divmod(k, photos)
-    return shuffled_pass(photos, seed, pass_number)[position], make_generator(seed, PATCH, k)
-
-
-@lru_cache(maxsize=4)  # asked for once per patch
-def shuffled_pass(photos: int, seed: int, pass_number: int) -> list[int]:
-    return torch.randperm(photos, generator=make_generator(seed, ORDER, pass_number)).tolist()
+    order = torch.randperm(photos, generator=make_generator(seed, ORDER, pass_number))
+    return int(order[position]), make_generator(seed, PATCH, k)
 
 
 def random_window(shape: tuple[int, int], size: int, generator: torch.Generator) -> tuple[slice, slice]:
