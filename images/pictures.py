@@ -55,14 +55,9 @@ def read_picture(path: Path | str) -> Picture:
             values = _read_deep(path, image)
         else:
             values = _values(image)
-        options |= _descriptions(image)
         with open(path, "rb") as file:
-            head = file.read(2**16)
-            if image.format == "WEBP":  # what a frame of it begins with
-                options["lossless"] = re.search(rb"VP8[ L]", head + file.read())[0] == b"VP8L"
-        color_space = re.search(rb"\0\0\0\x04cICP(.{4})", head, re.DOTALL)  # which Pillow does not read
-        if color_space and image.format == "PNG":
-            options["pnginfo"].add(b"cICP", color_space[1])
+            head = file.read(2**18)
+        options |= _descriptions(image, head)
         notes = _losses(image, head, options)
         if deep and values.dtype == np.uint8:
             notes.append("8 instead of 16 bits per color")
@@ -71,9 +66,9 @@ def read_picture(path: Path | str) -> Picture:
         except Exception:  # damaged bytes may raise anything
             exif = None
             notes.append("without its EXIF, which is damaged")
-    has_alpha = values.shape[-1] in (2, 4)
-    pixels, alpha = (values[..., :-1], values[..., -1:]) if has_alpha else (values, None)
-    return Picture(pixels, alpha, exif, options, notes)
+    if values.shape[-1] in (2, 4):
+        return Picture(values[..., :-1], values[..., -1:], exif, options, notes)
+    return Picture(values, None, exif, options, notes)
 
 
 def _refuse_other_pixels(image: Image.Image, deep: bool) -> None:
@@ -83,7 +78,6 @@ def _refuse_other_pixels(image: Image.Image, deep: bool) -> None:
     reasons = {
         "it is black and white without grays, there is nothing to sharpen": image.mode == "1",
         f"its pixels are of mode {image.mode}, not gray or color of 8 or 16 bits": not known,
-        "its pixels are signed": 2 in tags.get(339, ()),  # SampleFormat
         "its 16-bit colors are in separate planes": tags.get(284) == 2 and max(tags.get(258, (8,))) == 16,
         "its alpha is premultiplied": deep and 1 in tags.get(338, ()),  # ExtraSamples
         "it has 16 bits and a transparent color": "transparency" in image.info and (deep or image.mode.startswith("I")),
@@ -93,13 +87,13 @@ def _refuse_other_pixels(image: Image.Image, deep: bool) -> None:
             raise ValueError(reason)
 
 
-def _descriptions(image: Image.Image) -> dict:
-    """What the loaded ``image`` holds beside pixels and EXIF, as Pillow's save() takes it, and "iptc"."""
-    kinds = {"dpi": tuple, "xmp": bytes, "comment": (bytes, str), "loop": int, "default_image": bool}
-    if image.mode != "CMYK":
-        kinds["icc_profile"] = bytes
+def _descriptions(image: Image.Image, head: bytes) -> dict:
+    """What the loaded ``image`` holds beside pixels and EXIF, as Pillow's save() takes it, and "iptc"; see ``_losses``."""
+    kinds = {"dpi": tuple, "xmp": bytes, "comment": (bytes, str), "loop": int, "default_image": bool, "icc_profile": bytes}
     # Of another type in a damaged TIFF. A loop of 0 is endless, and must not be left out: GIF then plays once
     options = {name: image.info[name] for name, kind in kinds.items() if isinstance(image.info.get(name), kind)}
+    if image.mode == "CMYK":
+        options.pop("icc_profile", None)
     unknown = image.format == "TIFF" and 282 not in image.tag_v2  # then Pillow says 1
     if unknown or not all(0 < each < 1e6 for each in options.get("dpi", ())):  # or not a number: no format can hold it
         options.pop("dpi", None)
@@ -109,6 +103,8 @@ def _descriptions(image: Image.Image) -> dict:
         iptc = np.array(iptc, "<u4" if image.tag_v2.prefix == b"II" else ">u4").tobytes()
     if isinstance(iptc, bytes):  # else it is damaged
         options["iptc"] = iptc
+    if image.format == "WEBP":
+        options["lossless"] = b"VP8L" in head
     if image.format == "PNG":
         options["pnginfo"] = kept = PngImagePlugin.PngInfo()
         for name, text in image.text.items():
@@ -116,11 +112,9 @@ def _descriptions(image: Image.Image) -> dict:
                 options["xmp"] = text.encode()
             else:
                 kept.add_text(name, text)
-        for name, key in (b"gAMA", "gamma"), (b"cHRM", "chromaticity"):
-            if isinstance(image.info.get(key), (float, tuple)):  # else it is a text of that name
-                kept.add(name, np.rint(np.ravel(image.info[key]) * 1e5).astype(">u4").tobytes())
-        if isinstance(image.info.get("srgb"), int):
-            kept.add(b"sRGB", bytes([image.info["srgb"]]))
+        for name, length in (b"gAMA", 4), (b"cHRM", 32), (b"sRGB", 1), (b"cICP", 4):  # colors, of which Pillow writes none
+            if chunk := re.search(rb"\0\0\0%c%s(.{%d})" % (length, name, length), head, re.DOTALL):
+                kept.add(name, chunk[1])
     return options
 
 
@@ -176,7 +170,7 @@ def _values(image: Image.Image) -> np.ndarray:
     if image.mode == "CMYK":
         image = cmyk_to_rgb(image)
     if image.mode in ("P", "PA", "RGBX") or "transparency" in image.info:
-        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     values = np.array(image)
     return values if values.ndim == 3 else values[..., None]
 
@@ -197,13 +191,11 @@ def _read_deep(path: Path | str, image: Image.Image) -> np.ndarray:
 
 
 def _exif(image: Image.Image) -> bytes | None:
-    """EXIF as one block, as JPEG has it; of a TIFF without its Orientation, which Pillow applies. Raises if damaged."""
+    """EXIF as one block, as JPEG has it; of a TIFF without its Orientation, which Pillow applied. Raises if damaged."""
     exif = image.info.get("exif")
     if not exif:
         found, kept = exif_of(image), Image.Exif()
-        for tag in DESCRIPTIVE:
-            if tag in found and not (image.format == "TIFF" and tag == 274):
-                kept[tag] = found[tag]
+        kept.update({tag: found[tag] for tag in DESCRIPTIVE if tag in found})
         for block in (0x8769, 0x8825):  # exposure etc., GPS
             if values := found.get_ifd(block):
                 kept[block] = dict(values)
@@ -229,18 +221,20 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
             raise UserError(f"{path} cannot be written: {kind} has no {feature}, choose a name that ends in .png")
     if kind == "HEIF":
         load_heif(path)
-    info, profile = picture.options.get("pnginfo"), picture.options.get("icc_profile", b"")
-    for name, formats, value in (
-        ("EXIF", DESCRIBED, picture.exif),
-        ("XMP", DESCRIBED, picture.options.get("xmp")),
-        ("IPTC", ("JPEG", "TIFF"), picture.options.get("iptc")),
-        ("color profile", _formats_with(profile), profile),
-        ("color space", ("PNG",), any(b"cICP" in chunk for chunk in getattr(info, "chunks", ()))),
+    options = SAVE_OPTIONS.get(kind, {}) | picture.options | ({"exif": picture.exif} if picture.exif else {})
+    gray = options.get("icc_profile", b"")[16:20] == b"GRAY"  # does not fit where gray is stored as RGB
+    for name, key, formats in (
+        ("EXIF", "exif", DESCRIBED),
+        ("XMP", "xmp", DESCRIBED),
+        ("IPTC", "iptc", ("JPEG", "TIFF")),
+        ("color profile", "icc_profile", ("JPEG", "PNG", "TIFF", "HEIF") if gray else DESCRIBED),
     ):
-        if value and kind not in formats:
+        if kind not in formats and options.pop(key, None):
             picture.notes.append(f"without its {name}, which {kind} cannot hold")
+    if kind != "PNG" and any(b"cICP" in chunk for chunk in getattr(options.get("pnginfo"), "chunks", ())):
+        picture.notes.append(f"without its color space, which {kind} cannot hold")
     try:
-        content = _encode(picture, kind)
+        content = _encode(picture, kind, options)
     except Exception as error:  # damaged EXIF or too long a side may raise anything
         raise UserError(f"{path} cannot be written as {kind} ({error}): choose a name that ends in .png") from None
     with atomic(path) as partial:
@@ -248,67 +242,56 @@ def write_picture(path: Path | str, picture: Picture) -> list[str]:
     return picture.notes
 
 
-def _formats_with(profile: bytes) -> tuple[str, ...]:
-    """Those that hold this color profile: one of gray does not fit where gray is stored as RGB."""
-    return ("JPEG", "PNG", "TIFF", "HEIF") if profile[16:20] == b"GRAY" else DESCRIBED
-
-
-def _encode(picture: Picture, kind: str) -> bytes | memoryview:
-    """The content of a file of format ``kind``."""
+def _encode(picture: Picture, kind: str, options: dict) -> memoryview:
+    """The content of a file of format ``kind``, which can hold what is in ``options``."""
     values = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha], axis=-1)
-    extra = SAVE_OPTIONS.get(kind, {}) | picture.options
-    if kind not in _formats_with(extra.get("icc_profile", b"")):
-        extra.pop("icc_profile", None)
-    iptc, xmp, deep = extra.pop("iptc", None), extra.get("xmp"), values.dtype == np.uint16
-    if picture.exif and kind in DESCRIBED:
-        extra["exif"] = picture.exif
+    iptc, xmp, deep = options.pop("iptc", None), options.get("xmp"), values.dtype == np.uint16
     if kind == "PNG" and xmp:
-        extra["pnginfo"] = extra.get("pnginfo") or PngImagePlugin.PngInfo()
-        extra["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+        info = options.setdefault("pnginfo", PngImagePlugin.PngInfo())
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
     if kind == "JPEG" and iptc:  # in an image resource block of Photoshop
         block = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
-        extra["extra"] = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
+        options["extra"] = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
     if kind == "TIFF":
         tags = Image.Exif()
         tags.load(picture.exif or b"")
         tags.update({tag: value for tag, value in ((700, xmp), (33723, iptc)) if value})
         if len(tags):  # which Pillow cannot write into a compressed one
-            extra["exif"] = tags
+            options["exif"] = tags
         else:
-            extra["compression"] = "tiff_adobe_deflate" if deep else "tiff_lzw"
+            options["compression"] = "tiff_adobe_deflate" if deep else "tiff_lzw"
     if deep and values.shape[2] > 1:
-        return _deep_png(values, extra) if kind == "PNG" else _deep_tiff(values, extra)
+        return _deep_png(values, options) if kind == "PNG" else _deep_tiff(values, options)
     frames, palette = values if values.ndim == 4 else [values], None
     if len(frames) > 1 and kind == "GIF":  # with palettes of their own what stands still would flicker
         palette = Image.fromarray(np.concatenate([frame[::2, ::2, :3] for frame in frames])).quantize(255)
     first, *more = [_to_image(frame, kind, palette) for frame in frames]
     content = io.BytesIO()
-    first.save(content, kind, append_images=more, **extra)
+    first.save(content, kind, append_images=more, **options)
     return content.getbuffer()
 
 
-def _deep_png(values: np.ndarray, extra: dict) -> memoryview:
-    """16-bit color PNG, which Pillow cannot write. Source: the PNG specification, sections 5 and 11."""
+def _deep_png(values: np.ndarray, options: dict) -> memoryview:
+    """16-bit color PNG, which Pillow cannot write: it writes one pixel of 8 bits with all descriptions.
+
+    Then the header, which ends after 33 bytes, and the pixel are replaced. Source: the PNG specification, sections 5 and 11.
+    """
     height, width, channels = values.shape
     rows = np.ascontiguousarray(values.astype(">u2")).view(np.uint8).reshape(height, -1)
     differences = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
     lines = np.insert(differences, 0, 2, axis=1)  # filter 2: the difference to the row above
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0))]
-    if "icc_profile" in extra:
-        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(extra["icc_profile"])))
-    if "dpi" in extra:
-        chunks.append((b"pHYs", struct.pack(">IIB", *(round(float(n) / 0.0254) for n in extra["dpi"]), 1)))
-    if "exif" in extra:
-        chunks.append((b"eXIf", extra["exif"].removeprefix(b"Exif\0\0")))
-    chunks += [chunk[:2] for chunk in extra["pnginfo"].chunks] if "pnginfo" in extra else []
-    content = io.BytesIO(b"\x89PNG\r\n\x1a\n")
-    content.seek(0, io.SEEK_END)
-    for name, data in [*chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]:
-        PngImagePlugin.putchunk(content, name, data)
+    content, pixel = io.BytesIO(), io.BytesIO()
+    Image.new({3: "RGB", 4: "RGBA"}[channels], (1, 1)).save(pixel, "PNG", **options)
+    content.write(pixel.getvalue()[:8])
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    PngImagePlugin.putchunk(content, b"IHDR", header)
+    content.write(pixel.getvalue()[33 : pixel.getvalue().rindex(b"IDAT") - 4])
+    PngImagePlugin.putchunk(content, b"IDAT", zlib.compress(lines))
+    PngImagePlugin.putchunk(content, b"IEND", b"")
     return content.getbuffer()
 
 
-def _deep_tiff(values: np.ndarray, extra: dict) -> memoryview:
+def _deep_tiff(values: np.ndarray, options: dict) -> memoryview:
     """16-bit color TIFF, which Pillow cannot write: it writes one of 8 bits and twice the width, with the same bytes.
 
     Then the two tags are corrected. Source: TIFF 6.0, section 2.
@@ -316,13 +299,13 @@ def _deep_tiff(values: np.ndarray, extra: dict) -> memoryview:
     height, width, channels = values.shape
     content = io.BytesIO()
     halves = values.astype("<u2").view(np.uint8).reshape(height, 2 * width, channels)
-    Image.fromarray(halves).save(content, "TIFF", **extra)
+    Image.fromarray(halves).save(content, "TIFF", **options)
     data = content.getbuffer()
     first = struct.unpack_from("<I", data, 4)[0]
     for entry in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", data, first)[0], 12):
-        tag, kind, _, value = struct.unpack_from("<HHII", data, entry)
+        tag, value = struct.unpack_from("<H6xI", data, entry)
         if tag == 256:  # ImageWidth
-            struct.pack_into("<H" if kind == 3 else "<I", data, entry + 8, width)
+            struct.pack_into("<I", data, entry + 8, width)
         elif tag == 258:  # BitsPerSample
             struct.pack_into(f"<{channels}H", data, value, *[16] * channels)
     return data
