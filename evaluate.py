@@ -22,8 +22,7 @@ from cli import CliParser, check_writable, run_cli
 from dataset import find_pairs
 from images.demo_data import find_or_make_data
 from images.files import atomic
-from images.layouts import upright_size
-from images.photos import SYSTEM_FOLDERS, raise_problems, read_photo
+from images.photos import SYSTEM_FOLDERS, raise_problems, read_photo, upright_size
 from inference import Sharpener
 from models import load_model
 from training.report import score, share_of, side_by_side, write_table

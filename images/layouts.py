@@ -3,7 +3,6 @@
 Each function appends a sentence to ``problems`` for whatever cannot be used.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,16 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from images.photos import (
-    FORMATS,
-    SYSTEM_FOLDERS,
-    find_photos,
-    find_single_photos,
-    open_image,
-    orientation_of,
-    raise_problems,
-    read_photo,
-)
+from images.photos import FORMATS, SYSTEM_FOLDERS, find_photos, find_single_photos, raise_problems, upright_size
 from utils import UserError
 
 
@@ -134,14 +124,6 @@ def files_of(folder: Path, pattern: str) -> list[Path]:
 def folder_name(path: Path | str) -> str:
     """A folder name for ``path``: letters, digits and dashes stay, anything else becomes an underscore."""
     return re.sub(r"[^\w-]", "_", str(path))
-
-
-def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) after EXIF rotation, from the file's header if possible."""
-    with contextlib.suppress(UserError), open_image(path) as image:
-        if image.format != "TIFF":  # which Pillow rotates itself, depending on its version
-            return image.size if orientation_of(image) in (5, 6, 7, 8) else image.size[::-1]
-    return read_photo(path).shape[:2]  # or raises the error
 
 
 def shrunk(size: tuple[int, int], longest: int | None) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Photos on disk -> RGB pixels: reading any image file, and decoding a folder of them only once."""
 
+import atexit
 import contextlib
 import copy
 import hashlib
@@ -7,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -57,10 +59,9 @@ def find_photos(folder: Path | str, problems: list[str] | None = None, without: 
     paths = [p for p in files if p.suffix.lower() in FORMATS]
     if not paths:
         raise UserError(f"{folder} contains no photos ({', '.join(FORMATS)}): put some there")
-    if len(paths) < len(files):
-        kinds = Counter(p.suffix.lower() or p.name for p in files if p.suffix.lower() not in FORMATS).most_common(9)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        print0(one_line(f"{len(files) - len(paths)} other files in {folder} are left out: {kinds}"))
+    if others := Counter(p.suffix.lower() or p.name for p in files if p.suffix.lower() not in FORMATS):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(9))
+        print0(one_line(f"{others.total()} other files in {folder} are left out: {kinds}"))
     return paths
 
 
@@ -137,6 +138,14 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) after EXIF rotation, from the file's header if possible."""
+    with contextlib.suppress(UserError), open_image(path) as image:
+        if image.format != "TIFF":  # which Pillow rotates itself, depending on its version
+            return image.size if orientation_of(image) in (5, 6, 7, 8) else image.size[::-1]
+    return read_photo(path).shape[:2]  # or raises the error
+
+
 def exif_of(image: Image.Image) -> Image.Exif:
     """Raises if it is damaged. Takes the XMP out of ``image.info``: Pillow would add its orientation, viewers do not."""
     for name in "xmp", "XML:com.adobe.xmp":
@@ -172,8 +181,6 @@ class PixelFile:
     ``pixels[i]`` is photo i as an (H, W, 3) uint8 array; ``pixels.shapes[i]`` is its (H, W).
     """
 
-    _temporary = None  # keeps a temporary folder alive as long as anybody reads from it
-
     def __init__(self, file: Path, shapes: list[tuple[int, int]]):
         self.file, self.shapes = file, shapes
         *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
@@ -182,7 +189,7 @@ class PixelFile:
     def subset(self, start: int) -> "PixelFile":
         """Every second photo of the same file, from ``start`` on."""
         part = copy.copy(self)
-        part.shapes, part._offsets, part._temporary = self.shapes[start::2], self._offsets[start::2], self._temporary
+        part.shapes, part._offsets = self.shapes[start::2], self._offsets[start::2]
         return part
 
     def is_complete(self) -> bool:
@@ -204,7 +211,11 @@ class PixelFile:
         try:
             # Kept open, so that another training may remove the file when its photos or teacher changed
             self._handle = self._handle or open(self.file, "rb", buffering=0)  # noqa: SIM115
-            data = _read_at(self._handle, count, offset)
+            if hasattr(os, "pread"):  # forked workers share the file position, which pread does not use
+                data = os.pread(self._handle.fileno(), count, offset)
+            else:
+                self._handle.seek(offset)
+                data = self._handle.read(count)
         except OSError:
             data = b""
         if len(data) != count:
@@ -212,14 +223,7 @@ class PixelFile:
         return np.frombuffer(data, np.uint8).reshape(-1, width, 3)[:, columns]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_handle": None, "_temporary": None}  # neither can be sent to a worker
-
-
-def _read_at(file: io.FileIO, count: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):  # forked workers share the file position, which pread does not use
-        return os.pread(file.fileno(), count, offset)
-    file.seek(offset)
-    return file.read(count)
+        return self.__dict__ | {"_handle": None}  # which cannot be sent to a worker
 
 
 class DecodedPhotos(PixelFile):
@@ -235,33 +239,42 @@ class DecodedPhotos(PixelFile):
     def __init__(self, paths: list[Path], cache: Path):
         state, root = hashlib.sha256(), os.path.commonpath([path.parent for path in paths])
         for path in paths:
-            try:
+            state.update(f"{path.relative_to(root)}|".encode(errors="surrogateescape"))  # a moved data set stays decoded
+            with contextlib.suppress(OSError):  # decoding tells which are missing
                 status = path.stat()
-            except OSError:
-                raise UserError(f"{path} is missing or cannot be opened: remove or replace it") from None
-            name = path.relative_to(root)  # a moved data set stays decoded
-            state.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+                state.update(f"{status.st_size}|{status.st_mtime_ns}\n".encode())
         name = state.hexdigest()[:20]
-        self.cache = cache
-        if not self._load(name):
-            self.cache, self._temporary = _writable(cache)
-            with atomic(self.cache / f"{name}.pixels") as partial:
+        if not self._load(cache, name):
+            cache = _writable(cache)
+            with atomic(cache / f"{name}.pixels") as partial:
                 index = json.dumps(_decode_all(paths, partial))
-            with atomic(self.cache / f"{name}.json") as partial:
+            with atomic(cache / f"{name}.json") as partial:
                 partial.write_text(index)
-            remove_files(p for suffix in ("pixels", "json") for p in self.cache.glob(f"*.{suffix}") if p.stem != name)
-            self._load(name)
+            remove_files(p for suffix in ("pixels", "json") for p in cache.glob(f"*.{suffix}") if p.stem != name)
+            self._load(cache, name)
         self.paths_by_content = dict(zip(self._contents, paths, strict=True))
 
-    def _load(self, name: str) -> bool:
-        """Whether the cache holds the photos called ``name``; takes them if so."""
+    def _load(self, cache: Path, name: str) -> bool:
+        """Whether ``cache`` holds the photos called ``name``; takes them if so."""
         try:
-            index = json.loads((self.cache / f"{name}.json").read_text())
-            self.key, self._contents, shapes = index["key"], index["contents"], index["shapes"]
+            index = json.loads((cache / f"{name}.json").read_text())
+            self.cache, self.key, self._contents, shapes = cache, index["key"], index["contents"], index["shapes"]
         except (OSError, ValueError, KeyError):
             return False  # missing, damaged or written by an earlier version
-        super().__init__(self.cache / f"{name}.pixels", [tuple(shape) for shape in shapes])
+        super().__init__(cache / f"{name}.pixels", [tuple(shape) for shape in shapes])
         return self.is_complete()
+
+
+def _writable(cache: Path) -> Path:
+    """``cache``, or a temporary folder until the process ends."""
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache
+    print0(f"{cache} cannot be written to: photos are decoded into a temporary folder for this run only")
+    temporary = tempfile.mkdtemp(prefix="decoded_photos_")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
 def _decode_all(paths: list[Path], file: Path) -> dict:
@@ -302,16 +315,6 @@ def raise_problems(problems: list[str]) -> None:
         if len(problems) > 50:
             lines.append(f"... and {len(problems) - 50} more")
         raise UserError("\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} with the data:", *lines]))
-
-
-def _writable(cache: Path) -> tuple[Path, tempfile.TemporaryDirectory | None]:
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK):
-            return cache, None
-    print0(f"{cache} cannot be written to: photos are decoded into a temporary folder for this run only")
-    temporary = tempfile.TemporaryDirectory(prefix="decoded_photos_", ignore_cleanup_errors=True)
-    return Path(temporary.name), temporary
 
 
 def remove_files(files: Iterable[Path]) -> None:

@@ -9,8 +9,7 @@ import pytest
 from example_pictures import picture_of, same, values
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
-from images.layouts import upright_size
-from images.photos import read_photo
+from images.photos import read_photo, upright_size
 from images.pictures import Picture, read_picture, write_picture
 from utils import UserError
 

@@ -8,8 +8,7 @@ import tifffile
 from example_pictures import picture_of, same, values
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from images.layouts import upright_size
-from images.photos import read_photo
+from images.photos import read_photo, upright_size
 from images.pictures import Picture, read_picture, write_picture
 from utils import UserError
 
