@@ -73,18 +73,17 @@ def read_picture(path: Path | str) -> Picture:
 
 def _refuse_other_pixels(image: Image.Image, deep: bool) -> None:
     """Raise ``ValueError`` for pixels that would not be read as they are; ``deep`` is 16 bits per color."""
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    known = image.mode in ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK") or image.mode.startswith("I")
-    reasons = {
-        "it is black and white without grays, there is nothing to sharpen": image.mode == "1",
-        f"its pixels are of mode {image.mode}, not gray or color of 8 or 16 bits": not known,
-        "its 16-bit colors are in separate planes": tags.get(284) == 2 and max(tags.get(258, (8,))) == 16,
-        "its alpha is premultiplied": deep and 1 in tags.get(338, ()),  # ExtraSamples
-        "it has 16 bits and a transparent color": "transparency" in image.info and (deep or image.mode.startswith("I")),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise ValueError(reason)
+    tags, gray_16 = getattr(image, "tag_v2", {}), image.mode.startswith("I")  # tags of a TIFF
+    if image.mode == "1":
+        raise ValueError("it is black and white without grays, there is nothing to sharpen")
+    if not gray_16 and image.mode not in ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"):
+        raise ValueError(f"its pixels are of mode {image.mode}, not gray or color of 8 or 16 bits")
+    if tags.get(284) == 2 and max(tags.get(258, (8,))) == 16:
+        raise ValueError("its 16-bit colors are in separate planes")
+    if deep and 1 in tags.get(338, ()):  # ExtraSamples
+        raise ValueError("its alpha is premultiplied")
+    if "transparency" in image.info and (deep or gray_16):
+        raise ValueError("it has 16 bits and a transparent color")
 
 
 def _descriptions(image: Image.Image, head: bytes) -> dict:
@@ -97,8 +96,7 @@ def _descriptions(image: Image.Image, head: bytes) -> dict:
     unknown = image.format == "TIFF" and 282 not in image.tag_v2  # then Pillow says 1
     if unknown or not all(0 < each < 1e6 for each in options.get("dpi", ())):  # or not a number: no format can hold it
         options.pop("dpi", None)
-    blocks = image.info.get("photoshop")
-    iptc = blocks.get(0x404) if isinstance(blocks, dict) else None
+    iptc = image.info["photoshop"].get(0x404) if isinstance(image.info.get("photoshop"), dict) else None
     if image.format == "TIFF" and isinstance(iptc := image.tag_v2.get(33723), tuple):  # as Adobe writes it
         iptc = np.array(iptc, "<u4" if image.tag_v2.prefix == b"II" else ">u4").tobytes()
     if isinstance(iptc, bytes):  # else it is damaged
@@ -122,8 +120,7 @@ def _losses(image: Image.Image, head: bytes, options: dict) -> list[str]:
     """What is in the file, which starts with ``head``, but not in a ``Picture`` with these ``options``."""
     frames, xmp, tags = getattr(image, "n_frames", 1), options.get("xmp", b""), getattr(image, "tag_v2", {})
     nclx = re.search(rb"colrnclx\0(.)\0(.)", head, re.DOTALL)  # primaries and transfer: 1 and 13 are sRGB, 2 is unknown
-    gap = rb"(?:\s|#[^\n]*\n)+"
-    deep_ppm = re.match(rb"P6%b\d+%b\d+%b(\d+)" % (gap, gap, gap), head)
+    deep_ppm = re.match(rb"P6(?:(?:\s|#.*\n)+(\d+)){3}", head)  # the third number is the largest value
     # Boxes of HEIC, AVIF and JPEG 2000 that tell how many bits a color has
     more_bits = re.search(rb"\A.{4}(?:ftyp|jP  ).*(?:pixi.{5}[\x09-\x10]|ihdr.{10}[\x08-\x0f])", head, re.DOTALL)
     shape = image.info.get("aspect") or (image.info.get("jfif_unit") == 0 and image.info.get("jfif_density"))
@@ -196,9 +193,8 @@ def _exif(image: Image.Image) -> bytes | None:
     if not exif:
         found, kept = exif_of(image), Image.Exif()
         kept.update({tag: found[tag] for tag in DESCRIPTIVE if tag in found})
-        for block in (0x8769, 0x8825):  # exposure etc., GPS
-            if values := found.get_ifd(block):
-                kept[block] = dict(values)
+        # Blocks of exposure etc. and GPS
+        kept.update({block: dict(found.get_ifd(block)) for block in (0x8769, 0x8825) if found.get_ifd(block)})
         exif = kept.tobytes() if len(kept) else b""
     Image.Exif().load(exif)
     return b"Exif\0\0" + exif.removeprefix(b"Exif\0\0") if exif else None  # which WebP leaves out

@@ -1,5 +1,6 @@
 """Videos whose frames are changed one by one, with PyAV 18 or newer (``pip install -r requirements-extras.txt``)."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ READABLE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegt
 QUALITY = {"crf": "16", "preset": "medium"}  # of H.264: visually lossless
 COLORS = "colorspace", "color_range", "color_primaries", "color_trc"
 CONTAINER_TAGS = "major_brand", "minor_version", "compatible_brands", "encoder"  # metadata that the muxer writes anew
-BT709 = 1  # as a ``colorspace``
 
 
 def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndarray]) -> list[str]:
@@ -41,11 +41,12 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
             if first is None:
                 raise UserError(f"{video} contains no frames")
             damaged, format = _is_damaged(av, video), VIDEO_FORMATS[result.suffix.lower()]
-            with (
-                av.open(f"file:{video}", container_options=READABLE) as source,
-                av.open(f"file:{partial}", "w", format=format, options=_muxer_options(source, format)) as target,
-            ):
-                notes = _map_frames(av, source, target, first, change, video, result.suffix.lower())
+            with av.open(f"file:{video}", container_options=READABLE) as source:
+                # With these tags MP4 and MOV hold a phone's metadata, but many players then find no title
+                from_a_phone = any("." in name or name in ("make", "model") for name in source.metadata)
+                options = {"movflags": "use_metadata_tags"} if from_a_phone and format != "matroska" else {}
+                with av.open(f"file:{partial}", "w", format=format, options=options) as target:
+                    notes = _map_frames(av, source, target, first, change, video, result.suffix.lower())
         except av.error.FFmpegError as error:  # often an OSError, too
             advice = "replace it, or encode it again with another program first"
             raise UserError(f"{video} cannot be sharpened as a video ({describe_error(error)}): {advice}") from None
@@ -56,13 +57,11 @@ def map_frames(video: Path, result: Path, change: Callable[[np.ndarray], np.ndar
 
 
 def _import_av(video: Path):
-    try:
+    with contextlib.suppress(ImportError):
         import av  # an extra
 
         if int(av.__version__.partition(".")[0]) >= 18:
             return av
-    except ImportError:
-        pass
     raise UserError(f"{video} is a video: install PyAV 18 or newer to sharpen it, pip install 'av>=18' (Python 3.11)")
 
 
@@ -82,12 +81,6 @@ def _is_damaged(av, video: Path) -> bool:
         return said or end < 0.99 * (source.duration or 0) / 1e6 - 1
 
 
-def _muxer_options(source, format: str) -> dict[str, str]:
-    """What MP4 and MOV need to hold a phone's metadata; only then, because with it many players find no title."""
-    from_a_phone = any("." in name or name in ("make", "model") for name in source.metadata)
-    return {"movflags": "use_metadata_tags"} if from_a_phone and format != "matroska" else {}
-
-
 def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray], path: Path, suffix: str) -> list[str]:
     """Copy the open ``source``, the file ``path``, to ``target``, which ends in ``suffix``, with changed frames.
 
@@ -98,15 +91,15 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
     written = target.add_stream("libx264", rate=video.average_rate, options=QUALITY)
     _configure(written, video, first)
     others = [stream for stream in source.streams if stream.type in ("audio", "subtitle") and stream.codec_context]
+    copies = {}
     for stream in others:
         if (codec := stream.codec_context.name) not in target.supported_codecs:
             kind, other = "sound" if stream.type == "audio" else "subtitles", ".mp4" if suffix == ".mkv" else ".mkv"
             raise UserError(f"{path} has {codec} {kind}, which {suffix} cannot hold: choose {other} with -o")
-    copies = {stream.index: target.add_stream_from_template(stream) for stream in others}
+        copies[stream.index] = target.add_stream_from_template(stream)
+        copies[stream.index].disposition = stream.disposition  # default, forced, comment, ...
     for before, after in (source, target), (video, written), *((stream, copies[stream.index]) for stream in others):
         after.metadata.update({name: text for name, text in before.metadata.items() if name.lower() not in CONTAINER_TAGS})
-    for stream in others:
-        copies[stream.index].disposition = stream.disposition  # default, forced, comment, ...
     target.set_chapters(source.chapters())
     # Time codes the muxer writes anew from the metadata
     lost = Counter(s.type for s in source.streams if s not in (video, *others) and "timecode" not in s.metadata)
@@ -133,7 +126,7 @@ def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.nda
                     last, durations[frame.pts] = frame.pts, frame.duration
                     _check_frame(frame, first, path)
                     captions = captions or "A53_CC" in frame.side_data
-                    encode(_changed(av, frame, change, written.codec_context.pix_fmt))
+                    encode(_changed(av, frame, change, written.codec_context))
                     bar.update()
             elif packet.dts is not None:  # None: the end of the stream
                 packet.stream = copies[packet.stream.index]
@@ -161,17 +154,13 @@ def _configure(written, video, frame) -> None:
     encoder.pix_fmt = frame.format.name if same and even else "yuv420p" if even else "yuv444p"
     if video.sample_aspect_ratio:
         encoder.sample_aspect_ratio = video.sample_aspect_ratio
-    for color, value in _colors(frame).items():
-        setattr(encoder, color, value)
+    for color in COLORS:
+        setattr(encoder, color, getattr(frame, color))
+    if frame.format.is_rgb:  # which needs a matrix to become YUV
+        encoder.colorspace = 1  # BT.709
     rotation = frame.rotation + 180 * _is_mirrored(frame)  # then its pixels are flipped
     if rotation % 360:
         written.set_display_rotation(rotation)
-
-
-def _colors(frame) -> dict[str, int]:
-    """Color matrix, range, primaries and transfer of what ``frame`` becomes: one of RGB needs a matrix."""
-    colors = {name: getattr(frame, name) for name in COLORS}
-    return colors | {"colorspace": BT709} if frame.format.is_rgb else colors
 
 
 def _has_finer_colors(format, other) -> bool:
@@ -188,10 +177,9 @@ def _is_mirrored(frame) -> bool:
     return a * d < b * c
 
 
-def _changed(av, frame, change: Callable[[np.ndarray], np.ndarray], pix_fmt: str):
-    """``change(frame)`` in that pixel format, with the color matrix, range and times of ``frame``."""
-    colors = _colors(frame)
-    matrix = colors["colorspace"] if colors["colorspace"] in set(av.video.reformatter.Colorspace) else None
+def _changed(av, frame, change: Callable[[np.ndarray], np.ndarray], encoder):
+    """``change(frame)`` in the pixel format and colors of the ``encoder``, with the times of ``frame``."""
+    matrix = encoder.colorspace if encoder.colorspace in set(av.video.reformatter.Colorspace) else None
     full, methods = av.video.reformatter.ColorRange.JPEG, av.video.reformatter.Interpolation
     # Without these flags each frame becomes darker by a gray level
     exact = methods.BICUBIC | methods.ACCURATE_RND | methods.FULL_CHR_H_INT | methods.FULL_CHR_H_INP
@@ -199,8 +187,9 @@ def _changed(av, frame, change: Callable[[np.ndarray], np.ndarray], pix_fmt: str
     pixels = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range, dst_color_range=full, **same)
     pixels = np.ascontiguousarray(pixels[:, ::-1]) if _is_mirrored(frame) else pixels
     changed = av.VideoFrame.from_ndarray(change(pixels), format="rgb24")
-    changed = changed.reformat(format=pix_fmt, src_color_range=full, dst_color_range=frame.color_range, **same)
-    times = {name: getattr(frame, name) for name in ("pts", "time_base", "duration")}
-    for name, value in (times | colors).items():
-        setattr(changed, name, value)
+    changed = changed.reformat(format=encoder.pix_fmt, src_color_range=full, dst_color_range=encoder.color_range, **same)
+    for name in COLORS:
+        setattr(changed, name, getattr(encoder, name))
+    for name in ("pts", "time_base", "duration"):
+        setattr(changed, name, getattr(frame, name))
     return changed
