@@ -227,13 +227,12 @@ class PixelFile:
 
 
 class DecodedPhotos(PixelFile):
-    """Photos decoded once: ``photos[i]`` is ``paths[i]`` as (H, W, 3) uint8.
+    """Photos decoded once: ``photos[i]`` is ``paths[i]`` as (H, W, 3) uint8. A ``UserError`` lists all that cannot be read.
 
-    The pixels are stored in ``cache``, in a file whose name depends on each photo's path below the folder that all are in,
-    size and modification time: a photo that was changed, added or removed leads to a new file. It is written whole or not
-    at all, so that two processes may start together. If ``cache`` cannot be written to, a temporary folder is used for this
-    run. ``key``, 20 characters, depends on the content alone. ``paths_by_content`` maps a hash of each photo's pixels to
-    its path. A ``UserError`` lists all photos that cannot be read.
+    The pixels are in ``cache``, in a file whose name depends on each photo's path below the folder that all are in, size and
+    modification time. It is written whole or not at all, so that two processes may start together. If ``cache`` cannot be
+    written to, a temporary folder is used for this run. ``key``, 20 characters, depends on the content alone.
+    ``paths_by_content`` maps a hash of each photo's pixels to its path.
     """
 
     def __init__(self, paths: list[Path], cache: Path):

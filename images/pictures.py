@@ -192,7 +192,7 @@ def _exif(image: Image.Image) -> bytes | None:
     exif = image.info.get("exif")
     if not exif:
         found, kept = exif_of(image), Image.Exif()
-        kept.update({tag: found[tag] for tag in DESCRIPTIVE if tag in found})
+        kept.update({tag: found[tag] for tag in DESCRIPTIVE if tag in found and (tag, image.format) != (274, "TIFF")})
         # Blocks of exposure etc. and GPS
         kept.update({block: dict(found.get_ifd(block)) for block in (0x8769, 0x8825) if found.get_ifd(block)})
         exif = kept.tobytes() if len(kept) else b""
@@ -268,32 +268,29 @@ def _encode(picture: Picture, kind: str, options: dict) -> memoryview:
 
 
 def _deep_png(values: np.ndarray, options: dict) -> memoryview:
-    """16-bit color PNG, which Pillow cannot write: it writes one pixel of 8 bits with all descriptions.
-
-    Then the header, which ends after 33 bytes, and the pixel are replaced. Source: the PNG specification, sections 5 and 11.
-    """
+    """16-bit color PNG, which Pillow cannot write; source: the PNG specification, sections 5 and 11."""
     height, width, channels = values.shape
     rows = np.ascontiguousarray(values.astype(">u2")).view(np.uint8).reshape(height, -1)
     differences = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
     lines = np.insert(differences, 0, 2, axis=1)  # filter 2: the difference to the row above
-    content, pixel = io.BytesIO(), io.BytesIO()
-    Image.new({3: "RGB", 4: "RGBA"}[channels], (1, 1)).save(pixel, "PNG", **options)
-    content.write(pixel.getvalue()[:8])
+    # Of a single pixel of 8 bits, Pillow's header, which ends after 33 bytes, and pixel are replaced
+    Image.new("RGB", (1, 1)).save(pixel := io.BytesIO(), "PNG", **options)
+    signature, descriptions = pixel.getvalue()[:8], pixel.getvalue()[33 : pixel.getvalue().rindex(b"IDAT") - 4]
+    content = io.BytesIO()
+    content.write(signature)
     header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
     PngImagePlugin.putchunk(content, b"IHDR", header)
-    content.write(pixel.getvalue()[33 : pixel.getvalue().rindex(b"IDAT") - 4])
+    content.write(descriptions)
     PngImagePlugin.putchunk(content, b"IDAT", zlib.compress(lines))
     PngImagePlugin.putchunk(content, b"IEND", b"")
     return content.getbuffer()
 
 
 def _deep_tiff(values: np.ndarray, options: dict) -> memoryview:
-    """16-bit color TIFF, which Pillow cannot write: it writes one of 8 bits and twice the width, with the same bytes.
-
-    Then the two tags are corrected. Source: TIFF 6.0, section 2.
-    """
+    """16-bit color TIFF, which Pillow cannot write; source: TIFF 6.0, section 2."""
     height, width, channels = values.shape
     content = io.BytesIO()
+    # One of 8 bits and twice the width has the same bytes; then two tags are corrected
     halves = values.astype("<u2").view(np.uint8).reshape(height, 2 * width, channels)
     Image.fromarray(halves).save(content, "TIFF", **options)
     data = content.getbuffer()
@@ -309,10 +306,9 @@ def _deep_tiff(values: np.ndarray, options: dict) -> memoryview:
 
 def _to_image(values: np.ndarray, kind: str, palette: Image.Image | None) -> Image.Image:
     image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-    if image.mode == "LA" and kind in ("WEBP", "GIF"):
-        image = image.convert("RGBA")
-    if kind == "GIF" and (image.mode == "RGBA" or palette):  # Pillow's own palette with transparency has few colors
-        clear = image.getchannel("A").point(lambda alpha: 255 * (alpha < 128)) if image.mode == "RGBA" else None
+    has_alpha = image.mode in ("LA", "RGBA")
+    if kind == "GIF" and (has_alpha or palette):  # Pillow's own palette with transparency has few colors
+        clear = image.getchannel("A").point(lambda alpha: 255 * (alpha < 128)) if has_alpha else None
         image = image.convert("RGB").quantize(255, palette=palette, dither=Image.Dither.NONE)
         if clear:
             image.paste(255, mask=clear)

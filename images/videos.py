@@ -82,10 +82,7 @@ def _is_damaged(av, video: Path) -> bool:
 
 
 def _map_frames(av, source, target, first, change: Callable[[np.ndarray], np.ndarray], path: Path, suffix: str) -> list[str]:
-    """Copy the open ``source``, the file ``path``, to ``target``, which ends in ``suffix``, with changed frames.
-
-    ``first`` is the first of them. Returns what is lost.
-    """
+    """Copy the open ``source``, the file ``path``, whose first frame is ``first``, to ``target``; returns what is lost."""
     video = source.streams.best("video")
     video.thread_type = "AUTO"  # decode on all cores
     written = target.add_stream("libx264", rate=video.average_rate, options=QUALITY)
@@ -178,7 +175,7 @@ def _is_mirrored(frame) -> bool:
 
 
 def _changed(av, frame, change: Callable[[np.ndarray], np.ndarray], encoder):
-    """``change(frame)`` in the pixel format and colors of the ``encoder``, with the times of ``frame``."""
+    """``change(frame)`` as the ``encoder`` takes it, with the times of ``frame``."""
     matrix = encoder.colorspace if encoder.colorspace in set(av.video.reformatter.Colorspace) else None
     full, methods = av.video.reformatter.ColorRange.JPEG, av.video.reformatter.Interpolation
     # Without these flags each frame becomes darker by a gray level
@@ -188,8 +185,6 @@ def _changed(av, frame, change: Callable[[np.ndarray], np.ndarray], encoder):
     pixels = np.ascontiguousarray(pixels[:, ::-1]) if _is_mirrored(frame) else pixels
     changed = av.VideoFrame.from_ndarray(change(pixels), format="rgb24")
     changed = changed.reformat(format=encoder.pix_fmt, src_color_range=full, dst_color_range=encoder.color_range, **same)
-    for name in COLORS:
-        setattr(changed, name, getattr(encoder, name))
     for name in ("pts", "time_base", "duration"):
         setattr(changed, name, getattr(frame, name))
     return changed
