@@ -27,8 +27,6 @@ FORMATS = {  # suffix -> Pillow's name
     **{".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".gif": "GIF", ".ppm": "PPM", ".pgm": "PPM", ".avif": "AVIF"},
     **{".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jp2": "JPEG2000", ".j2k": "JPEG2000"},
 }
-# Nothing else is tried, whatever a file's name says: fewer decoders for damaged or hostile bytes, none that runs a program
-DECODERS = tuple(dict.fromkeys(FORMATS.values()))
 MAX_PIXELS = 2**28  # in one file; Pillow refuses twice as many. Phones make 200 megapixels
 SYSTEM_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
 
@@ -94,7 +92,7 @@ def read_photo(path: Path | str) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_image(path: Path | str) -> Iterator[Image.Image]:
-    """Context manager: the image in a file of one of the DECODERS; any error in the block is a ``UserError`` about it."""
+    """Context manager: the image in a file of one of the FORMATS; any error in the block is a ``UserError`` about it."""
     PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes: color profiles of printers have some megabytes
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     Image.core.set_block_size(2**26)  # bytes: smaller blocks the C library keeps when a large photo is freed
@@ -105,7 +103,8 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
             if file.read(10)[4:] in (b"ftyphe", b"ftypmi", b"ftypms"):  # heic, heix, hevc, mif1, ...
                 load_heif(path)
             file.seek(0)
-            with Image.open(file, formats=[kind for kind in DECODERS if kind in Image.OPEN]) as image:
+            # Whatever the name says: fewer decoders for damaged or hostile bytes, none that runs a program
+            with Image.open(file, formats=[kind for kind in dict.fromkeys(FORMATS.values()) if kind in Image.OPEN]) as image:
                 yield image
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None

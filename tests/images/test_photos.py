@@ -177,8 +177,9 @@ def test_a_complete_cache_in_a_folder_that_cannot_be_written_to_is_used(tmp_path
 def test_all_unreadable_photos_are_named_and_nothing_is_kept(tmp_path):
     paths = photos_in(tmp_path)
     paths[0].write_text("no picture")
+    paths[1].unlink()
     paths[2].write_bytes(paths[2].read_bytes()[:60])
-    with pytest.raises(UserError, match=r"(?s)2 problems.*0\.png cannot be read.*2\.png cannot be read"):
+    with pytest.raises(UserError, match=r"(?s)3 problems.*0\.png cannot be read.*1\.png is missing.*2\.png cannot be read"):
         DecodedPhotos(paths, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
