@@ -180,23 +180,27 @@ class TrainingRun(contextlib.AbstractContextManager):
         write_torch_file(self.checkpoint, dict(identity=self.identity, states=states, generators=generators, **progress))
 
     def _resume(self) -> None:
-        content = read_torch_file(self.checkpoint)
-        old, new = content["identity"], self.identity
-        changed = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in new | old if old.get(name) != new.get(name)]
-        if changed:
-            raise UserError(
-                f"{self.checkpoint} belongs to an interrupted training with other settings ({'; '.join(changed)}): "
-                "set RESUME = False to discard it and start over, or restore the old values to resume it"
-            )
-        for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
-            part.load_state_dict(state)
-        self.done, self.history = content["done"], content["history"]
-        self.loss_sum.fill_(content["loss_sum"])
-        if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
-            torch.set_num_threads(content["threads"])
-        torch.set_rng_state(content["generators"]["cpu"])
-        if "cuda" in content["generators"] and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(content["generators"]["cuda"])
+        try:
+            content = read_torch_file(self.checkpoint)
+            old, new = content["identity"], self.identity
+            different = [name for name in new | old if old.get(name) != new.get(name)]
+            if different:
+                changed = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in different)
+                raise UserError(
+                    f"{self.checkpoint} belongs to an interrupted training with other settings ({changed}): "
+                    "set RESUME = False to discard it and start over, or restore the old values to resume it"
+                )
+            for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
+                part.load_state_dict(state)
+            self.done, self.history = content["done"], content["history"]
+            self.loss_sum.fill_(content["loss_sum"])
+            if "OMP_NUM_THREADS" not in os.environ:  # gradients are summed in another order on more or fewer threads
+                torch.set_num_threads(content["threads"])
+            torch.set_rng_state(content["generators"]["cpu"])
+            if "cuda" in content["generators"] and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(content["generators"]["cuda"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it holds something else
+            raise UserError(f"{self.checkpoint} is damaged: remove it or set RESUME = False to start over") from None
         if self.history and not self.best_file.is_file():
             raise UserError(
                 f"{self.best_file}, the best weights of the interrupted training, is missing: "
