@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blur.estimator import EMBEDDING
 from blur.filters import reflect_indices
 from blur.local import BlurMap
+from blur.noise import QUANTILES, scaled
 from blur.spectrum import nll
 from utils import zero_init
 
@@ -44,11 +45,12 @@ class FiLM(nn.Module):
         super().__init__()
         self.blocks = blocks
         last = zero_init(nn.Linear(hidden, 2 * channels * blocks))
-        self.layers = nn.Sequential(nn.Linear(2 * EMBEDDING, hidden), nn.ReLU(), last)
+        self.layers = nn.Sequential(nn.Linear(2 * EMBEDDING + QUANTILES, hidden), nn.ReLU(), last)
 
     def forward(self, blur: BlurMap, shape: torch.Size, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.autocast(blur.embeddings.device.type, enabled=False):
-            predicted = self.layers(blur.embeddings)
+            noise = scaled(blur.noise)[:, None, None].expand(*blur.embeddings.shape[:3], -1)
+            predicted = self.layers(torch.cat([blur.embeddings, noise.to(blur.embeddings)], -1))
         for part in predicted.chunk(self.blocks, -1):  # one after another: as maps, all together would fill the memory
             yield tuple(blur.interpolate(each, shape[-2] // step, shape[-1] // step, step) for each in part.chunk(2, -1))
 
@@ -200,12 +202,18 @@ def flat_runs(photo: Tensor) -> Tensor:
     return flat
 
 
-def smooth_chroma(photo: Tensor, share: Tensor) -> Tensor:
-    """What is added to (N, 3, H, W) to replace a ``share``, (N, 1), of its chroma by interpolated means of 4x4 pixels."""
+def smooth_chroma(photo: Tensor, limit: Tensor) -> Tensor:
+    """What is added to (N, 3, H, W) to move its chroma by up to ``limit``, (N, 1), to interpolated means of 4x4 pixels.
+
+    Noise is less than that, edges of colors are more and stay. Luma stays where the limit is not reached.
+    Source: soft thresholds, Donoho 1995, doi:10.1109/18.382009.
+    """
     height, width = photo.shape[-2:]
     means = F.interpolate(F.avg_pool2d(reflect_pad_to_blocks(photo), 4), scale_factor=4, mode="bilinear")
     change = means[..., FILTER_RADIUS : FILTER_RADIUS + height, FILTER_RADIUS : FILTER_RADIUS + width] - photo
-    return share[..., None, None] * (change - luma(change))
+    change, limit = change - luma(change), limit[..., None, None].to(change)
+    # change.clamp(-limit, limit); the opposite for limits below 0, so that in training these have a gradient
+    return 0.5 * ((change + limit).abs() - (change - limit).abs())
 
 
 def luma(photo: Tensor) -> Tensor:

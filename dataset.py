@@ -9,8 +9,8 @@
   have seen; a shuffling ``DataLoader``, which takes k < len(dataset) alone, would repeat the same few. ``input_mse`` is the
   mean squared error of the blurry photo that the patch is from.
 - ``dataset[range]``: those patches at once, as the training loop takes them: [blurry, target, spectra, input_mse]. The
-  images are (N, 3, S, S). The spectra, (N, 6, 64, 33), are two channels each (``log_power_spectrum``) of the patch's
-  surroundings, the blurriest windows and the whole photo; blur embeddings, (N, E), may take their place. The last is (N,).
+  images are (N, 3, S, S). The spectra, (N, 9, 64, 33), are the ``log_power_spectrum`` of the patch's surroundings and the
+  ``photo_spectra`` of its photo; blur embeddings, (N, E), may take their place. The last is (N,).
 - ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
 - ``dataset.check_disjoint(other)``: raises ``UserError`` if a photo is in both.
@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 
 from blur.degradations import Mixture, random_degradation, shrink
 from blur.local import SURROUNDINGS, surroundings
+from blur.noise import photo_spectra
 from blur.spectrum import log_power_spectrum, transform_spectrum
 from blur.variety import vary_photo
 from images.photos import FORMATS, SYSTEM_FOLDERS, DecodedPhotos, raise_problems
@@ -145,8 +146,8 @@ class PairedImageDataset(PatchDataset):
 
     @cached_property
     def spectra(self) -> Tensor:
-        """``log_power_spectrum`` with the blurriest windows of each blurry photo, (n, 4, 64, 33)."""
-        return torch.cat([log_power_spectrum(to_tensor(photo)[None], with_blurriest=True) for photo in self.blurry])
+        """``photo_spectra`` of each blurry photo, (n, 7, 64, 33)."""
+        return torch.cat([photo_spectra(to_tensor(photo)[None]) for photo in self.blurry])
 
     def patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
         """Blurry and target, (S, S, 3) uint8 each, spectra or embedding, and ``input_mse``."""
@@ -220,7 +221,7 @@ class SyntheticBlurDataset(PatchDataset):
         """Blurry and sharp, (H, W, 3) uint8, spectrum and input_mse of a version; kept until the next one is needed."""
         if self.versions.get(index, (None,))[0] != blur_version:
             photos = self.whole(index, blur_version)
-            spectrum = log_power_spectrum(photos[0][None], with_blurriest=True)[0]
+            spectrum = photo_spectra(photos[0][None])[0]
             pixels = [np.ascontiguousarray(to_pixels(photo)) for photo in photos]
             self.versions[index] = blur_version, *pixels, spectrum, mean_squared_error(*pixels)
         return self.versions[index][1:]
@@ -318,8 +319,8 @@ def patch_surroundings(window: tuple[slice, slice], shape: tuple[int, int]) -> t
 
 
 def patch_spectra(region: np.ndarray, whole: Tensor, dihedral: int) -> Tensor:
-    """(6, 64, 33): ``log_power_spectrum`` of a patch's surroundings, (H, W, 3) uint8, and ``whole``, of its photo, as they
-    are after ``augment``."""
+    """(9, 64, 33): ``log_power_spectrum`` of a patch's surroundings, (H, W, 3) uint8, and ``whole``, ``photo_spectra`` of
+    its photo, as they are after ``augment``."""
     return transform_spectrum(torch.cat([log_power_spectrum(to_tensor(region)[None])[0], whole]), dihedral)
 
 

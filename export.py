@@ -24,7 +24,8 @@ from torch import Tensor, nn
 import blocks
 import models
 from blocks import FILTER_RADIUS, LUMA
-from blur.spectrum import WINDOW, average_spectrum, extract_windows
+from blur.noise import chroma_deviations, with_noise
+from blur.spectrum import WINDOW, average_spectrum, color_windows, gray_mean
 from cli import CliParser, check_writable, run_cli
 from images.files import atomic
 from images.photos import read_photo
@@ -66,14 +67,16 @@ def main() -> None:
 
 
 class EstimateBlur(nn.Module):
-    """``StudentCNN.estimate_blur`` for the windows (n, 64, 64) of one photo and the trust (1,) in them -> (1, 634)."""
+    """``StudentCNN.estimate_blur`` for the windows (n, 64, 64, 3) of one photo and the trust (1,) in them -> (1, 637)."""
 
     def __init__(self, student: StudentCNN):
         super().__init__()
         self.student = student
 
     def forward(self, windows: Tensor, trust: Tensor) -> Tensor:
-        return self.student.embed_blur(average_spectrum(windows[None], trust, with_blurriest=True))
+        windows = windows[None]
+        spectra = average_spectrum(gray_mean(windows), trust, with_blurriest=True)
+        return self.student.embed_blur(with_noise(spectra, chroma_deviations(windows)))
 
 
 class Apply(nn.Module):
@@ -90,7 +93,7 @@ class Apply(nn.Module):
 def export_two(student: StudentCNN) -> tuple:
     """``ONNXProgram`` of the blur estimate and of the rest, ``Apply``."""
     photo = torch.rand(1, 3, 67, 90)
-    blur, windows = student.estimate_blur(photo), extract_windows(photo)[0]
+    blur, windows = student.estimate_blur(photo), color_windows(photo)[0]
     estimate = export(EstimateBlur(student), {"windows": {0: ANY}, "trust": None}, (windows, torch.ones(1)), "blur")
     return estimate, export(Apply(student), {"photo": {2: ANY, 3: ANY}, "blur": None}, (photo, blur), "sharpened")
 
@@ -105,7 +108,7 @@ def export_like(student: StudentCNN, photo: Tensor):
     for conv in student.convs:
         mixed = conv.mix_experts(weights.routing)
         conv.mix_experts = lambda routing, mixed=mixed: mixed
-    smooth_chroma = models.smooth_chroma if weights.smoothing.any() else lambda photo, share: 0.0  # which takes time
+    smooth_chroma = models.smooth_chroma if weights.chroma_limit.any() else lambda photo, limit: 0.0  # which takes time
     with mock.patch.object(models, "smooth_chroma", smooth_chroma):
         program = export(Apply(student, blur), {"photo": {2: ANY, 3: ANY}}, (torch.rand(1, 3, 67, 90),), "sharpened")
     # What follows from constants is computed now, also where it is larger than the exporter's limit

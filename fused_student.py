@@ -30,7 +30,7 @@ class FusedStudent(nn.Module):
     """
 
     SCALE = 256  # activations are pixel values / 256: float16 cannot overflow, and a power of two never rounds
-    FIXED_POINT = 16  # steps per gray level, in which smooth chroma is added up
+    FIXED_POINT = 16  # steps per gray level, in which changes of chroma are limited and added up
 
     def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
         super().__init__()
@@ -84,19 +84,19 @@ class FusedStudent(nn.Module):
     def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
         """``forward`` for what is known already, as the methods above return it."""
         height, width, _ = picture.shape
-        layers, smoothing = self.fuse_weights(weights, strength)
+        layers, limit = self.fuse_weights(weights)
         result, context = torch.empty_like(picture), 16 * math.ceil(self.student.conv_radius / 16)
         for top, bottom in bands(height, width):
             first, last = max(0, top - context), min(bottom + context, height)
             band = blocks[:, :, first // 4 : math.ceil(last / 4) + 2 * MARGIN]
             above = max(0, first // 16 - 1)  # cells, of which interpolation needs one more on each side
             part = upsample_gains(gains[:, :, above : last // 16 + 2])[:, :, first // 4 - 4 * above :]
-            changed = self.sharpen_band(picture[first:last], band, layers, part, smoothing, strength)
+            changed = self.sharpen_band(picture[first:last], band, layers, part, limit, strength)
             result[top:bottom] = changed[top - first : bottom - first]
         return result
 
     def sharpen_band(
-        self, picture: Tensor, blocks: Tensor, layers: tuple, gains: Tensor, smoothing: float, strength: float
+        self, picture: Tensor, blocks: Tensor, layers: tuple, gains: Tensor, limit: int, strength: float
     ) -> Tensor:
         filters, *deep, last = layers
         height, width, _ = picture.shape
@@ -112,28 +112,30 @@ class FusedStudent(nn.Module):
         change = change.addcmul_(F.conv2d(x, *last, padding=1).float(), gains[2])
         if not torch.isfinite(change.sum()):
             raise UserError(NOT_FINITE)
-        unit = self.FIXED_POINT if smoothing else 1
-        change.mul_(strength * self.SCALE * unit)
-        if smoothing:  # photo + change + smoothing * (smooth chroma - photo + luma)
-            change.add_(blocks, alpha=smoothing * self.SCALE * unit)
-        change = shuffle_pixels(change, 1)[:height, :width, 0]
+        unit = self.FIXED_POINT if limit else 1
+        change = shuffle_pixels(change.mul_(strength * self.SCALE * unit), 1)[:height, :width, 0]
         flat = self.find_bars(picture, blocks)
         has_bars = flat.any()
-        if has_bars and not smoothing:
-            change.masked_fill_(flat, 0)
-        rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
-        for channel in rgb.unbind(-1):  # torch.stack uses one core here
-            channel.copy_(change)
         # All of one type: mixed types take several times longer
         photo = picture.to(torch.int16)
-        if not smoothing:
-            return rgb.add_(photo).clamp_(0, 255)
-        chroma = F.conv2d(pad_band(picture, 0, height), self.to_chroma, stride=4)
-        beyond = slice(MARGIN - 1, 1 - MARGIN or None)  # interpolation needs one block
-        smooth = F.conv2d(chroma[..., beyond, beyond], self.to_pixels).mul_(smoothing * unit)
-        rgb.add_(shuffle_pixels(smooth, 3)[:height, :width]).add_(photo * round(unit * (1 - smoothing)))
-        rgb.add_(unit // 2).bitwise_right_shift_(unit.bit_length() - 1).clamp_(0, 255)
-        return torch.where(flat[..., None], photo, rgb) if has_bars else rgb
+        if limit:
+            chroma = F.conv2d(pad_band(picture, 0, height), self.to_chroma, stride=4)
+            beyond = slice(MARGIN - 1, 1 - MARGIN or None)  # interpolation needs one block
+            smooth = F.conv2d(chroma[..., beyond, beyond], self.to_pixels)
+            smooth.unflatten(1, (16, 3)).add_(blocks[:, :, None], alpha=self.SCALE)
+            rgb = shuffle_pixels(smooth.mul_(unit), 3)[:height, :width]  # as the photo, with smooth chroma
+            rgb.sub_(photo * unit).clamp_(-limit, limit)
+            rgb = rgb if strength == 1 else (strength * rgb).round_().to(torch.int16)
+            for channel in rgb.unbind(-1):
+                channel.add_(change)
+            rgb.add_(unit // 2).bitwise_right_shift_(unit.bit_length() - 1)
+        else:
+            rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
+            for channel in rgb.unbind(-1):  # torch.stack uses one core here
+                channel.copy_(change)
+        if has_bars:
+            rgb.masked_fill_(flat[..., None], 0)
+        return rgb.add_(photo).clamp_(0, 255)
 
     @staticmethod
     def find_bars(picture: Tensor, blocks: Tensor) -> Tensor:
@@ -154,8 +156,8 @@ class FusedStudent(nn.Module):
             flat[top:bottom][kept] = found[kept]
         return flat
 
-    def fuse_weights(self, weights: StudentWeights, strength: float) -> tuple[tuple, float]:
-        """For one photo: (weight, bias) of each layer, and the share of smooth chroma."""
+    def fuse_weights(self, weights: StudentWeights) -> tuple[tuple, int]:
+        """For one photo: (weight, bias) of each layer, and how far chroma is moved at most, in steps of FIXED_POINT."""
         convs = [tuple(part[0] for part in conv.mix_experts(weights.routing)) for conv in self.student.convs]
         for weight, _ in convs[:-1]:
             weight[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
@@ -165,9 +167,9 @@ class FusedStudent(nn.Module):
         layers = [(filters.to(self.dtype), None)]  # both in one convolution, which is faster
         layers += [(weight.to(self.dtype), (bias * 255 / self.SCALE).to(self.dtype)) for weight, bias in convs]
         layers = tuple((weight.contiguous(memory_format=torch.channels_last), bias) for weight, bias in layers)
-        if not torch.isfinite(weights.smoothing).all():
+        if not torch.isfinite(weights.chroma_limit).all():
             raise UserError(NOT_FINITE)
-        return layers, round(float(weights.smoothing) * strength * self.FIXED_POINT) / self.FIXED_POINT
+        return layers, round(min(float(weights.chroma_limit), 1) * 255 * self.FIXED_POINT)
 
 
 def bands(height: int, width: int) -> list[tuple[int, int]]:

@@ -27,7 +27,7 @@ def use_idle_cores() -> None:
         while len(busy_cores) < 5:
             time.sleep(0.01)  # seconds
             busy_cores.append(count_busy_cores())
-        threads = max(1, min(ALL_THREADS, os.cpu_count() - sorted(busy_cores)[2]))
+        threads = max(1, min(ALL_THREADS, (os.cpu_count() or 1) - sorted(busy_cores)[2]))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 

@@ -162,7 +162,7 @@ def estimates_blur(network: nn.Module) -> bool:
 
 
 def run_patches(network: nn.Module, patches: Tensor, blur: Tensor) -> Tensor:
-    """``network`` on (N, 3, S, S) patches with spectra (N, 6, 64, 33), or blur embeddings, if it estimates blur."""
+    """``network`` on (N, 3, S, S) patches with spectra (N, 9, 64, 33), or blur embeddings, if it estimates blur."""
     return network(patches, blur) if estimates_blur(network) else network(patches)
 
 

@@ -1,9 +1,10 @@
 """The two networks, and how they are saved and loaded.
 
 Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur from power spectra
-(blur/estimator.py), of the whole photo and of its blurriest windows, the twelfth with the least power at high frequencies.
-They undo most of it with filters, which differ from place to place. Convolutions add the rest, mostly at a quarter of the
-resolution, where a 3x3 convolution costs a sixteenth and covers four times the distance. Filters start as the identity and
+(blur/estimator.py), of the whole photo and of its blurriest windows, the twelfth with the least power at high frequencies,
+and measure the noise (blur/noise.py), by which they smooth the chroma. They undo most of the blur with filters, which differ
+from place to place. Convolutions add the rest, mostly at a quarter of the resolution, where a 3x3 convolution costs a
+sixteenth and covers four times the distance. Filters start as the identity and
 last layers at zero, so that an untrained network returns its input.
 """
 
@@ -33,7 +34,7 @@ from blocks import (
 )
 from blur.estimator import EMBEDDING, KERNEL_RADIUS, RINGS, BlurEstimator
 from blur.local import CELL, BlurMap, local_spectra, softness_map, upper_half
-from blur.spectrum import log_power_spectrum
+from blur.noise import QUANTILES, photo_spectra, scaled
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
 
@@ -45,8 +46,8 @@ class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
 
     The blur estimator predicts an inverse filter for each region and one for the blurriest parts of the photo, which a
-    softness map locates (blur/local.py). The photo is filtered with both, blended by that map, and a residual network adds
-    what linear filters cannot recover and removes noise.
+    softness map locates (blur/local.py). The photo, its chroma smoothed, is filtered with both, blended by that map, and a
+    residual network adds what linear filters cannot recover and removes noise.
 
     Args:
         width: channels at half resolution.
@@ -54,7 +55,7 @@ class TeacherCNN(nn.Module):
         blocks: residual blocks at a quarter.
         fine_blocks: residual blocks at half resolution, after the two scales are merged.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass its blur: the
-        cropped ``BlurMap`` of the whole photo or, for a patch with one blur, spectra (N, 6, 64, 33).
+        cropped ``BlurMap`` of the whole photo or, for a patch with one blur, spectra (N, 9, 64, 33).
     Sources: pixel shuffle, arXiv:1609.05158; blocks, arXiv:1707.02921; global skip, arXiv:1511.04587.
     """
 
@@ -62,12 +63,13 @@ class TeacherCNN(nn.Module):
         super().__init__()
         self.arguments = dict(width=width, deep_width=deep_width, blocks=blocks, fine_blocks=fine_blocks)
         # Pixels: 8 for each block at a quarter (two 3x3 convolutions), 4 for each at half resolution, 8 for head, tail and
-        # the strided layers between them; and the filter before all of them
-        self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS
+        # the strided layers between them; and the filter and at most 7 for smooth chroma before all of them
+        self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7
         self.estimator = BlurEstimator()
         # Not used here, students copy it: it is trained for its filters alone, the one above then on with the whole network
         self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
         self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
+        self.chroma_gain = nn.Parameter(torch.tensor(0.0))  # how far chroma is smoothed, in units of its noise
         self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
@@ -79,7 +81,8 @@ class TeacherCNN(nn.Module):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        kernels, embeddings, blurriest_and_whole = [], [], log_power_spectrum(photo, peak, with_blurriest=True)
+        kernels, embeddings = [], []
+        blurriest_and_whole, noise = photo_spectra(photo, peak).split([4, QUANTILES], 1)
         soft_kernel, soft_embedding = self.estimator(blurriest_and_whole)
         for spectra in local_spectra(photo, blurriest_and_whole[:, 2:], peak):  # (N, gw, 4, 64, 33) of a row of regions
             kernel, embedding = self.estimator(spectra.flatten(0, 1))
@@ -88,25 +91,28 @@ class TeacherCNN(nn.Module):
         kernels, embeddings = torch.stack(kernels, 1), torch.stack(embeddings, 1)
         soft_embedding = soft_embedding[:, None, None].expand_as(embeddings)
         softness = softness_map(photo, blurriest_and_whole, peak)
-        return BlurMap(kernels, torch.cat([embeddings, soft_embedding], -1), upper_half(soft_kernel), softness)
+        embeddings = torch.cat([embeddings, soft_embedding], -1)
+        return BlurMap(kernels, embeddings, upper_half(soft_kernel), softness, noise[..., 0, 0])
 
     def one_region(self, photo: Tensor, spectra: Tensor) -> BlurMap:
-        """One region for all of a patch, from spectra (N, 6, 64, 33) of a region, the blurriest windows and the whole photo.
+        """One region for all of a patch, from the spectra of a region and ``photo_spectra``, (N, 2 + 7, 64, 33).
 
         At the borders of the patch the softness map is that of reflected pixels.
         """
-        region, blurriest, whole = spectra.chunk(3, 1)
+        region, blurriest, whole, noise = spectra.split([2, 2, 2, QUANTILES], 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (region, blurriest)]))
         kernel, soft_kernel = upper_half(kernels).chunk(2)
         embeddings = torch.cat(embeddings.chunk(2), -1)[:, None, None]
-        return BlurMap(kernel[:, None, None], embeddings, soft_kernel, softness_map(photo, spectra[:, 2:]))
+        softness = softness_map(photo, spectra[:, 2:6])
+        return BlurMap(kernel[:, None, None], embeddings, soft_kernel, softness, noise[..., 0, 0])
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if blur is None:
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
             blur = self.one_region(photo, blur)
-        x = self.first_layer_input(photo, blur)
+        clean = photo + smooth_chroma(photo, self.chroma_gain * blur.noise[:, :1].exp())
+        x = self.first_layer_input(clean, blur)
         base, shape = x[:, 6:9].clone(), x.shape
         half = self.head(F.pixel_unshuffle(x, 2))
         del x  # it would take as much memory as the rest of a tile
@@ -139,7 +145,7 @@ class StudentWeights(NamedTuple):
 
     kernels: Tensor  # (N, 2, 17, 17), filters whose results are added to the photo
     routing: Tensor  # (N, experts), weights of the experts, the same for all convolutions
-    smoothing: Tensor  # (N, 1), the share of smooth chroma
+    chroma_limit: Tensor  # (N, 1), by how much chroma is moved at most, in units of [0, 1]
     film: Tensor  # (N, 64), scales and shifts in the GainMap
     references: Tensor  # (N, 2, 16), log energies of DCT coefficients in the whole photo and in its blurriest windows
 
@@ -157,8 +163,8 @@ class StudentCNN(nn.Module):
         num_experts: experts per convolution.
         hidden: width of the layer that predicts the filters and the routing weights.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass the blur of the
-        whole photo: what ``estimate_blur`` returns, (N, 2 * 317), or spectra whose last four channels are its
-        ``log_power_spectrum`` with the blurriest windows, (N, 4 or 6, 64, 33).
+        whole photo: what ``estimate_blur`` returns, (N, 637), or spectra whose last seven channels are its
+        ``photo_spectra``, (N, 7 or 9, 64, 33).
     Sources: predicted filters, arXiv:1605.09673; CondConv, arXiv:1904.04971, section 3; folded skips as in RepVGG,
         arXiv:2101.03697, section 3.3.
     """
@@ -175,7 +181,7 @@ class StudentCNN(nn.Module):
         self.router = nn.Linear(2 * hidden, num_experts)
         # For each filter: a scale of the estimator's, less 1, and a correction that is added
         self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))
-        self.chroma_head = zero_init(nn.Linear(2 * hidden, 1))
+        self.chroma_head = zero_init(nn.Linear(2 * hidden + QUANTILES, 1))
         self.gain_map = GainMap(2 * hidden)
         self.register_buffer("dct_response", dct_response(), persistent=False)
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
@@ -202,34 +208,35 @@ class StudentCNN(nn.Module):
             x = F.relu(x + conv(x, weights.routing))
         change = change + self.convs[-1](x, weights.routing) * gains[2]
         change = F.pixel_shuffle(change, 4)[..., : photo.shape[-2], : photo.shape[-1]]
-        return keep_flat_runs(photo, photo + change + smooth_chroma(photo, weights.smoothing))
+        return keep_flat_runs(photo, photo + change + smooth_chroma(photo, weights.chroma_limit))
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> Tensor:
         """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]."""
-        return self.embed_blur(log_power_spectrum(photo, peak, with_blurriest=True))
+        return self.embed_blur(photo_spectra(photo, peak))
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
-        """All that the student knows of the blur: spectra of whole photos, (N, 4 or 6, 64, 33) -> (N, 2 * 317).
+        """All that the student knows of the blur: ``photo_spectra``, (N, 7, 64, 33), -> (N, 637).
 
         For the whole photo and then for its blurriest windows: the estimator's embedding (64), the radial profile of the
         spectrum (92), half and the center of the estimator's filter, which is symmetric (145), and log energies of DCT
-        coefficients (16).
+        coefficients (16). Last the noise (3).
         """
-        blurriest, whole = spectra[:, -4:].chunk(2, 1)
+        blurriest, whole, noise = spectra[:, -4 - QUANTILES :].split([2, 2, QUANTILES], 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, blurriest)]))
         both = torch.cat([whole, blurriest])
         with torch.autocast(spectra.device.type, enabled=False):  # the gate amplifies rounding
             profiles = self.estimator.radial_profile(self.estimator.normalize(both)).flatten(1)
             energies = (torch.einsum("nyx,kyx->nk", both[:, 0].exp(), self.dct_response) + 1e-6).log()
         embedded = torch.cat([embeddings, profiles, kernels.flatten(1)[:, : kernels[0].numel() // 2 + 1], energies], 1)
-        return torch.cat(embedded.chunk(2), 1)
+        return torch.cat([*embedded.chunk(2), noise[..., 0, 0].to(embedded)], 1)
 
     def predict_weights(self, embedded: Tensor) -> StudentWeights:
         """From ``embed_blur``: all that is computed once per photo."""
         size = 2 * FILTER_RADIUS + 1
         with torch.autocast(embedded.device.type, enabled=False):
             sizes = [EMBEDDING + 2 * RINGS, size**2 // 2 + 1, 16]
-            embeddings, estimated, energies = embedded.unflatten(1, (2, -1)).split(sizes, 2)
+            noise = embedded[:, -QUANTILES:]
+            embeddings, estimated, energies = embedded[:, :-QUANTILES].unflatten(1, (2, -1)).split(sizes, 2)
             # Strong filters have large values
             hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2))
             scale, correction = self.kernel_head(hidden).split([1, size**2], 2)
@@ -239,9 +246,10 @@ class StudentCNN(nn.Module):
             kernels = correction.reshape(change.shape) + (1 + scale[..., None]) * change
             # A sum of 0, so that flat areas keep their brightness
             kernels = kernels - kernels.mean((2, 3), keepdim=True)
-            # Photos without noise need exactly 0, which costs no time; in training a slope keeps the gradient alive
-            smoothing = F.leaky_relu(self.chroma_head(hidden), 0.1 if self.training else 0.0)
-            return StudentWeights(kernels, self.router(hidden).tanh(), smoothing, self.gain_map.film(hidden), energies)
+            limit = self.chroma_head(torch.cat([hidden, scaled(noise)], 1)) * noise[:, :1].exp()
+            if not self.training:
+                limit = limit * (limit > 0.5 / 255)  # less than half a gray level is not worth the time
+            return StudentWeights(kernels, self.router(hidden).tanh(), limit, self.gain_map.film(hidden), energies)
 
 
 def copy_estimator(teacher: nn.Module, student: nn.Module) -> bool:

@@ -101,9 +101,11 @@ def main() -> None:
                     prediction = run_patches(run.model, blurry, spectra)  # run.model: the teacher, under torchrun in DDP
                 run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, gradient clipping, optimizer, schedule
             run.finish_epoch(validate(teacher, val_set, device))  # saves the teacher with the best SSIM
-    recommend(run, f"set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
     if START_FROM and run.best.ssim <= scores["start"].ssim:
-        print0(f"It does not beat {START_FROM} on the validation photos: keep that one, or train longer or on more photos")
+        print0(
+            f"The teacher does not beat {START_FROM} on the validation photos: keep that, or train longer or on more photos"
+        )
+    recommend(run, f"set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
 
 
 def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:

@@ -169,8 +169,10 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III-B, K1 = 0.01, K2 = 0.03.
     """
     _check_shapes(prediction, target)
-    missing_rows, missing_columns = (max(0, 11 - length) for length in prediction.shape[-2:])
-    x, y = (F.pad(each.float(), (0, missing_columns, 0, missing_rows), mode="replicate") for each in (prediction, target))
+    x, y = prediction.float(), target.float()
+    missing_rows, missing_columns = (max(0, 11 - length) for length in x.shape[-2:])
+    if missing_rows or missing_columns:
+        x, y = (F.pad(each, (0, missing_columns, 0, missing_rows), mode="replicate") for each in (x, y))
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = map(_gaussian_mean, (x, y, x * x, y * y, x * y))
     square_x, square_y, product = mean_x * mean_x, mean_y * mean_y, mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2

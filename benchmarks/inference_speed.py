@@ -72,7 +72,7 @@ def measure(height: int, width: int, device: torch.device, rounds: int, slow_rou
         network.to(memory_format=torch.channels_last)
     fused, plain = FusedStudent(student), FusedStudent(student, torch.float32)
     smoothing = FusedStudent(copy.deepcopy(student))
-    nn.init.constant_(smoothing.student.chroma_head.bias, 0.5)
+    nn.init.constant_(smoothing.student.chroma_head.bias, 200.0)
     picture, pillow = torch.from_numpy(frame).to(device), Image.fromarray(frame)
     calls, sharpen_with_teacher = convolution_calls(fused, picture), Sharpener(teacher, device)
     video = VideoSharpener(Sharpener(student, device))

@@ -22,6 +22,7 @@ import pretrain
 from blur.camera import add_noise
 from blur.filters import convolve, disk_kernel, gaussian_kernel
 from blur.local import BlurMap
+from blur.noise import chroma_noise, with_noise
 from blur.spectrum import log_power_spectrum
 from cli import CliParser, run_cli, whole_number
 from dataset import SyntheticBlurDataset
@@ -49,10 +50,13 @@ class WholePhotoTeacher(TeacherCNN):
     """Takes one blur for the whole photo, from its spectrum."""
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
-        return self.one_region(photo / peak, log_power_spectrum(photo, peak).repeat(1, 3, 1, 1))
+        spectra = log_power_spectrum(photo, peak).repeat(1, 3, 1, 1)
+        return self.one_region(photo / peak, with_noise(spectra, chroma_noise(photo, peak)))
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
-        return super().forward(photo, blur[:, 4:].repeat(1, 3, 1, 1) if torch.is_tensor(blur) else blur)
+        if torch.is_tensor(blur):
+            blur = torch.cat([blur[:, 4:6].repeat(1, 3, 1, 1), blur[:, 6:]], 1)
+        return super().forward(photo, blur)
 
 
 DESIGNS = {

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from blur.estimator import EMBEDDING
+from blur.noise import QUANTILES
 from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset
 from evaluate import find_degradations
@@ -48,10 +49,10 @@ class OwnFilter(StudentCNN):
     """The filters are predicted from the blur embedding alone: those of the estimator are replaced by the identity."""
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
-        embedded = super().embed_blur(spectra).unflatten(1, (2, -1))
-        filters = embedded[..., EMBEDDING:-16]
+        embedded = super().embed_blur(spectra)
+        filters = embedded[:, :-QUANTILES].unflatten(1, (2, -1))[..., EMBEDDING:-16]
         filters.zero_()[..., -1] = 1  # the center
-        return embedded.flatten(1)
+        return embedded
 
 
 class OneFilter(StudentCNN):

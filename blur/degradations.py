@@ -73,7 +73,7 @@ def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixtu
         photo: (3, H, W) in [0, 1], with the 256 levels of an 8-bit image.
     Returns:
         blurry and sharp, (3, H, W) in [0, 1], rounded to 8 bits, as a camera or a PNG would store them. Sharp is
-        ``photo`` unless something was drawn on both (``camera.overlay``).
+        ``photo`` unless something was drawn on both (``camera.overlay``) or they were made black and white.
     """
     mixture = mixture or Mixture()
     if chance(generator) < mixture.identity:
@@ -130,9 +130,11 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
         blurry = camera.resize_chain(blurry, (1.1, 2.2), generator)
     if chance(generator) < 0.06:
         blurry, sharp = camera.overlay((blurry, sharp), generator)
+    if chance(generator) < 0.05:  # black and white
+        blurry, sharp = (each.mean(0, keepdim=True).expand_as(photo) for each in (blurry, sharp))
     if chance(generator) < {"sensor": 0.6}.get(noise, 0.5 if kind == "none" else 0.35):
         blurry = camera.random_jpeg(blurry, generator)
-    return quantize_8bit(blurry), sharp
+    return quantize_8bit(blurry), quantize_8bit(sharp)
 
 
 def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Tensor:

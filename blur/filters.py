@@ -62,7 +62,7 @@ def linear_to_srgb(light: Tensor) -> Tensor:
 
 def gaussian_kernel(sigma: float, sigma_y: float | None = None, angle: float = 0.0) -> Tensor:
     """Gaussian of ``sigma`` pixels along ``angle`` (radians) and ``sigma_y`` across it; isotropic if None."""
-    sigma_y = sigma_y or sigma
+    sigma_y = sigma if sigma_y is None else sigma_y
     half = math.ceil(4 * max(sigma, sigma_y))
     x = torch.arange(-half, half + 1, dtype=torch.float32)
     y = x[:, None]

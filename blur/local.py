@@ -85,6 +85,7 @@ class BlurMap(NamedTuple):
     embeddings: Tensor  # (N, gh, gw, 2 E): of the region and of the blurriest windows
     soft_kernel: Tensor  # (N, 32, 63), the upper_half of that for the blurriest windows
     softness: Tensor  # (N, H / 16, W / 16, 1), where their blur is (softness_map)
+    noise: Tensor  # (N, 3), chroma_noise of the whole photo
     top: int = 0  # of the part, in pixels of the whole photo
     left: int = 0
 

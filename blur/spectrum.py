@@ -13,7 +13,9 @@ MAX_WINDOWS = 144
 
 
 @torch.no_grad()
-def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_blurriest: bool = False) -> Tensor:
+def log_power_spectrum(
+    photo: Tensor, peak: float = 1.0, with_blurriest: bool = False, windows: Tensor | None = None
+) -> Tensor:
     """Log power spectrum of whole photos, averaged over windows: (N, C, H, W) in [0, ``peak``] -> (N, 2, 64, 33).
 
     Channel 0 is the log of the mean power over all windows, channel 1 the mean of the logs; they differ where a few edges
@@ -23,10 +25,11 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_blurriest: bool = 
     Args:
         with_blurriest: the same of the blurriest windows (``blurriest_windows``), too: (N, 4, 64, 33), these first. They
             show a blur that is in a part of the photo.
+        windows: ``color_windows`` of the photo, if they are known already.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        windows = extract_windows(photo, peak)
+        windows = gray_mean(color_windows(photo) if windows is None else windows, peak)
         # A photo of a few rows or windows does not show how blurry it is
         trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (windows.shape[1] - 1) / 24)
         return average_spectrum(windows, min(1.0, max(0.0, trust)), with_blurriest)
@@ -97,7 +100,18 @@ def log_means(powers: Tensor) -> Tensor:
 
 
 def extract_windows(photo: Tensor, peak: float = 1.0) -> Tensor:
-    """The gray mean of windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64), n <= MAX_WINDOWS.
+    """The gray mean of ``color_windows``: (N, C, H, W) in [0, ``peak``] -> (N, n, 64, 64) in [0, 1]."""
+    return gray_mean(color_windows(photo), peak)
+
+
+def gray_mean(windows: Tensor, peak: float = 1.0) -> Tensor:
+    """(..., C) in [0, ``peak``], any type -> (...) in [0, 1]."""
+    channels = windows.to(torch.promote_types(windows.dtype, torch.float32)).unbind(-1)
+    return reduce(torch.add, channels) / (len(channels) * peak)  # mean(-1) takes four times longer
+
+
+def color_windows(photo: Tensor) -> Tensor:
+    """Windows spread evenly over whole photos: (N, C, H, W) -> (N, n, 64, 64, C), n <= MAX_WINDOWS.
 
     In a large photo, where they do not overlap and are about as informative, half as many.
     """
@@ -119,9 +133,7 @@ def extract_windows(photo: Tensor, peak: float = 1.0) -> Tensor:
     photo = photo.movedim(1, -1)  # channels last, so that rows are copied whole
     rows = torch.cat([photo[:, top : top + WINDOW] for top in tops], 1)
     windows = torch.stack([rows[:, :, left : left + WINDOW] for left in lefts], 1)
-    channels = windows.to(torch.promote_types(windows.dtype, torch.float32)).unbind(-1)
-    gray_mean = reduce(torch.add, channels) / (len(channels) * peak)  # mean(-1) takes four times longer
-    return gray_mean.view(len(photo), -1, WINDOW, WINDOW)
+    return windows.view(len(photo), -1, WINDOW, WINDOW, windows.shape[-1])
 
 
 def windowed_fft(windows: Tensor) -> Tensor:

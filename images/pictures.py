@@ -56,7 +56,7 @@ def read_picture(path: Path | str) -> Picture:
         else:
             values = _values(image)
         with open(path, "rb") as file:
-            head = file.read(2**18)
+            head = file.read(-1 if image.format == "WEBP" else 2**18)  # there a large profile comes before the pixels
         options |= _descriptions(image, head)
         notes = _losses(image, head, options)
         if deep and values.dtype == np.uint8:

@@ -7,6 +7,7 @@ from conftest import dummy_photo, gmac_of, texture
 import fused_student
 from blocks import GainMap, dct_response, luma, smooth_chroma
 from blur.filters import convolve, gaussian_kernel, line_kernel
+from blur.noise import photo_spectra
 from blur.spectrum import log_power_spectrum, power, windowed_fft
 from fused_student import FusedStudent
 from inference import run_tiled
@@ -44,7 +45,7 @@ def test_any_size_comes_out_as_it_went_in(network_class, size):
 def test_padding_does_not_reach_far_into_the_photo(network_class):
     network = trained(network_class(**SMALL[network_class]))
     photo = torch.rand(1, 3, 168, 168)
-    described = log_power_spectrum(photo).repeat(1, 3, 1, 1)
+    described = torch.cat([log_power_spectrum(photo), photo_spectra(photo)], 1)
     whole, cropped = network(photo, described), network(photo[..., :167, :166], described)
     assert torch.allclose(whole[..., :40, :40], cropped[..., :40, :40], atol=1e-5)
 
@@ -124,7 +125,7 @@ def a_student_with_experts():
     for name, parameter in student.named_parameters():
         if not name.startswith("estimator"):
             torch.nn.init.normal_(parameter, std=0.04)
-    torch.nn.init.constant_(student.chroma_head.bias, -1.0)  # no smooth chroma, whose share is rounded when it is fused
+    torch.nn.init.constant_(student.chroma_head.bias, -20.0)  # no smooth chroma, which is rounded when it is fused
     return student.eval()
 
 
@@ -154,7 +155,7 @@ def test_smooth_chroma_takes_color_noise_away_and_leaves_luma():
     clean = torch.linspace(0.2, 0.7, 131).expand(2, 3, 67, 131) * torch.tensor([1.0, 0.8, 0.6]).view(3, 1, 1)
     noisy = clean + 0.05 * torch.randn(clean.shape, generator=generator)
     change = smooth_chroma(noisy, torch.tensor([[0.0], [1.0]]))
-    assert not change[0].any()
+    assert not change[0].any() and smooth_chroma(noisy, torch.full((2, 1), 0.01)).abs().max() < 0.011
     torch.testing.assert_close(luma(change), torch.zeros(2, 1, 67, 131), atol=1e-6, rtol=0)
     before, after = (((image - luma(image)) - (clean - luma(clean)))[1].std() for image in (noisy, noisy + change))
     assert after < 0.3 * before
@@ -162,17 +163,25 @@ def test_smooth_chroma_takes_color_noise_away_and_leaves_luma():
     assert smooth_chroma(gray, torch.ones(2, 1)).abs().max() < 1e-6
 
 
-def test_chroma_is_smoothed_only_if_the_predicted_share_is_above_0_in_the_fused_student_too():
+def test_smooth_chroma_keeps_colored_edges_that_are_above_the_limit():
+    red_and_blue = torch.zeros(1, 3, 32, 64)
+    red_and_blue[:, 0, :, :30], red_and_blue[:, 2, :, 30:] = 0.8, 0.8
+    change = smooth_chroma(red_and_blue, torch.tensor([[0.02]]))
+    assert 0.019 < change.abs().max() < 0.021 and change[..., :20].abs().max() < 1e-6
+
+
+def test_chroma_is_smoothed_only_if_the_predicted_limit_is_above_0_in_the_fused_student_too():
     student = trained(StudentCNN(**SMALL[StudentCNN]))
     picture = torch.from_numpy(dummy_photo(203, 301, seed=1))
     photo = to_tensor(picture)[None]
     results = []
-    for bias in (-1.0, 0.75):
+    for bias in (-20.0, 200.0):
         torch.nn.init.zeros_(student.chroma_head.weight)
         torch.nn.init.constant_(student.chroma_head.bias, bias)
         with torch.no_grad():
             results.append(quantize_8bit(student(photo)))
-            assert (student.predict_weights(student.estimate_blur(photo))[2] == max(0.0, bias)).all()
+            limit = student.predict_weights(student.estimate_blur(photo)).chroma_limit
+            assert limit == 0 if bias < 0 else limit > 0.02
         fused = to_tensor(FusedStudent(student, torch.float32)(picture))
         assert (fused - results[-1][0]).abs().max() < 1.01 / 255
     assert (results[0] - results[1]).abs().max() > 3 / 255
@@ -206,7 +215,7 @@ def test_the_fused_student_reports_values_that_are_not_finite():
         FusedStudent(student, torch.float32)(torch.zeros(20, 20, 3, dtype=torch.uint8))
 
 
-def test_the_fused_student_reports_a_share_of_chroma_that_is_not_finite():
+def test_the_fused_student_reports_a_limit_of_chroma_that_is_not_finite():
     student = trained(StudentCNN(**SMALL[StudentCNN]))
     torch.nn.init.constant_(student.chroma_head.bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):

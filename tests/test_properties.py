@@ -8,6 +8,7 @@ from torch import nn
 
 import blur.degradations as D
 from blur.filters import convolve
+from blur.noise import photo_spectra
 from blur.spectrum import log_power_spectrum
 from dataset import PairedImageDataset
 from models import StudentCNN, TeacherCNN
@@ -88,7 +89,7 @@ def test_a_photo_that_is_moved_by_whole_squares_is_sharpened_alike(name):
         nn.init.normal_(parameter, std=0.05)
     photo = torch.rand(1, 3, 280, 280)
     with torch.no_grad():
-        spectra = log_power_spectrum(photo).repeat(1, 3, 1, 1)
+        spectra = torch.cat([log_power_spectrum(photo), photo_spectra(photo)], 1)
         whole, moved = network(photo, spectra), network(photo[..., 16:, 32:], spectra)
     inner = slice(100, 130)
     torch.testing.assert_close(whole[..., 116:146, 132:162], moved[..., inner, inner], atol=1e-4, rtol=0)

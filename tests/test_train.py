@@ -88,7 +88,7 @@ def test_pretraining_goes_on_from_given_weights_and_says_where_it_does_not_beat_
     for weight, start in zip(*(load_model(f).parameters() for f in ("outputs/teacher.pth", "teacher.pth")), strict=True):
         torch.testing.assert_close(weight, start, atol=1e-6, rtol=0)
     printed = capsys.readouterr().out
-    assert ", start " in printed and "It does not beat teacher.pth" in printed
+    assert ", start " in printed and "The teacher does not beat teacher.pth" in printed
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss, nn.L1Loss])

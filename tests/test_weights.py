@@ -43,3 +43,10 @@ def test_shipped_weights_leave_a_sharp_photo_nearly_as_it_is(network):
     sharp = sample_photo()
     with torch.no_grad():
         assert psnr(quantize_8bit(network(sharp)), sharp) > 35
+
+
+def test_shipped_weights_take_the_noise_of_a_sharp_photo_for_noise(network):
+    sharp = sample_photo()
+    noisy = quantize_8bit(add_noise(sharp[0], 3.0, torch.Generator().manual_seed(0))[None])
+    with torch.no_grad():
+        assert psnr(quantize_8bit(network(noisy)), sharp) > psnr(noisy, sharp) + 0.5

@@ -1,6 +1,6 @@
 """The constants of a training, checked in one place, and checks of networks and files before the work starts."""
 
-import importlib.util
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -53,8 +53,11 @@ class TrainConfig:
                 valid, wanted = type(value) in (int, float) and 0 < value < 1e9, "a number above 0"
             if not valid:
                 raise UserError(f"{name} = {value!r} is not {wanted}: set it to one")
-        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise UserError("TENSORBOARD = True needs a package: pip install tensorboard")
+        if self.tensorboard:
+            try:
+                importlib.import_module("torch.utils.tensorboard")
+            except ImportError:
+                raise UserError("TENSORBOARD = True needs a package: pip install tensorboard") from None
 
     def identity(self) -> dict:
         """The constants that must be the same when a training is resumed."""

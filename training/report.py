@@ -34,7 +34,7 @@ def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
 
 def recommend(run, next_step: str) -> None:
     """Say where the results of a ``TrainingRun`` are, and what to do next if they are any good."""
-    print0(f"The best {run.name} is in {run.best_file}; pictures and the table of epochs are in {run.outputs}/")
+    print0(f"The best {run.name} is in {run.best_file}; curves and the table of epochs are in {run.outputs}/")
     if run.best.beats(run.baselines["input"]):
         print0(f"Next: {next_step}")
     else:

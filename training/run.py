@@ -151,6 +151,7 @@ class TrainingRun(contextlib.AbstractContextManager):
             if self.writer:
                 for name, value in row.items():
                     self.writer.add_scalar(name, value, len(self.history))
+                self.writer.flush()
             self._save()
             print(f"{title}  loss {loss:.6f}  {scores}  ({others})  {seconds:.1f} s{'  best' if better else ''}", flush=True)
 
@@ -232,6 +233,7 @@ def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
+            file.close()
             raise UserError(f"another training is writing to {path}: wait for it, or choose another place") from None
         except OSError as error:
             print(f"{lock} cannot be locked ({error.strerror}): start nothing else that writes there")

@@ -146,7 +146,7 @@ def test_a_filter_keeps_brightness_and_is_symmetric(radius, exponential):
 
 @pytest.mark.parametrize("regions", [(1, 1), (2, 3)])
 def test_film_starts_by_changing_nothing(regions):
-    shapes = (2, *regions, 3, 3), (2, *regions, 2 * 64), (2, 3, 3), (2, 1, 1, 1)
+    shapes = (2, *regions, 3, 3), (2, *regions, 2 * 64), (2, 3, 3), (2, 1, 1, 1), (2, 3)
     blur = BlurMap(*map(torch.randn, shapes))
     films = list(FiLM(blocks=3, channels=8, hidden=4)(blur, (2, 3, 128, 256), 4))
     assert len(films) == 3
@@ -225,7 +225,7 @@ def test_patches_of_photos_blurred_on_the_fly_come_with_the_description_of_the_w
     paths = sorted((pairs / "train").glob("*/sharp.png"))
     photos = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
     blurry, sharp, spectrum, _ = photos[range(4)]
-    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 6, 64, 33)
+    assert blurry.shape == sharp.shape == (4, 3, 32, 32) and spectrum.shape == (4, 9, 64, 33)
     again = SyntheticBlurDataset(paths, tmp_path / "cache", patch_size=32, seed=1)
     late = again[range(30, 31)]  # of a later version
     assert torch.equal(again[range(2, 3)][2][0], spectrum[2]) and torch.equal(late[0], photos[range(30, 31)][0])

@@ -60,9 +60,12 @@ def test_a_softness_map_does_not_depend_on_scale_or_contrast(size):
     torch.testing.assert_close(softness_map(photo / 2 + 0.1, spectra), softness, atol=1e-3, rtol=0)
 
 
+NO_NOISE = torch.zeros(1, 3)
+
+
 def random_map(regions, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = (1, *regions, 5, 9), (1, *regions, 5), (1, 5, 9), (1, *regions, 1)
+    shapes = (1, *regions, 5, 9), (1, *regions, 5), (1, 5, 9), (1, *regions, 1), (1, 3)
     return BlurMap(*(torch.randn(shape, generator=generator) for shape in shapes))
 
 
@@ -70,7 +73,7 @@ def test_equal_filters_everywhere_are_one_filter():
     photo, kernel, soft = torch.rand(1, 3, 300, 420), gaussian_kernel(1.5), gaussian_kernel(1.4)
     assert kernel.shape == soft.shape
     halves = [upper_half(each[None, None]) for each in (kernel, soft)]
-    blur = BlurMap(halves[0].expand(1, 2, 3, -1, -1), torch.zeros(1, 2, 3, 5), halves[1], torch.zeros(1, 1, 1, 1))
+    blur = BlurMap(halves[0].expand(1, 2, 3, -1, -1), torch.zeros(1, 2, 3, 5), halves[1], torch.zeros(1, 1, 1, 1), NO_NOISE)
     expected = torch.cat([convolve(photo, each[None, None]) for each in (kernel, soft)], 1)
     torch.testing.assert_close(blur.apply_filters(photo, exact=False), expected, atol=1e-5, rtol=0)
 
@@ -84,7 +87,7 @@ def test_a_smooth_gradient_has_no_seams():
     sharpening[:, 6, 6] += 2
     kernels = torch.stack([kernels[0], sharpening[0], kernels[1]] * 2)[:, None]
     halves = upper_half(kernels)
-    blur = BlurMap(halves.view(1, 2, 3, 7, 13), torch.zeros(1, 2, 3, 5), halves[:1], torch.zeros(1, 1, 1, 1))
+    blur = BlurMap(halves.view(1, 2, 3, 7, 13), torch.zeros(1, 2, 3, 5), halves[:1], torch.zeros(1, 1, 1, 1), NO_NOISE)
     result = blur.apply_filters(ramp, exact=True)[:, :3, :, 8:-8]  # borders are reflected
     step = 0.6 / 419
     assert (result.diff(dim=-1) - step).abs().max() < 0.05 * step and result.diff(dim=-2).abs().max() < 1e-6

@@ -67,7 +67,7 @@ def test_tensorboard_gets_each_epoch_and_the_pictures(constants, monkeypatch):
 
 def test_without_tensorboard_its_constant_is_one_sentence(constants, monkeypatch):
     monkeypatch.setattr(train, "TENSORBOARD", True)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="^TENSORBOARD = True needs a package: pip install tensorboard$"):
         train.main()
 

@@ -127,7 +127,7 @@ def test_a_student_given_cached_embeddings_computes_as_one_given_spectra(pairs):
     train_set.embeddings = cache_blur_embeddings(student, train_set, CPU)
     embedded = train_set[range(9)]
     assert torch.equal(spectra[0], embedded[0]) and torch.equal(spectra[1], embedded[1])
-    assert spectra[2].shape == (9, 6, 64, 33) and embedded[2].shape == (9, 2 * (64 + 92 + 145 + 16))
+    assert spectra[2].shape == (9, 9, 64, 33) and embedded[2].shape == (9, 2 * (64 + 92 + 145 + 16) + 3)
     with torch.no_grad():
         one, other = student(spectra[0], spectra[2]), student(embedded[0], embedded[2])
     assert (one - spectra[0]).abs().max() > 0.05, "the student changes the photo"
