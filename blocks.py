@@ -209,11 +209,12 @@ def smooth_chroma(photo: Tensor, limit: Tensor) -> Tensor:
     Source: soft thresholds, Donoho 1995, doi:10.1109/18.382009.
     """
     height, width = photo.shape[-2:]
-    means = F.interpolate(F.avg_pool2d(reflect_pad_to_blocks(photo), 4), scale_factor=4, mode="bilinear")
-    change = means[..., FILTER_RADIUS : FILTER_RADIUS + height, FILTER_RADIUS : FILTER_RADIUS + width] - photo
-    change, limit = change - luma(change), limit[..., None, None].to(change)
-    # change.clamp(-limit, limit); the opposite for limits below 0, so that in training these have a gradient
-    return 0.5 * ((change + limit).abs() - (change - limit).abs())
+    with torch.autocast(photo.device.type, enabled=False):  # luma is a product of matrices, which would be rounded
+        means = F.interpolate(F.avg_pool2d(reflect_pad_to_blocks(photo), 4), scale_factor=4, mode="bilinear")
+        change = means[..., FILTER_RADIUS : FILTER_RADIUS + height, FILTER_RADIUS : FILTER_RADIUS + width] - photo
+        change, limit = change - luma(change), limit[..., None, None].to(change)
+        # change.clamp(-limit, limit); the opposite for limits below 0, so that in training these have a gradient
+        return 0.5 * ((change + limit).abs() - (change - limit).abs())
 
 
 def luma(photo: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import difflib
 import os
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -303,8 +303,12 @@ def small_photos(paths: list[Path], shapes: list[tuple[int, int]], patch_size: i
 def sample_index(k: int, photos: int, seed: int) -> tuple[int, torch.Generator]:
     """The photo of patch k, and the generator for everything else about that patch."""
     pass_number, position = divmod(k, photos)
-    order = torch.randperm(photos, generator=make_generator(seed, ORDER, pass_number))
-    return int(order[position]), make_generator(seed, PATCH, k)
+    return shuffled_pass(photos, seed, pass_number)[position], make_generator(seed, PATCH, k)
+
+
+@lru_cache(maxsize=4)  # asked for once per patch
+def shuffled_pass(photos: int, seed: int, pass_number: int) -> list[int]:
+    return torch.randperm(photos, generator=make_generator(seed, ORDER, pass_number)).tolist()
 
 
 def random_window(shape: tuple[int, int], size: int, generator: torch.Generator) -> tuple[slice, slice]:

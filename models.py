@@ -4,8 +4,8 @@ Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first
 (blur/estimator.py), of the whole photo and of its blurriest windows, the twelfth with the least power at high frequencies,
 and measure the noise (blur/noise.py), by which they smooth the chroma. They undo most of the blur with filters, which differ
 from place to place. Convolutions add the rest, mostly at a quarter of the resolution, where a 3x3 convolution costs a
-sixteenth and covers four times the distance. Filters start as the identity and
-last layers at zero, so that an untrained network returns its input.
+sixteenth and covers four times the distance. Filters start as the identity and last layers at zero, so that an untrained
+network returns its input.
 """
 
 import json
@@ -69,7 +69,7 @@ class TeacherCNN(nn.Module):
         # Not used here, students copy it: it is trained for its filters alone, the one above then on with the whole network
         self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
         self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
-        self.chroma_gain = nn.Parameter(torch.tensor(0.0))  # how far chroma is smoothed, in units of its noise
+        self.chroma_gain = nn.Parameter(torch.tensor(0.0))  # how far chroma is moved at most, in units of its noise
         self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
         self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
@@ -111,8 +111,7 @@ class TeacherCNN(nn.Module):
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
             blur = self.one_region(photo, blur)
-        clean = photo + smooth_chroma(photo, self.chroma_gain * blur.noise[:, :1].exp())
-        x = self.first_layer_input(clean, blur)
+        x = self.first_layer_input(photo + smooth_chroma(photo, self.chroma_gain * blur.noise[:, :1].exp()), blur)
         base, shape = x[:, 6:9].clone(), x.shape
         half = self.head(F.pixel_unshuffle(x, 2))
         del x  # it would take as much memory as the rest of a tile

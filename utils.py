@@ -241,7 +241,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, weight: float = 0.01, weights: str | None = "IMAGENET1K_V1"):
         super().__init__()
-        from torchvision import models, transforms  # takes a second to import
+        from torchvision import models  # takes a second to import
 
         self.weight = weight
         try:
@@ -249,11 +249,14 @@ class PerceptualLoss(nn.Module):
         except (OSError, ValueError, RuntimeError) as error:  # no network, or a damaged file
             reason = one_line(str(error))[:120]
             raise UserError(f"PerceptualLoss cannot download VGG16 ({reason}): connect once, or use nn.MSELoss()") from None
-        normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # as ImageNet, for VGG16
-        self.stages = nn.ModuleList([nn.Sequential(normalize, layers[:4]), layers[4:9], layers[9:16]])  # end with features
+        self.stages = nn.ModuleList([layers[:4], layers[4:9], layers[9:16]])  # each ends with features
+        # Of ImageNet, which VGG16 was trained on. Buffers, since transforms.Normalize copies its own in every step
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(-1, 1, 1))
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        x, y, loss = prediction, target, F.mse_loss(prediction, target)
+        x, y = ((each - self.mean) / self.std for each in (prediction, target))
+        loss = F.mse_loss(prediction, target)
         for stage in self.stages:
             x, y = stage(x), stage(y)
             loss = loss + self.weight * F.mse_loss(x, y)

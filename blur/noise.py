@@ -1,5 +1,7 @@
 """How noisy a photo is, measured where photos hold little detail: in the chroma of their smoothest places."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,16 +43,19 @@ def chroma_noise(photo: Tensor, peak: float = 1.0) -> Tensor:
 
 def chroma_deviations(windows: Tensor, peak: float = 1.0) -> Tensor:
     """``chroma_noise`` of photos with these ``color_windows``, (N, n, 64, 64, C) in [0, ``peak``]."""
-    windows = windows[:, ::2]  # half of them are enough, in all rows or in every other one
-    windows = windows.to(torch.promote_types(windows.dtype, torch.float32)) / peak
-    red, green, blue = (windows[..., i].contiguous() for i in (0, windows.shape[-1] // 2, -1))
-    variances = 0.0  # in blocks of 4x4 pixels, in which color hardly changes
-    for difference in (red - green, green - blue, blue - red):
-        variances = variances + F.avg_pool2d(difference.square(), 4) - F.avg_pool2d(difference, 4).square()
+    count = windows.shape[-1]
+    colors = [windows[..., i].to(torch.promote_types(windows.dtype, torch.float32)) / peak for i in (0, count // 2, -1)]
+    block = functools.partial(F.avg_pool2d, kernel_size=4)  # in 4x4 pixels color hardly changes
+    variances = block(squared_differences(*colors)) - squared_differences(*map(block, colors))
     cells = (F.avg_pool2d(variances, 4) / 9).flatten(1).sort(1).values  # 9: each channel less the mean of all
     count = cells.shape[1]
     quantiles = torch.stack([cells[:, count // 10], cells[:, count // 4], cells[:, count // 2]], 1)
     return (quantiles.clamp(min=0).sqrt() + FLOOR).log()
+
+
+def squared_differences(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+    """Three times the sum of the squares of each color less the mean of all."""
+    return (red - green).square() + (green - blue).square() + (blue - red).square()
 
 
 def scaled(noise: Tensor) -> Tensor:

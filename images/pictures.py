@@ -82,6 +82,8 @@ def _refuse_other_pixels(image: Image.Image, deep: bool) -> None:
         raise ValueError("its 16-bit colors are in separate planes")
     if deep and 1 in tags.get(338, ()):  # ExtraSamples
         raise ValueError("its alpha is premultiplied")
+    if 2 in tags.get(339, ()):  # SampleFormat
+        raise ValueError("its pixels are signed")
     if "transparency" in image.info and (deep or gray_16):
         raise ValueError("it has 16 bits and a transparent color")
 
@@ -102,7 +104,7 @@ def _descriptions(image: Image.Image, head: bytes) -> dict:
     if isinstance(iptc, bytes):  # else it is damaged
         options["iptc"] = iptc
     if image.format == "WEBP":
-        options["lossless"] = b"VP8L" in head
+        options["lossless"] = re.search(rb"VP8[ L]", head)[0] == b"VP8L"
     if image.format == "PNG":
         options["pnginfo"] = kept = PngImagePlugin.PngInfo()
         for name, text in image.text.items():

@@ -21,14 +21,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def identity_of(network: nn.Module, loss_fn: nn.Module | Callable) -> dict[str, str]:
     """What is compared of network and loss when a training is resumed: class, arguments, size, code and constants."""
+    is_module = isinstance(loss_fn, nn.Module)
     code = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
     code = code if inspect.isroutine(code) else type(code)
-    is_module = isinstance(loss_fn, nn.Module)
     settings = [settings_of(part) for part in (loss_fn.modules() if is_module else [loss_fn])]
     content = f"{fingerprint(loss_fn) if is_module else code_fingerprint(code)} {settings}"
-    arguments = getattr(network, "arguments", "")
+    size = f"{count_parameters(network):,} parameters"
     return {
-        "the network": f"{type(network).__name__} {arguments}, {count_parameters(network):,} parameters",
+        "the network": f"{type(network).__name__} {getattr(network, 'arguments', '')}, {size}",
         "the code of the network": code_fingerprint(*map(type, network.modules())),
         "the loss": f"{code.__qualname__} {settings[0][:200]}",  # for the message; all of it counts in the next
         "the code and parts of the loss": hashlib.sha256(content.encode()).hexdigest()[:20],
@@ -37,9 +37,9 @@ def identity_of(network: nn.Module, loss_fn: nn.Module | Callable) -> dict[str, 
 
 def settings_of(part: nn.Module | Callable) -> str:
     """The attributes of a loss or of a module in it; of a ``functools.partial`` its arguments."""
+    own = {name: value for name, value in getattr(part, "__dict__", {}).items() if name not in vars(nn.Module())}
     texts = [] if isinstance(part, nn.Module) else [text_of(part)]
-    own = getattr(part, "__dict__", {}).keys() - vars(nn.Module()).keys()
-    return ", ".join(texts + [f"{name} {text_of(vars(part)[name])}" for name in sorted(own)])
+    return ", ".join([*texts, *(f"{name} {text_of(value)}" for name, value in own.items())])
 
 
 def text_of(value) -> str:
@@ -67,12 +67,9 @@ def code_fingerprint(*objects) -> str:
         with contextlib.suppress(OSError, TypeError, SyntaxError):
             if not in_project(inspect.getsourcefile(thing)):
                 continue
-            tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-            for node in ast.walk(tree):
-                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-                    del node.body[0]
-            dumps.add(ast.dump(tree))
-            for name, value in values_used(tree, thing).items():
+            dump, nodes = parse(textwrap.dedent(inspect.getsource(thing)))
+            dumps.add(dump)
+            for name, value in values_used(nodes, thing).items():
                 if inspect.isclass(value) or inspect.isroutine(value):
                     todo.append(value)
                 elif not inspect.ismodule(value):  # its text holds the path to its file
@@ -80,13 +77,23 @@ def code_fingerprint(*objects) -> str:
     return hashlib.sha256("\n".join(sorted(dumps)).encode()).hexdigest()[:20]
 
 
-def values_used(tree: ast.AST, thing) -> dict[str, object]:
+@functools.cache  # a training asks for the same code six times
+def parse(source: str) -> tuple[str, list[ast.AST]]:
+    """The syntax tree of ``source`` without docstrings, as text, and its nodes."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree), list(ast.walk(tree))
+
+
+def values_used(nodes: list[ast.AST], thing) -> dict[str, object]:
     """What the code of ``thing``, a function or class, reads of its file, the functions around it, and other files here."""
     namespace = dict(vars(sys.modules[thing.__module__]))
     for function in [thing] if inspect.isfunction(thing) else filter(inspect.isfunction, vars(thing).values()):
         namespace |= inspect.getclosurevars(function).nonlocals
     values = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Name) and node.id in namespace:
             values[node.id] = namespace[node.id]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):  # module.name
@@ -107,5 +114,5 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256(code_fingerprint(*map(type, network.modules())).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:20]

@@ -29,12 +29,13 @@ def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
         networks = {"student": load_model(run.best_file, run.network), "teacher": teacher}
         print_summary(networks, run.baselines | {"student": run.best}, run.device)
         draw_comparison(run, val_set, networks)
-        recommend(run, f"python sharpen.py PHOTO --weights {run.best_file}, or python evaluate.py {val_set.root}")
+        next_step = f"python sharpen.py PHOTO --weights {run.best_file}, or python evaluate.py {val_set.root}"
+        recommend(run, next_step, drawn="pictures, curves")
 
 
-def recommend(run, next_step: str) -> None:
+def recommend(run, next_step: str, drawn: str = "curves") -> None:
     """Say where the results of a ``TrainingRun`` are, and what to do next if they are any good."""
-    print0(f"The best {run.name} is in {run.best_file}; curves and the table of epochs are in {run.outputs}/")
+    print0(f"The best {run.name} is in {run.best_file}; {drawn} and the table of epochs are in {run.outputs}/")
     if run.best.beats(run.baselines["input"]):
         print0(f"Next: {next_step}")
     else:

@@ -21,6 +21,15 @@ def test_white_noise_is_measured_whatever_the_detail_of_the_photo(sigma, size):
     assert chroma_noise(noisy(photo, sigma)).exp()[0, 0] == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.parametrize("size", [(160, 160), (512, 512), (600, 800)])
+def test_all_parts_of_a_photo_count(size):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.linspace(0, 10 / 255, size[0])[:, None] * torch.randn(1, 3, *size, generator=generator)
+    from_top_to_bottom = 0.5 + noise
+    from_left_to_right = from_top_to_bottom.rot90(1, (2, 3))
+    torch.testing.assert_close(chroma_noise(from_left_to_right), chroma_noise(from_top_to_bottom), atol=0.12, rtol=0)
+
+
 def test_more_noise_is_larger_in_every_quantile_and_quantiles_ascend():
     photo = to_tensor(dummy_photo(200, 300, seed=2))[None]
     less, more = (chroma_noise(noisy(photo, sigma)) for sigma in (1, 3))

@@ -98,7 +98,8 @@ def test_a_gray_profile_is_kept_where_gray_is(tmp_path, suffix, kept):
 
 def test_lossless_webp_stays_lossless(tmp_path):
     photo = Image.fromarray(values(3, np.uint8))
-    for name, options in ("a", dict(lossless=True)), ("b", dict(lossless=True, icc_profile=b"odd")), ("c", {}):
+    large = dict(lossless=True, icc_profile=b"odd" * 140_000)  # it comes before the pixels
+    for name, options in ("a", dict(lossless=True)), ("b", large), ("c", {}):
         photo.save(tmp_path / f"{name}.webp", **options)
         assert read_picture(tmp_path / f"{name}.webp").options["lossless"] == (name != "c")
     write_picture(tmp_path / "d.webp", read_picture(tmp_path / "b.webp"))

@@ -153,8 +153,10 @@ def test_what_cannot_be_kept_as_it_is_is_refused(tmp_path):
     photo.convert("F").save(tmp_path / "float.tif")
     photo.convert("LAB").save(tmp_path / "lab.tif")
     tifffile.imwrite(tmp_path / "planes.tif", np.zeros((3, 9, 9), np.uint16), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "signed.tif", np.zeros((9, 9), np.int8), photometric="minisblack")
     for name, said in {
         "fax.png": "black and white",
+        "signed.tif": "signed",
         "float.tif": "mode F",
         "lab.tif": "mode LAB",
         "planes.tif": "separate planes",
