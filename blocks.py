@@ -61,6 +61,18 @@ def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
     return (x + shift.to(x.dtype)).addcmul_(x, scale.to(x.dtype))
 
 
+class OutputLinear(nn.Linear):
+    """A linear layer that divides its inputs by their number.
+
+    So a step of Adam changes an output by about the learning rate, not by that times the number of inputs, which is much
+    for what a whole photo is filtered with: hidden units then die one after another, since they disturb less.
+    Source: muP, arXiv:2203.03466, table 3 (output weights).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / self.in_features)
+
+
 class CondConv2d(nn.Module):
     """A convolution whose weights are ``base`` plus a mixture of ``num_experts`` for each sample (zeros at the start).
 
@@ -95,7 +107,7 @@ class GainMap(nn.Module):
         hidden: size of the embedding that ``film`` takes.
     Shapes: luma in space-to-depth blocks, (N, 16, H / 4, W / 4), scales and shifts (N, 2 * width), what ``film`` returned,
         and the logarithms of the energies of the whole photo and of the blurriest windows, (N, 2, 16)
-        -> (N, 3, H / 4, W / 4): 0 to 1.9, interpolated; at the start the first two add up to 1, and the third is 1.
+        -> (N, 3, H / 4, W / 4): 0 to 2.7, interpolated; at the start the first two add up to 1, and the third is 1.
     """
 
     # Pixels, an upper bound: six cells (smoothing, four convolutions and the interpolation), and from the far side of one
@@ -109,7 +121,7 @@ class GainMap(nn.Module):
         self.head = nn.Conv2d(18, width, **options)
         self.body = nn.ModuleList(nn.Conv2d(width, width, **options) for _ in range(2))
         self.tail = zero_init(nn.Conv2d(width, 3, **options))
-        self.film = zero_init(nn.Linear(hidden, 2 * width))
+        self.film = zero_init(OutputLinear(hidden, 2 * width))
 
     def forward(self, blocks: Tensor, film: Tensor, references: Tensor) -> Tensor:
         coefficients = F.conv2d(blocks[..., ::2, :], self.dct[..., None, None])  # half of the blocks show enough
@@ -137,8 +149,8 @@ class GainMap(nn.Module):
         x = F.relu(modulate(self.head(x), film[..., None, None].chunk(2, 1)))
         for conv in self.body:
             x = x + F.relu(conv(x))
-        # A gain of exactly 0 would silence what it is for, and no gradient would bring it back
-        gains = 1 + 0.9 * self.tail(x).tanh()
+        # An exponential does not saturate; divided as in OutputLinear
+        gains = self.tail(x / self.tail.weight[0].numel()).clamp(max=1).exp()
         return gains * torch.cat([1 - gate, gate, torch.ones_like(gate)], 1)
 
 

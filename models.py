@@ -21,6 +21,7 @@ from blocks import (
     CondConv2d,
     FiLM,
     GainMap,
+    OutputLinear,
     ResidualBlock,
     conv2d_per_sample,
     dct_response,
@@ -175,12 +176,13 @@ class StudentCNN(nn.Module):
         self.receptive_radius = self.conv_radius + GainMap.RADIUS
         self.estimator = BlurEstimator(**STUDENT_ESTIMATOR)
         size = 2 * FILTER_RADIUS + 1
-        self.embed = nn.Sequential(nn.Linear(EMBEDDING + 2 * RINGS + size**2 // 2 + 1, hidden), nn.ReLU())
-        nn.init.zeros_(self.embed[0].weight[:, EMBEDDING : EMBEDDING + 2 * RINGS])  # correlated inputs would swamp the rest
-        self.router = nn.Linear(2 * hidden, num_experts)
+        inputs = EMBEDDING + 2 * RINGS + size**2 // 2 + 1 + QUANTILES
+        # Normalized, so that about half of the units are active for every photo
+        self.embed = nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden, elementwise_affine=False), nn.ReLU())
+        self.router = OutputLinear(2 * hidden, num_experts)
         # For each filter: a scale of the estimator's, less 1, and a correction that is added
-        self.kernel_head = zero_init(nn.Linear(hidden, 1 + size**2))
-        self.chroma_head = zero_init(nn.Linear(2 * hidden + QUANTILES, 1))
+        self.kernel_head = zero_init(OutputLinear(hidden, 1 + size**2))
+        self.chroma_head = zero_init(OutputLinear(2 * hidden + QUANTILES, 1))
         self.gain_map = GainMap(2 * hidden)
         self.register_buffer("dct_response", dct_response(), persistent=False)
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
@@ -237,7 +239,7 @@ class StudentCNN(nn.Module):
             noise = embedded[:, -QUANTILES:]
             embeddings, estimated, energies = embedded[:, :-QUANTILES].unflatten(1, (2, -1)).split(sizes, 2)
             # Strong filters have large values
-            hidden = self.embed(torch.cat([embeddings, estimated.asinh()], 2))
+            hidden = self.embed(torch.cat([embeddings, estimated.asinh(), scaled(noise)[:, None].expand(-1, 2, -1)], 2))
             scale, correction = self.kernel_head(hidden).split([1, size**2], 2)
             hidden = hidden.flatten(1)
             change = torch.cat([estimated, estimated[..., :-1].flip(2)], 2).view(-1, 2, size, size)

@@ -5,7 +5,7 @@ import torch
 from conftest import dummy_photo, gmac_of, texture
 
 import fused_student
-from blocks import GainMap, dct_response, luma, smooth_chroma
+from blocks import GainMap, OutputLinear, dct_response, luma, smooth_chroma
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.noise import photo_spectra
 from blur.spectrum import log_power_spectrum, power, windowed_fft
@@ -107,6 +107,18 @@ def test_the_filter_of_the_blurriest_windows_is_used_where_a_photo_is_blurry(ker
         assert gate[:14, 19:].mean() > 0.9 and gate[:, :17].mean() < 0.1
 
 
+def test_small_gains_differ_from_place_to_place_as_much_as_large_ones():
+    gain_map = GainMap(4)
+    torch.nn.init.normal_(gain_map.tail.weight, std=30.0)
+    cells, film, references = torch.rand(1, 17, 5, 5), torch.zeros(1, 64), torch.zeros(1, 2, 16)
+    gains = []
+    for bias in -2.0, -8.0:
+        torch.nn.init.constant_(gain_map.tail.bias, bias)
+        gains.append(gain_map.predict_gains(cells, film, references).log())
+    assert gains[0].std((2, 3)).min() > 0.1
+    torch.testing.assert_close(gains[0] - gains[1], torch.full_like(gains[0], 6.0))
+
+
 def test_the_energies_of_a_gain_map_follow_from_the_spectrum():
     noise = texture(1024, 1024).mean(1, keepdim=True) + 0.02 * torch.randn(1, 1, 1024, 1024)
     gain_map = GainMap(4)
@@ -125,6 +137,9 @@ def a_student_with_experts():
     for name, parameter in student.named_parameters():
         if not name.startswith("estimator"):
             torch.nn.init.normal_(parameter, std=0.04)
+    for layer in student.modules():
+        if isinstance(layer, OutputLinear):  # divides its inputs
+            torch.nn.init.normal_(layer.weight, std=0.04 * layer.in_features)
     torch.nn.init.constant_(student.chroma_head.bias, -20.0)  # no smooth chroma, which is rounded when it is fused
     return student.eval()
 

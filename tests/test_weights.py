@@ -50,3 +50,16 @@ def test_shipped_weights_take_the_noise_of_a_sharp_photo_for_noise(network):
     noisy = quantize_8bit(add_noise(sharp[0], 3.0, torch.Generator().manual_seed(0))[None])
     with torch.no_grad():
         assert psnr(quantize_8bit(network(noisy)), sharp) > psnr(noisy, sharp) + 0.5
+
+
+@pytest.mark.parametrize("name", ["student", "free/student"])
+def test_what_a_shipped_student_predicts_uses_its_units_and_differs_from_place_to_place(name):
+    student, photo, seen = shipped(name), sample_photo(), []
+    photo[..., 150:] = convolve(photo[0], gaussian_kernel(2.0))[None, ..., 150:]
+    student.embed.register_forward_hook(lambda module, inputs, hidden: seen.append(hidden))
+    student.gain_map.tail.register_forward_hook(lambda module, inputs, logarithms: seen.append(logarithms))
+    with torch.no_grad():
+        student(photo)
+    hidden, logarithms = seen
+    assert 0.3 < (hidden > 0).float().mean() < 0.7
+    assert (logarithms.std((2, 3)) > 0.05).all() and logarithms.amax() < 5

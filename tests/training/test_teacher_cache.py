@@ -121,7 +121,7 @@ def test_two_trainings_do_not_compute_the_same_outputs_at_once(pairs, start, tmp
 
 def test_a_student_given_cached_embeddings_computes_as_one_given_spectra(pairs):
     train_set, student = PairedImageDataset(pairs / "train", patch_size=32), StudentCNN().eval()
-    torch.nn.init.normal_(student.kernel_head.weight, std=0.05)
+    torch.nn.init.normal_(student.kernel_head.weight, std=0.05 * student.kernel_head.in_features)  # OutputLinear
     torch.nn.init.normal_(student.estimator.tail.weight, std=0.05)
     spectra = train_set[range(9)]
     train_set.embeddings = cache_blur_embeddings(student, train_set, CPU)
