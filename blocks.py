@@ -62,10 +62,10 @@ def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class OutputLinear(nn.Linear):
-    """A linear layer that divides its inputs by their number.
+    """A linear layer that divides its inputs by their number: (..., in_features) -> (..., out_features).
 
-    So a step of Adam changes an output by about the learning rate, not by that times the number of inputs, which is much
-    for what a whole photo is filtered with: hidden units then die one after another, since they disturb less.
+    So a step of Adam changes an output by about the learning rate, not by that times the number of inputs. For what a whole
+    photo is filtered with that would be so much that hidden units die: without them the output is disturbed less.
     Source: muP, arXiv:2203.03466, table 3 (output weights).
     """
 

@@ -43,8 +43,8 @@ def chroma_noise(photo: Tensor, peak: float = 1.0) -> Tensor:
 
 def chroma_deviations(windows: Tensor, peak: float = 1.0) -> Tensor:
     """``chroma_noise`` of photos with these ``color_windows``, (N, n, 64, 64, C) in [0, ``peak``]."""
-    count = windows.shape[-1]
-    colors = [windows[..., i].to(torch.promote_types(windows.dtype, torch.float32)) / peak for i in (0, count // 2, -1)]
+    middle = windows.shape[-1] // 2  # green, or gray
+    colors = [windows[..., i].to(torch.promote_types(windows.dtype, torch.float32)) / peak for i in (0, middle, -1)]
     block = functools.partial(F.avg_pool2d, kernel_size=4)  # in 4x4 pixels color hardly changes
     variances = block(squared_differences(*colors)) - squared_differences(*map(block, colors))
     cells = (F.avg_pool2d(variances, 4) / 9).flatten(1).sort(1).values  # 9: each channel less the mean of all
