@@ -1,8 +1,9 @@
 """What both networks are built of: blocks whose weights or features depend on the blur, padding, pixel layouts."""
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,40 +19,63 @@ from utils import zero_init
 FILTER_RADIUS = 8  # pixels, of the student's filters; a multiple of 4, the size of a space-to-depth block
 # Indices of the 16 DCT coefficients of a block, row by row, without the highest, where noise prevails
 LOW_FREQUENCIES = [i for i in range(16) if math.hypot(*divmod(i, 4)) < 3.25]
+DIFFERENCES = 12, 4  # of pixels 1 and 3 apart: rows of difference_basis
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue. Source: ITU-R BT.601, as in JPEG
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a skip: (N, channels, H, W) -> same. Source: EDSR, arXiv:1707.02921, figure 2c."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))  # the identity: a deep stack starts stable
+        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.conv2 = zero_init(nn.Conv2d(hidden, channels, 3, padding=1))  # the identity: a deep stack starts stable
 
     def forward(self, x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
         return x + self.conv2(F.relu(modulate(self.conv1(x), film), inplace=True))
 
 
+class GatedBlock(nn.Module):
+    """A 3x3 convolution, half of whose channels multiply the other half, and a skip: (N, channels, H, W) -> same.
+
+    Unlike a ReLU, a product passes a gradient everywhere, so that no unit dies. The normalization and the scale, 0 at the
+    start, keep the steps of the optimizer small.
+    Source: NAFNet, arXiv:2204.04676, section 3 (SimpleGate, LayerNorm, scaled skip), here with one full convolution.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 1)
+        self.scale = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
+        normalized = F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+        values, gates = modulate(self.conv1(normalized), film).chunk(2, 1)
+        return x + self.conv2(values * gates) * self.scale.to(x.dtype)
+
+
 class FiLM(nn.Module):
     """Predicts a scale, less 1, and a shift for each channel of each block from blur embeddings; 0 at the start.
 
-    Shapes: a ``BlurMap`` of photos of a shape (N, C, H, W) -> ``blocks`` pairs of (N, channels, H / step, W / step), or of
+    Args:
+        channels: of each block.
+    Shapes: a ``BlurMap`` of photos of a shape (N, C, H, W) -> for each block two of (N, channels, H / step, W / step), or of
         (N, channels, 1, 1) for a single region.
     Source: FiLM, arXiv:1709.07871, section 2.
     """
 
-    def __init__(self, blocks: int, channels: int, hidden: int = 64):
+    def __init__(self, channels: Sequence[int], hidden: int = 64):
         super().__init__()
-        self.blocks = blocks
-        last = zero_init(nn.Linear(hidden, 2 * channels * blocks))
+        self.sizes = [2 * each for each in channels]
+        last = zero_init(nn.Linear(hidden, sum(self.sizes)))
         self.layers = nn.Sequential(nn.Linear(2 * EMBEDDING + QUANTILES, hidden), nn.ReLU(), last)
 
     def forward(self, blur: BlurMap, shape: torch.Size, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.autocast(blur.embeddings.device.type, enabled=False):
             noise = scaled(blur.noise)[:, None, None].expand(*blur.embeddings.shape[:3], -1)
             predicted = self.layers(torch.cat([blur.embeddings, noise.to(blur.embeddings)], -1))
-        for part in predicted.chunk(self.blocks, -1):  # one after another: as maps, all together would fill the memory
+        for part in predicted.split(self.sizes, -1):  # one after another: as maps, all together would fill the memory
             yield tuple(blur.interpolate(each, shape[-2] // step, shape[-1] // step, step) for each in part.chunk(2, -1))
 
 
@@ -100,8 +124,9 @@ class GainMap(nn.Module):
     """Gains, for cells of 16 pixels, of the whole photo's filter, the blurriest windows' filter and the convolutions.
 
     The filter of the blurriest windows is used where their spectrum explains the energies of DCT frequencies better than
-    that of the whole photo, as in ``blur.local.softness_map``. From the same energies small convolutions predict gains. What
-    they mean depends on the blur and the noise of the photo, which come in by FiLM (arXiv:1709.07871, section 2).
+    that of the whole photo, as in ``blur.local.softness_map``. From the same energies, and from how steep the steepest edges
+    are, small convolutions predict gains. What these mean depends on the blur and the noise of the photo, which come in by
+    FiLM (arXiv:1709.07871, section 2).
 
     Args:
         hidden: size of the embedding that ``film`` takes.
@@ -115,37 +140,47 @@ class GainMap(nn.Module):
 
     def __init__(self, hidden: int, width: int = 32):
         super().__init__()
-        self.register_buffer("dct", dct_basis(), persistent=False)
+        self.register_buffer("basis", torch.cat([dct_basis(), difference_basis()]), persistent=False)
         self.gate = nn.Parameter(torch.tensor([16.0, -2.0]))  # slope and offset, for the log-likelihood ratio
         options = dict(kernel_size=3, padding=1, padding_mode="replicate")
-        self.head = nn.Conv2d(18, width, **options)
+        self.head = nn.Conv2d(20, width, **options)
         self.body = nn.ModuleList(nn.Conv2d(width, width, **options) for _ in range(2))
         self.tail = zero_init(nn.Conv2d(width, 3, **options))
         self.film = zero_init(OutputLinear(hidden, 2 * width))
 
     def forward(self, blocks: Tensor, film: Tensor, references: Tensor) -> Tensor:
-        coefficients = F.conv2d(blocks[..., ::2, :], self.dct[..., None, None])  # half of the blocks show enough
-        gains = self.predict_gains(self.energies(coefficients), film, references)
+        coefficients = F.conv2d(blocks[..., ::2, :], self.basis[..., None, None])  # half of the blocks show enough
+        gains = self.predict_gains(self.measure_cells(coefficients), film, references)
         return upsample_gains(gains)[..., : blocks.shape[-2], : blocks.shape[-1]]
 
     @staticmethod
-    def energies(coefficients: Tensor) -> Tensor:
-        """DCT coefficients of every second row of blocks, (N, 16, H / 8, W / 4) -> (N, 17, H / 16, W / 16)."""
-        pool = functools.partial(F.avg_pool2d, kernel_size=(2, 4), ceil_mode=True, count_include_pad=False)
+    def measure_cells(coefficients: Tensor) -> Tensor:
+        """Products of ``basis`` and every second row of blocks, (N, 32, H / 8, W / 4) -> (N, 19, H / 16, W / 16).
+
+        For each cell 16 mean energies, the mean, and the largest differences of pixels that are 1 and 3 apart: their ratio
+        is about 1 if the cell's steepest edge is crisp, and 1/3 if it is soft.
+        """
+        options = dict(kernel_size=(2, 4), ceil_mode=True)
+        mean = functools.partial(F.avg_pool2d, **options, count_include_pad=False)
+        coefficients, near, far = coefficients.split([16, *DIFFERENCES], 1)
         means = coefficients[:, :1]
         steps = F.pad(means.diff(dim=-1), (0, 1))  # from block to block, for lower frequencies than those of a block
-        return torch.cat([pool(torch.cat([steps, coefficients[:, 1:]], 1).square()), pool(means)], 1)
+        energies = mean(torch.cat([steps, coefficients[:, 1:]], 1).square())
+        largest = torch.cat([each.abs().amax(1, keepdim=True) for each in (near, far)], 1)
+        return torch.cat([energies, mean(means), F.max_pool2d(largest, **options)], 1)
 
-    def predict_gains(self, energies: Tensor, film: Tensor, references: Tensor) -> Tensor:
-        """(N, 17, H / 16, W / 16) -> (N, 3, H / 16, W / 16)."""
-        energies, means = energies[:, :16] + 1e-6, energies[:, 16:]
+    def predict_gains(self, cells: Tensor, film: Tensor, references: Tensor) -> Tensor:
+        """What ``measure_cells`` returned, (N, 19, H / 16, W / 16) -> (N, 3, H / 16, W / 16)."""
+        energies, means, differences = cells.split([16, 1, 2], 1)
+        energies, (near, far) = energies + 1e-6, (differences + 2e-3).log().split(1, 1)
         smooth = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, 1)
         whole, blurriest = references[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
         powers = smooth[:, LOW_FREQUENCIES].movedim(1, -1)
         softness = (nll(powers, whole) - nll(powers, blurriest))[:, None]
         slope, offset = self.gate
         gate = (slope * softness + offset).sigmoid()
-        x = torch.cat([energies.log() / 3 + 3, means / 4 - 0.5, 2 * softness.tanh()], 1)  # each about -1 to 1
+        x = [energies.log() / 3 + 3, means / 4 - 0.5, 2 * softness.tanh(), near - far + 0.7, far / 2 + 1]
+        x = torch.cat(x, 1)  # each about -1 to 1
         x = F.relu(modulate(self.head(x), film[..., None, None].chunk(2, 1)))
         for conv in self.body:
             x = x + F.relu(conv(x))
@@ -155,7 +190,7 @@ class GainMap(nn.Module):
 
 
 def dct_response() -> Tensor:
-    """(16, 64, 33): weights of a power spectrum, whose sums are the expected values of ``GainMap.energies``."""
+    """(16, 64, 33): weights of a power spectrum, whose sums are expected values of ``GainMap.measure_cells``."""
     basis = F.pad(dct_basis().view(16, 4, 4), (0, 60, 0, 60))
     response = torch.fft.fft2(basis).abs().square()[..., :33].roll(32, 1) / 64**2
     response[..., 1:32] *= 2  # most columns also represent their mirror images
@@ -166,6 +201,17 @@ def dct_response() -> Tensor:
 def upsample_gains(cells: Tensor) -> Tensor:
     """Values of cells of 16 pixels, (N, C, h, w), for blocks of 4x4 pixels, (N, C, 4 h, 4 w)."""
     return F.interpolate(cells, scale_factor=4, mode="bilinear")
+
+
+def difference_basis() -> Tensor:
+    """(16, 16): differences of two pixels of 4x4, in rows: 12 of pixels 1 apart, then 4 of pixels 3 apart."""
+    rows = []
+    for distance in (1, 3):
+        for line, start in itertools.product((0, 2), range(4 - distance)):
+            row = torch.zeros(4, 4)
+            row[line, start], row[line, start + distance] = -1, 1
+            rows += [row.flatten(), row.t().flatten()]
+    return torch.stack(rows)
 
 
 def dct_basis() -> Tensor:

@@ -39,12 +39,12 @@ class FusedStudent(nn.Module):
         if dtype is None:
             self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
         to_blocks = torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1) / self.SCALE
-        to_dct = student.gain_map.dct.cpu()[..., None, None] * self.SCALE / 255
+        to_cells = student.gain_map.basis.cpu()[..., None, None] * self.SCALE / 255
         to_chroma = (torch.eye(3) - LUMA)[..., None, None].expand(3, 3, 4, 4) / 16  # mean chroma of a block
         # Bilinear interpolation of block means at the 4 pixels of an axis, from the block before, this one and the next
         bilinear = torch.tensor([[3.0, 5, 0], [1, 7, 0], [0, 7, 1], [0, 5, 3]]) / 8
         to_pixels = torch.einsum("iy,jx,cd->ijcdyx", bilinear, bilinear, torch.eye(3)).reshape(48, 3, 3, 3)
-        matrices = {"to_blocks": to_blocks, "to_dct": to_dct, "to_chroma": to_chroma, "to_pixels": to_pixels}
+        matrices = {"to_blocks": to_blocks, "to_cells": to_cells, "to_chroma": to_chroma, "to_pixels": to_pixels}
         for name, weight in matrices.items():
             weight = weight.to(device).contiguous(memory_format=torch.channels_last)
             self.register_buffer(name, weight, persistent=False)
@@ -54,32 +54,32 @@ class FusedStudent(nn.Module):
     def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
         """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
         weights = self.student.predict_weights(self.estimate_blur(picture))
-        blocks, energies = self.split_into_blocks(picture)
-        return self.sharpen(picture, blocks, weights, self.predict_gains(energies, weights), strength)
+        blocks, cells = self.split_into_blocks(picture)
+        return self.sharpen(picture, blocks, weights, self.predict_gains(cells, weights), strength)
 
     def estimate_blur(self, picture: Tensor) -> Tensor:
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
 
-    def split_into_blocks(self, picture: Tensor, with_energies: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Luma / SCALE in space-to-depth blocks, padded, (1, 16, H / 4, W / 4), and ``GainMap.energies`` of them."""
+    def split_into_blocks(self, picture: Tensor, with_cells: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Luma / SCALE in space-to-depth blocks, padded, (1, 16, H / 4, W / 4), and ``GainMap.measure_cells`` of them."""
         # Float16 is exact to 0.06 gray levels and half the memory
         dtype = torch.float32 if self.dtype == torch.float32 else torch.float16
         rows, columns = (len(padded_indices(length)) // 4 for length in picture.shape[:2])
         stored = torch.empty(1, rows, columns, 16, dtype=dtype, device=picture.device).movedim(-1, 1)  # channels last
-        energies, done = [], 0
+        cells, done = [], 0
         for top, bottom in bands(*picture.shape[:2]):
             blocks = F.conv2d(pad_band(picture, top, bottom), self.to_blocks, stride=4)
             stored[:, :, done : done + blocks.shape[2]] = blocks
             done += blocks.shape[2]
-            if with_energies:
+            if with_cells:
                 inside = slice(None if top else MARGIN, -MARGIN if bottom == len(picture) else None)
-                coefficients = F.conv2d(blocks[:, :, inside, MARGIN:-MARGIN][:, :, ::2], self.to_dct)
-                energies.append(self.student.gain_map.energies(coefficients))
-        return stored, torch.cat(energies, 2) if energies else None
+                coefficients = F.conv2d(blocks[:, :, inside, MARGIN:-MARGIN][:, :, ::2], self.to_cells)
+                cells.append(self.student.gain_map.measure_cells(coefficients))
+        return stored, torch.cat(cells, 2) if cells else None
 
-    def predict_gains(self, energies: Tensor, weights: StudentWeights) -> Tensor:
-        """(1, 17, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""
-        return self.student.gain_map.predict_gains(energies, weights.film, weights.references)
+    def predict_gains(self, cells: Tensor, weights: StudentWeights) -> Tensor:
+        """(1, 19, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""
+        return self.student.gain_map.predict_gains(cells, weights.film, weights.references)
 
     def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
         """``forward`` for what is known already, as the methods above return it."""

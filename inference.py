@@ -96,9 +96,9 @@ class VideoSharpener:
         self.last_thumbnail, self.frames_since_estimate = thumbnail, self.frames_since_estimate + 1
         weights = fused.student.predict_weights(self.blur)
         due = (self.frames_since_estimate - 1) % self.GAINS_EVERY == 0  # always with a new estimate
-        blocks, energies = fused.split_into_blocks(picture, with_energies=due)
+        blocks, cells = fused.split_into_blocks(picture, with_cells=due)
         if due:
-            gains = fused.predict_gains(energies, weights)
+            gains = fused.predict_gains(cells, weights)
             self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
         return fused.sharpen(picture, blocks, weights, self.gains, strength).cpu().numpy()
 

@@ -9,6 +9,7 @@ network returns its input.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from blocks import (
     CondConv2d,
     FiLM,
     GainMap,
+    GatedBlock,
     OutputLinear,
     ResidualBlock,
     conv2d_per_sample,
@@ -39,6 +41,8 @@ from blur.noise import QUANTILES, photo_spectra, scaled
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
 
+# Of the teacher's residual blocks: as many channels as were found active in an earlier teacher with 96 in each of ten
+DEEP_HIDDEN = 80, 72, 56, 40, 32, 32, 56, 56
 # Arguments of every student's estimator; a teacher's file holds a trained one
 STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True)
 
@@ -53,19 +57,19 @@ class TeacherCNN(nn.Module):
     Args:
         width: channels at half resolution.
         deep_width: channels at a quarter, where nearly all of the arithmetic is.
-        blocks: residual blocks at a quarter.
+        hidden: channels within each residual block at a quarter; a gated block follows each.
         fine_blocks: residual blocks at half resolution, after the two scales are merged.
     Shapes: (N, 3, H, W) in [0, 1] -> same, possibly a little outside [0, 1]. For a part of a photo, pass its blur: the
         cropped ``BlurMap`` of the whole photo or, for a patch with one blur, spectra (N, 9, 64, 33).
     Sources: pixel shuffle, arXiv:1609.05158; blocks, arXiv:1707.02921; global skip, arXiv:1511.04587.
     """
 
-    def __init__(self, width: int = 32, deep_width: int = 96, blocks: int = 10, fine_blocks: int = 2):
+    def __init__(self, width: int = 32, deep_width: int = 96, hidden: Sequence[int] = DEEP_HIDDEN, fine_blocks: int = 2):
         super().__init__()
-        self.arguments = dict(width=width, deep_width=deep_width, blocks=blocks, fine_blocks=fine_blocks)
-        # Pixels: 8 for each block at a quarter (two 3x3 convolutions), 4 for each at half resolution, 8 for head, tail and
-        # the strided layers between them; and the filter and at most 7 for smooth chroma before all of them
-        self.receptive_radius = 8 * blocks + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7
+        self.arguments = dict(width=width, deep_width=deep_width, hidden=list(hidden), fine_blocks=fine_blocks)
+        # Pixels: 12 for each pair of blocks at a quarter (three 3x3 convolutions), 4 for each block at half resolution, 8
+        # for head, tail and the strided layers between them; and the filter and at most 7 for smooth chroma before all
+        self.receptive_radius = 12 * len(hidden) + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7
         self.estimator = BlurEstimator()
         # Not used here, students copy it: it is trained for its filters alone, the one above then on with the whole network
         self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
@@ -73,12 +77,13 @@ class TeacherCNN(nn.Module):
         self.chroma_gain = nn.Parameter(torch.tensor(0.0))  # how far chroma is moved at most, in units of its noise
         self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
-        self.deep = nn.ModuleList(ResidualBlock(deep_width) for _ in range(blocks))
+        pairs = [(ResidualBlock(deep_width, each), GatedBlock(deep_width)) for each in hidden]
+        self.deep = nn.ModuleList(block for pair in pairs for block in pair)
         self.up = nn.Conv2d(deep_width, 4 * width, 1)
-        self.fine = nn.ModuleList(ResidualBlock(width) for _ in range(fine_blocks))
+        self.fine = nn.ModuleList(ResidualBlock(width, width) for _ in range(fine_blocks))
         self.tail = zero_init(nn.Conv2d(width, 12, 3, padding=1))
-        self.film_deep = FiLM(blocks, deep_width)
-        self.film_fine = FiLM(1 + fine_blocks, width)  # the head and the fine blocks
+        self.film_deep = FiLM([channels for each in hidden for channels in (each, deep_width)])
+        self.film_fine = FiLM([width] * (1 + fine_blocks))  # the head and the fine blocks
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""

@@ -80,7 +80,7 @@ def main() -> None:
         train_set = SyntheticBlurDataset(find_photos(options.photos), Path(folder) / "cache", 96)
         for name, kind in DESIGNS.items():
             torch.manual_seed(0)
-            network = kind(width=16, deep_width=48, blocks=4)
+            network = kind(width=16, deep_width=48, hidden=[48] * 4)
             network.estimator.load_state_dict(load_model(WEIGHTS).estimator.state_dict())
             train(network.to(device), train_set, options.steps, Path(folder) / name, device)
             cells = [gain(network.eval(), val, damage, device) for damage in (alike, half_blurred, untouched)]

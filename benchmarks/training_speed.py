@@ -62,7 +62,7 @@ def main() -> None:
             print(
                 f"\n{count} pairs of {width}x{height}, batches of {arguments.batch} patches of {arguments.patch}, {device}"
             )
-            teacher = TeacherCNN(8, 8, 1, 1) if arguments.small_teacher else load_model(WEIGHTS)
+            teacher = TeacherCNN(8, 8, [8], 1) if arguments.small_teacher else load_model(WEIGHTS)
             teacher = teacher.to(device).eval().requires_grad_(False)
             measure(folder, teacher, device, arguments.batch, arguments.patch, arguments.rounds)
 

@@ -104,7 +104,7 @@ def precision(request, monkeypatch) -> torch.dtype:
 
 def small_teacher(strength=0.02):
     """A teacher that changes the luma of its input a little, so that there is something a student can learn."""
-    teacher = TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1)
+    teacher = TeacherCNN(width=4, deep_width=8, hidden=[8], fine_blocks=1)
     nn.init.normal_(teacher.tail.weight, std=strength)
     teacher.tail.weight.data = teacher.tail.weight.data[:4].repeat(3, 1, 1, 1)  # of four pixels, alike for each color
     return teacher.eval().requires_grad_(False)

@@ -100,7 +100,7 @@ def test_a_frame_of_another_size_starts_anew(monkeypatch, every):
 
 def test_frames_can_go_through_a_teacher_too(run_sharpen, tmp_path, pipe):
     frame = dummy_photo(24, 40, seed=1)
-    teacher = changing_network(TeacherCNN, width=4, deep_width=8, blocks=2, fine_blocks=1)
+    teacher = changing_network(TeacherCNN, width=4, deep_width=8, hidden=[8, 8], fine_blocks=1)
     save_model(tmp_path / "teacher.pth", teacher)
     sink = pipe(frame.tobytes())
     run_sharpen("--frames", "40x24", "--weights", "teacher.pth")

@@ -15,7 +15,7 @@ from models import StudentCNN, TeacherCNN, copy_estimator, load_model, save_mode
 from utils import UserError, quantize_8bit, to_pixels, to_tensor
 
 SMALL = {
-    TeacherCNN: dict(width=4, deep_width=8, blocks=2, fine_blocks=1),
+    TeacherCNN: dict(width=4, deep_width=8, hidden=[8, 8], fine_blocks=1),
     StudentCNN: dict(convs=2, num_experts=3, hidden=8),
 }
 
@@ -110,7 +110,7 @@ def test_the_filter_of_the_blurriest_windows_is_used_where_a_photo_is_blurry(ker
 def test_small_gains_differ_from_place_to_place_as_much_as_large_ones():
     gain_map = GainMap(4)
     torch.nn.init.normal_(gain_map.tail.weight, std=30.0)
-    cells, film, references = torch.rand(1, 17, 5, 5), torch.zeros(1, 64), torch.zeros(1, 2, 16)
+    cells, film, references = torch.rand(1, 19, 5, 5), torch.zeros(1, 64), torch.zeros(1, 2, 16)
     gains = []
     for bias in -2.0, -8.0:
         torch.nn.init.constant_(gain_map.tail.bias, bias)
@@ -122,12 +122,21 @@ def test_small_gains_differ_from_place_to_place_as_much_as_large_ones():
 def test_the_energies_of_a_gain_map_follow_from_the_spectrum():
     noise = texture(1024, 1024).mean(1, keepdim=True) + 0.02 * torch.randn(1, 1, 1024, 1024)
     gain_map = GainMap(4)
-    coefficients = torch.nn.functional.conv2d(torch.nn.functional.pixel_unshuffle(noise, 4), gain_map.dct[..., None, None])
-    measured = gain_map.energies(coefficients)[:, :16].mean((0, 2, 3))
+    coefficients = torch.nn.functional.conv2d(torch.nn.functional.pixel_unshuffle(noise, 4), gain_map.basis[..., None, None])
+    measured = gain_map.measure_cells(coefficients)[:, :16].mean((0, 2, 3))
     windows = noise.unfold(2, 64, 64).unfold(3, 64, 64).reshape(-1, 64, 64)
     spectrum = power(windowed_fft(windows)).mean(0).roll(32, 0)
     expected = torch.einsum("yx,kyx->k", spectrum, dct_response())
     torch.testing.assert_close(measured, expected, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("width, near, far", [(1, 1.0, 1.0), (6, 1 / 6, 3 / 6)])
+def test_the_differences_of_a_gain_map_tell_crisp_edges_from_soft_ones(width, near, far):
+    ramp = ((torch.arange(64.0) - 24) / width).clamp(0, 1)
+    for photo in ramp.expand(64, 64), ramp[:, None].expand(64, 64):
+        blocks = torch.nn.functional.pixel_unshuffle(photo[None, None], 4)[..., ::2, :]
+        cells = GainMap(4).measure_cells(torch.nn.functional.conv2d(blocks, GainMap(4).basis[..., None, None]))
+        torch.testing.assert_close(cells[0, 17:, 1, 1], torch.tensor([near, far]))
 
 
 def a_student_with_experts():

@@ -16,7 +16,7 @@ from utils import make_generator, psnr, quantize_8bit, ssim
 
 NETWORKS = {
     "student": lambda: StudentCNN(convs=2, num_experts=3, hidden=8),
-    "teacher": lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1),
+    "teacher": lambda: TeacherCNN(width=4, deep_width=8, hidden=[8], fine_blocks=1),
 }
 
 

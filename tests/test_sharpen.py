@@ -48,7 +48,7 @@ def test_a_photo_becomes_what_the_network_makes_of_it(run, tmp_path):
     assert np.abs(result.astype(int) - before).max() > 10
 
 
-@pytest.mark.parametrize("made", [network(), network(TeacherCNN, width=4, deep_width=8, blocks=2, fine_blocks=1)])
+@pytest.mark.parametrize("made", [network(), network(TeacherCNN, width=4, deep_width=8, hidden=[8, 8], fine_blocks=1)])
 @pytest.mark.parametrize("size", [(260, 290), (130, 400), (297, 170)])
 def test_tiles_give_the_whole_to_the_last_bit(made, size):
     pixels = dummy_photo(*size, seed=1)

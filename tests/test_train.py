@@ -72,7 +72,7 @@ def test_the_shipped_teacher_is_found_from_any_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("from_photos", [False, True])
 def test_pretraining_on_pairs_or_on_photos_leaves_a_teacher(constants, monkeypatch, from_photos):
-    monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, hidden=[8], fine_blocks=1))
     for file in (constants / "data").glob("*/*/sharp.png") if from_photos else []:
         file.with_name("blurry.png").unlink()
     monkeypatch.setattr(pretrain, "PHOTOS", "data" if from_photos else None)
@@ -295,7 +295,7 @@ def test_a_student_of_ones_own_without_an_estimator_can_be_trained(constants, mo
 
 def test_a_student_can_be_a_small_teacher(constants, monkeypatch):
     monkeypatch.setattr(train, "NUM_EPOCHS", 1)
-    monkeypatch.setattr(train, "StudentCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    monkeypatch.setattr(train, "StudentCNN", lambda: TeacherCNN(width=4, deep_width=8, hidden=[8], fine_blocks=1))
     train.main()
     assert type(load_model("best_student_model.pth")) is TeacherCNN
 

@@ -148,10 +148,9 @@ def test_a_filter_keeps_brightness_and_is_symmetric(radius, exponential):
 def test_film_starts_by_changing_nothing(regions):
     shapes = (2, *regions, 3, 3), (2, *regions, 2 * 64), (2, 3, 3), (2, 1, 1, 1), (2, 3)
     blur = BlurMap(*map(torch.randn, shapes))
-    films = list(FiLM(blocks=3, channels=8, hidden=4)(blur, (2, 3, 128, 256), 4))
-    assert len(films) == 3
-    for scale, shift in films:
-        assert scale.shape[:2] == (2, 8) and not scale.any() and not shift.any()
+    films = list(FiLM([8, 6, 8], hidden=4)(blur, (2, 3, 128, 256), 4))
+    assert [scale.shape[1] for scale, _ in films] == [shift.shape[1] for _, shift in films] == [8, 6, 8]
+    assert not any(each.any() for film in films for each in film)
 
 
 def test_the_gain_of_a_filter_read_from_spectra_is_its_gain_on_the_photo():
@@ -192,13 +191,13 @@ def test_an_estimator_that_diverges_is_said_and_not_kept(pairs, tmp_path, monkey
     train_set = PairedImageDataset(pairs / "train", 32)
     config = small_config(estimator_passes=4, estimator_learning_rate=1e8)
     with pytest.raises(UserError, match="the blur estimator's filters are not finite: lower ESTIMATOR_LEARNING_RATE"):
-        train_estimator(TeacherCNN(4, 8, 1, 1), train_set, train_set, tmp_path / "estimator.pth", config, CPU)
+        train_estimator(TeacherCNN(4, 8, [8], 1), train_set, train_set, tmp_path / "estimator.pth", config, CPU)
     assert not (tmp_path / "estimator.pth").exists()
 
 
 def test_an_estimator_learns_to_sharpen_and_is_found_again(tmp_path, pairs, capsys, monkeypatch):
     monkeypatch.setattr(training.estimator, "SPECTRA_PER_STEP", 3)
-    train_set, teacher = PairedImageDataset(pairs / "train", 32), TeacherCNN(4, 8, 1, 1)
+    train_set, teacher = PairedImageDataset(pairs / "train", 32), TeacherCNN(4, 8, [8], 1)
     again, untaught = deepcopy(teacher), deepcopy(teacher)
     val_set = PairedImageDataset(pairs / "val")
     config = small_config(estimator_passes=10)

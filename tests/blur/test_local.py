@@ -114,7 +114,7 @@ def test_a_part_of_the_map_is_the_map_of_the_part(step):
 @pytest.mark.parametrize("size", [(200, 290), (129, 420), (64, 64), (20, 333)])
 def test_a_teacher_gives_the_same_in_tiles_where_the_blur_differs(size):
     torch.manual_seed(1)
-    teacher = TeacherCNN(width=4, deep_width=8, blocks=2, fine_blocks=1).eval()
+    teacher = TeacherCNN(width=4, deep_width=8, hidden=[8, 8], fine_blocks=1).eval()
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     photo = to_tensor(dummy_photo(*size, seed=2))[None]

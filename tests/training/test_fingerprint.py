@@ -17,7 +17,7 @@ from training import fingerprint as module
 from training.fingerprint import code_fingerprint, fingerprint, identity_of
 from utils import RelativeMSEAndSSIMLoss
 
-SMALL = dict(width=4, deep_width=8, blocks=1, fine_blocks=1)
+SMALL = dict(width=4, deep_width=8, hidden=[8], fine_blocks=1)
 
 
 def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else():

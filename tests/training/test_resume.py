@@ -183,7 +183,7 @@ def test_a_teacher_or_photos_changed_in_between_are_noticed(interrupted):
 
 
 def test_an_estimator_that_was_trained_otherwise_is_named(constants, monkeypatch):
-    monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1))
+    monkeypatch.setattr(pretrain, "TeacherCNN", lambda: TeacherCNN(width=4, deep_width=8, hidden=[8], fine_blocks=1))
     monkeypatch.setattr(pretrain, "RelativeMSEAndSSIMLoss", lambda: FailsInEpoch2(interrupt))
     with pytest.raises(KeyboardInterrupt):
         pretrain.main()

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def teacher_of(seed):
     torch.manual_seed(seed)
-    teacher = TeacherCNN(width=4, deep_width=8, blocks=1, fine_blocks=1)
+    teacher = TeacherCNN(width=4, deep_width=8, hidden=[8], fine_blocks=1)
     torch.nn.init.normal_(teacher.tail.weight, std=0.05)
     return teacher.eval()
 

@@ -34,7 +34,7 @@ def training(folder: Path, train_folder: str) -> None:
         val_set = PairedImageDataset(folder / "val")
     torch.manual_seed(0)
     student = StudentCNN(**STUDENT)
-    copy_estimator(TeacherCNN(4, 8, 1, 1), student)  # as train.py does
+    copy_estimator(TeacherCNN(4, 8, [8], 1), student)  # as train.py does
     config = small_config(batch_size=6, patches_per_photo=20, learning_rate=1e-3, resume=False)
     fit(student, train_set, val_set, config, folder / "best.pth", folder / "outputs")
     scores = validate(student, val_set, device)
@@ -63,7 +63,7 @@ def whole(folder: Path) -> None:
     report.ms_per_megapixel = lambda network, device: 1.0  # which takes long
     with main_process_first():
         if rank() == 0:
-            save_model("teacher.pth", TeacherCNN(4, 8, 1, 1))
+            save_model("teacher.pth", TeacherCNN(4, 8, [8], 1))
     for _ in range(2):  # a finished training is followed by a new one on every rank
         train.main()
 
