@@ -162,12 +162,12 @@ class GainMap(nn.Module):
         """
         options = dict(kernel_size=(2, 4), ceil_mode=True)
         mean = functools.partial(F.avg_pool2d, **options, count_include_pad=False)
-        coefficients, near, far = coefficients.split([16, *DIFFERENCES], 1)
+        coefficients, differences = coefficients.split([16, sum(DIFFERENCES)], 1)
         means = coefficients[:, :1]
         steps = F.pad(means.diff(dim=-1), (0, 1))  # from block to block, for lower frequencies than those of a block
         energies = mean(torch.cat([steps, coefficients[:, 1:]], 1).square())
-        largest = torch.cat([each.abs().amax(1, keepdim=True) for each in (near, far)], 1)
-        return torch.cat([energies, mean(means), F.max_pool2d(largest, **options)], 1)
+        largest = F.max_pool2d(differences.abs(), **options).split(DIFFERENCES, 1)
+        return torch.cat([energies, mean(means), *(each.amax(1, keepdim=True) for each in largest)], 1)
 
     def predict_gains(self, cells: Tensor, film: Tensor, references: Tensor) -> Tensor:
         """What ``measure_cells`` returned, (N, 19, H / 16, W / 16) -> (N, 3, H / 16, W / 16)."""
