@@ -5,7 +5,7 @@ import torch
 from conftest import dummy_photo, gmac_of, texture
 
 import fused_student
-from blocks import GainMap, OutputLinear, dct_response, luma, smooth_chroma
+from blocks import GainMap, GatedBlock, OutputLinear, dct_response, luma, smooth_chroma
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.noise import photo_spectra
 from blur.spectrum import log_power_spectrum, power, windowed_fft
@@ -128,6 +128,16 @@ def test_the_energies_of_a_gain_map_follow_from_the_spectrum():
     spectrum = power(windowed_fft(windows)).mean(0).roll(32, 0)
     expected = torch.einsum("yx,kyx->k", spectrum, dct_response())
     torch.testing.assert_close(measured, expected, rtol=0.1, atol=0)
+
+
+def test_a_gated_block_starts_as_the_identity_and_passes_a_gradient_to_all_of_its_weights():
+    torch.manual_seed(0)
+    block, x, film = GatedBlock(8), torch.randn(2, 8, 6, 6), (torch.zeros(2, 8, 1, 1), torch.zeros(2, 8, 1, 1))
+    assert torch.equal(block(x, film), x)
+    torch.nn.init.constant_(block.scale, 0.1)
+    torch.nn.init.constant_(block.conv1.bias, -100.0)  # with a ReLU every unit would be dead
+    block(x, film).square().mean().backward()
+    assert all(parameter.grad.flatten(1).abs().amax(1).min() > 0 for parameter in block.parameters() if parameter.dim() > 1)
 
 
 @pytest.mark.parametrize("width, near, far", [(1, 1.0, 1.0), (6, 1 / 6, 3 / 6)])
