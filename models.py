@@ -66,7 +66,7 @@ class TeacherCNN(nn.Module):
 
     def __init__(self, width: int = 32, deep_width: int = 96, hidden: Sequence[int] = DEEP_HIDDEN, fine_blocks: int = 2):
         super().__init__()
-        self.arguments = dict(width=width, deep_width=deep_width, hidden=list(hidden), fine_blocks=fine_blocks)
+        self.arguments = dict(width=width, deep_width=deep_width, hidden=tuple(hidden), fine_blocks=fine_blocks)
         # Pixels: 12 for each pair of blocks at a quarter (three 3x3 convolutions), 4 for each block at half resolution, 8
         # for head, tail and the strided layers between them; and the filter and at most 7 for smooth chroma before all
         self.receptive_radius = 12 * len(hidden) + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7

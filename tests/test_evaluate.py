@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate, "RADII", (0.8, 1.2))
     monkeypatch.setattr(evaluate, "AMOUNTS", (0.6, 1.5))
-    monkeypatch.setattr(evaluate, "gmac_per_megapixel", lambda network: gmac_of(type(network)))
+    monkeypatch.setattr(evaluate, "gmac_per_megapixel", lambda network: gmac_of(type(network), *network.arguments.values()))
     monkeypatch.setattr(evaluate, "ms_per_megapixel", lambda network, device: 1.0)  # which takes a second
 
     def run(*arguments):

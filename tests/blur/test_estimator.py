@@ -149,7 +149,7 @@ def test_film_starts_by_changing_nothing(regions):
     shapes = (2, *regions, 3, 3), (2, *regions, 2 * 64), (2, 3, 3), (2, 1, 1, 1), (2, 3)
     blur = BlurMap(*map(torch.randn, shapes))
     films = list(FiLM([8, 6, 8], hidden=4)(blur, (2, 3, 128, 256), 4))
-    assert [scale.shape[1] for scale, _ in films] == [shift.shape[1] for _, shift in films] == [8, 6, 8]
+    assert [[each.shape[:2] for each in film] for film in films] == [[(2, channels)] * 2 for channels in (8, 6, 8)]
     assert not any(each.any() for film in films for each in film)
 
 
