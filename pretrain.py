@@ -99,8 +99,9 @@ def main() -> None:
             for blurry, sharp, spectra, input_mse in run.batches():
                 with autocast(device):
                     prediction = run_patches(run.model, blurry, spectra)  # run.model: the teacher, under torchrun in DDP
-                run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, gradient clipping, optimizer, schedule
-            run.finish_epoch(validate(teacher, val_set, device))  # saves the teacher with the best SSIM
+                run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, clipping, optimizer, schedule, average
+            # The moving average of the teacher's weights is scored, and saved if its SSIM is the best
+            run.finish_epoch(validate(run.averaged, val_set, device))
     if START_FROM and run.best.ssim <= scores["start"].ssim:
         print0(
             f"The teacher does not beat {START_FROM} on the validation photos: keep that, or train longer or on more photos"

@@ -102,8 +102,9 @@ def main() -> None:
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
                 prediction = prediction.float()
                 prediction.register_hook(relative_weight(input_mse).mul)  # weights gradients, whatever the loss: see utils
-                run.step(loss_fn(prediction, target))  # backward, gradient clipping, optimizer, schedule
-            run.finish_epoch(validate(student, val_set, device))  # saves the student with the best SSIM
+                run.step(loss_fn(prediction, target))  # backward, gradient clipping, optimizer, schedule, average
+            # The moving average of the student's weights is scored, and saved if its SSIM is the best
+            run.finish_epoch(validate(run.averaged, val_set, device))
         summarize(run, teacher, val_set)
 
 

@@ -200,7 +200,7 @@ def fit(network, train_set, val_set, config, best, outputs, target_of=None, loss
                 prediction = prediction.float()
                 prediction.register_hook(utils.relative_weight(input_mse).mul)
                 run.step(loss_fn(prediction, target))
-            run.finish_epoch(validate(network, val_set, device))
+            run.finish_epoch(validate(run.averaged, val_set, device))
 
 
 @pytest.fixture

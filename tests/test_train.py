@@ -187,6 +187,23 @@ def test_the_same_seed_gives_the_same_weights_with_0_and_with_2_workers(run, tmp
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_what_is_kept_is_a_moving_average_of_the_weights_after_each_step(run, tmp_path):
+    student, before = StudentCNN(convs=2, num_experts=2, hidden=8), []
+    weight = student.convs[0].base.weight
+
+    def loss_fn(prediction, target):
+        before.append(weight.detach().clone())
+        return nn.functional.mse_loss(prediction, target)
+
+    run(student, loss_fn=loss_fn, epochs=1, steps=40)  # 5% of them are two
+    average, *after = *before[1:], weight.detach()
+    for each in after:
+        average = average.lerp(each, 1 / 2)
+    kept = load_model(tmp_path / "best.pth").convs[0].base.weight
+    torch.testing.assert_close(kept, average)
+    assert not torch.equal(kept, weight)
+
+
 def test_the_best_epoch_is_kept_and_not_the_last(run, tmp_path):
     values = iter([0.5, 0.9, 0.7])
     run(StudentCNN(), epochs=3, validate=lambda *_: Scores(20.0, next(values)))

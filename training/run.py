@@ -12,6 +12,7 @@ from typing import IO
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from training.loop import load_batches
 from training.report import draw_curves, write_table
 from utils import Scores, UserError, print0
 
+AVERAGED = 0.05  # of all steps: time constant of the moving average of the weights, which is what is kept
 CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number waits for the GPU
 CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always written after each epoch
 
@@ -34,8 +36,10 @@ class TrainingRun(contextlib.AbstractContextManager):
     """Trains ``network`` over ``config.num_epochs`` epochs and keeps the weights with the best validation SSIM.
 
     The loop is in train.py. The learning rate rises to that of ``optimizer`` over the first 5% of the steps, then a cosine
-    takes it to 0. A checkpoint in ``outputs`` is written after each epoch and every few minutes; if there is one, the
-    training resumes from it, bit for bit. It is deleted when the block ends without an error.
+    takes it to 0. What is validated and kept is ``averaged``, an exponential moving average of the weights: single steps
+    make scores jump (arXiv:1803.05407, there a plain mean). A checkpoint in ``outputs`` is written after each epoch and
+    every few minutes; if there is one, the training resumes from it, bit for bit. It is deleted when the block ends without
+    an error.
 
     Raises ``UserError`` if an interrupted training cannot be resumed, if the loss is no longer finite (the best weights are
     kept), or if a file cannot be written.
@@ -59,7 +63,11 @@ class TrainingRun(contextlib.AbstractContextManager):
         config, optimizer = self.config, self.optimizer
         self.steps = max(1, len(self.train_set) * config.patches_per_photo // config.batch_size)  # per epoch
         total = config.num_epochs * self.steps
+        average = get_ema_multi_avg_fn(max(0.0, 1 - 1 / (AVERAGED * total)))
+        self._average = AveragedModel(self.network, multi_avg_fn=average)
+        self.averaged = self._average.module
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
+        self._parts = self.network, self._average, optimizer, self.schedule  # in a checkpoint
         settings = {name: value for name, value in optimizer.defaults.items() if name != "lr"}  # that is LEARNING_RATE
         self.identity = config.identity() | identity_of(self.network, self.loss_fn) | (self.extra or {})
         self.identity["photos"] = f"{self.train_set.key} {self.val_key}"
@@ -123,16 +131,17 @@ class TrainingRun(contextlib.AbstractContextManager):
                     self._save(loss_sum)
 
     def step(self, loss: Tensor) -> None:
-        """Backward pass, gradient clipping, and a step of optimizer and learning rate."""
+        """Backward pass, gradient clipping, and a step of optimizer, learning rate and averaged weights."""
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
+        self._average.update_parameters(self.network)
         self.loss_sum += loss.detach().squeeze()
 
     def finish_epoch(self, scores: Scores) -> None:
-        """Print and store the scores of ``network`` on the validation set, and its last and best weights."""
+        """Print and store the scores of ``averaged`` on the validation set, and its last and best weights."""
         loss, seconds, title = self._mean_loss_sum(scores) / self.steps, time.perf_counter() - self.started, self._title()
         others = ", ".join(f"{name} {value.psnr:.2f} {value.ssim:.4f}" for name, value in self.baselines.items())
         better = scores.ssim > self.best.ssim
@@ -143,9 +152,9 @@ class TrainingRun(contextlib.AbstractContextManager):
         self.loss_sum.zero_()
         if rank() == 0:
             metadata = dict(epoch=len(self.history), val=scores._asdict(), training=self.identity)
-            save_model(self.outputs / f"{self.name}_last.pth", self.network, **metadata)
+            save_model(self.outputs / f"{self.name}_last.pth", self.averaged, **metadata)
             if better:
-                save_model(self.best_file, self.network, **metadata)
+                save_model(self.best_file, self.averaged, **metadata)
             write_table(self.outputs / f"{self.name}_epochs.csv", self.history)
             draw_curves(self.outputs / f"{self.name}_curves.png", self.history)
             if self.writer:
@@ -176,7 +185,7 @@ class TrainingRun(contextlib.AbstractContextManager):
         generators = {"cpu": torch.get_rng_state()}  # networks with dropout draw from these
         if torch.cuda.is_initialized():
             generators["cuda"] = torch.cuda.get_rng_state()
-        states = [part.state_dict() for part in (self.network, self.optimizer, self.schedule)]
+        states = [part.state_dict() for part in self._parts]
         progress = dict(done=self.done, history=self.history, loss_sum=loss_sum, threads=torch.get_num_threads())
         write_torch_file(self.checkpoint, dict(identity=self.identity, states=states, generators=generators, **progress))
 
@@ -191,7 +200,7 @@ class TrainingRun(contextlib.AbstractContextManager):
                     f"{self.checkpoint} belongs to an interrupted training with other settings ({changed}): "
                     "set RESUME = False to discard it and start over, or restore the old values to resume it"
                 )
-            for part, state in zip((self.network, self.optimizer, self.schedule), content["states"], strict=True):
+            for part, state in zip(self._parts, content["states"], strict=True):
                 part.load_state_dict(state)
             self.done, self.history = content["done"], content["history"]
             self.loss_sum.fill_(content["loss_sum"])
