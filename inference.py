@@ -38,6 +38,7 @@ class Sharpener:
 
         Raises ``UserError`` if the network's output is not finite.
         """
+        pixels = np.require(pixels, requirements=("C", "W"))  # not so from np.asarray(Image), or BGR turned by [..., ::-1]
         if self.fused is None or pixels.dtype != np.uint8:
             return self.sharpen_in_tiles(pixels, strength)
         picture = torch.from_numpy(pixels).to(self.device).expand(-1, -1, 3)
@@ -82,7 +83,7 @@ class VideoSharpener:
     @torch.inference_mode()
     def __call__(self, frame: np.ndarray, strength: float = 1.0) -> np.ndarray:
         """The next frame, (H, W, 3) uint8 RGB, sharpened. Raises as ``Sharpener`` does."""
-        fused = self.sharpener.fused
+        fused, frame = self.sharpener.fused, np.require(frame, requirements=("C", "W"))
         if fused is None:
             return self.sharpener(frame, strength)
         thumbnail = F.adaptive_avg_pool2d(torch.from_numpy(frame[::4, ::4]).movedim(-1, 0).float(), 8)  # mean gray levels

@@ -90,6 +90,16 @@ def test_a_cut_in_a_video_starts_anew_and_the_same_frames_give_the_same_results(
     assert not np.array_equal(first[10], sharpener(frames[10])), "the blur is followed"
 
 
+@pytest.mark.parametrize(
+    "sharpener", [Sharpener(changing_network(), CPU), VideoSharpener(Sharpener(changing_network(), CPU))]
+)
+def test_pixels_that_are_read_only_or_turned_from_bgr_are_as_good(sharpener):
+    pixels = dummy_photo(70, 90, seed=4)
+    expected = sharpener(pixels)
+    assert np.array_equal(sharpener(np.asarray(Image.fromarray(pixels))), expected)
+    assert np.array_equal(sharpener(pixels[..., ::-1].copy()[..., ::-1]), expected)
+
+
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_a_frame_of_another_size_starts_anew(monkeypatch, every):
     monkeypatch.setattr(VideoSharpener, "GAINS_EVERY", every)
