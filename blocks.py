@@ -88,8 +88,8 @@ def modulate(x: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
 class OutputLinear(nn.Linear):
     """A linear layer that divides its inputs by their number: (..., in_features) -> (..., out_features).
 
-    So a step of Adam changes an output by about the learning rate, not by that times the number of inputs. For what a whole
-    photo is filtered with that would be so much that hidden units die: without them the output is disturbed less.
+    So a step of Adam changes an output by about the learning rate, not by that times the number of inputs: in a filter of
+    the whole photo so large a step disturbs the output so much that hidden units die.
     Source: muP, arXiv:2203.03466, table 3 (output weights).
     """
 
@@ -184,13 +184,13 @@ class GainMap(nn.Module):
         x = F.relu(modulate(self.head(x), film[..., None, None].chunk(2, 1)))
         for conv in self.body:
             x = x + F.relu(conv(x))
-        # An exponential does not saturate; divided as in OutputLinear
+        # An exponential, limited above, does not saturate below; divided as in OutputLinear
         gains = self.tail(x / self.tail.weight[0].numel()).clamp(max=1).exp()
         return gains * torch.cat([1 - gate, gate, torch.ones_like(gate)], 1)
 
 
 def dct_response() -> Tensor:
-    """(16, 64, 33): weights of a power spectrum, whose sums are expected values of ``GainMap.measure_cells``."""
+    """(16, 64, 33): power spectra times these, summed, are expected energies of ``GainMap.measure_cells``."""
     basis = F.pad(dct_basis().view(16, 4, 4), (0, 60, 0, 60))
     response = torch.fft.fft2(basis).abs().square()[..., :33].roll(32, 1) / 64**2
     response[..., 1:32] *= 2  # most columns also represent their mirror images
@@ -288,8 +288,7 @@ def reflect_pad_to_blocks(photo: Tensor) -> Tensor:
 
 def padded_indices(length: int) -> Tensor:
     """Which of ``length`` rows is in which row after ``reflect_pad_to_blocks``."""
-    indices = reflect_indices(length, FILTER_RADIUS + 4)
-    return indices[4 : FILTER_RADIUS + 4 + length + -length % 4 + FILTER_RADIUS]
+    return reflect_indices(length, FILTER_RADIUS + 3)[3 : 3 + 2 * FILTER_RADIUS + length + -length % 4]
 
 
 def to_space_to_depth_kernel(kernel: Tensor, indices: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ class PairedImageDataset(PatchDataset):
         embeddings: (n, 8, E) blur embeddings (``embed_blur``) of each photo in its eight orientations, which then replace
             the spectra.
     Raises:
-        UserError: listing everything that is wrong with the folder: missing halves, different sizes, unreadable files,
-            photos smaller than the patch, halves that show different scenes, or no pairs at all.
+        UserError: listing everything that is wrong with the folder: missing or unreadable files, different sizes,
+            photos smaller than the patch, pairs that show different scenes, or no pairs at all.
     """
 
     def __init__(self, root: Path | str, patch_size: int | None = None, seed: int = 0, need_sharp: bool = True):
@@ -94,7 +94,7 @@ class PairedImageDataset(PatchDataset):
         paths = [folder / name for folder, both in zip(self.folders, names, strict=True) for name in both]
         photos = DecodedPhotos(paths, self.root / ".cache")
         self.key, self.cache, self.paths_by_content = photos.key, photos.cache, photos.paths_by_content
-        self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # they take turns
+        self.blurry, self.sharp = photos.subset(0), photos.subset(1)  # they alternate
         self.shapes = self.blurry.shapes
         problems = [
             f"{folder}: blurry.png is {width}x{height}, sharp.png is {sharp[1]}x{sharp[0]}: "
@@ -103,7 +103,7 @@ class PairedImageDataset(PatchDataset):
             if (height, width) != sharp
         ]
         raise_problems(problems + small_photos(self.folders, self.shapes, patch_size))
-        self.compare_halves()
+        self.compare_pairs()
         self.targets: Sequence[np.ndarray] = self.sharp
         self.embeddings: Tensor | None = None
         self.errors: dict[int, float] = {}  # photo -> input_mse
@@ -111,10 +111,10 @@ class PairedImageDataset(PatchDataset):
     def __len__(self) -> int:
         return len(self.folders)
 
-    def compare_halves(self) -> None:
-        """Compare the halves of up to a hundred pairs; a line is printed if pairs are shifted.
+    def compare_pairs(self) -> None:
+        """Compare the photos of up to a hundred pairs; a line is printed if more than a tenth are shifted.
 
-        Raises ``UserError`` about pairs that show two scenes, or if the halves of all pairs to train on are equal.
+        Raises ``UserError`` if any show different scenes or, of training pairs, if all compared are equal.
         """
         paired = [index for index, paired in enumerate(self.paired) if paired]
         problems, equal, shifted, compared = [], 0, [], paired[:: max(1, len(paired) // 50)]
@@ -128,8 +128,8 @@ class PairedImageDataset(PatchDataset):
                 moved = "{} rows and {} columns".format(*shift)
                 shifted.append(f"{folder}, whose blurry.png fits if it is moved by {moved}")
         if self.patch_size and equal == len(compared) > 2:  # a few may be equal: there is nothing to do for sharp photos
-            problems.append(f"{self.root}: blurry.png and sharp.png are equal in all pairs: replace one of them")
-        if len(shifted) > len(compared) / 10:  # one in a thousand may seem so: the middle of a curved shake is not its mean
+            problems.append(f"{self.root}: blurry.png and sharp.png are equal in all pairs compared: replace one of them")
+        if len(shifted) > len(compared) / 10:  # a curved shake may look like a shift, in one of a thousand
             print0(f"{len(shifted)} of {len(compared)} pairs looked at are shifted, such as {shifted[0]}: align them")
         raise_problems(problems)
 
@@ -138,7 +138,7 @@ class PairedImageDataset(PatchDataset):
         return to_tensor(self.blurry[index]), to_tensor(self.sharp[index])
 
     def input_mse(self, index: int) -> float:
-        """Mean squared error of blurry photo ``index``, from every fourth row; of its target if it has no sharp one."""
+        """Mean squared error of every fourth row of blurry photo ``index``, to the sharp one or else to its target."""
         if index not in self.errors:
             reference = self.sharp if self.paired[index] else self.targets
             self.errors[index] = mean_squared_error(self.blurry[index][::4], reference[index][::4])
@@ -250,16 +250,16 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
 
 
 def near_name(file: Path) -> str:
-    """What to rename to ``file``, such as blurry.jpg or BLUR.PNG: files are read by their content, whatever their suffix."""
+    """Advice to rename a file like blurry.jpg or BLUR.PNG to ``file``, or "": the content is read, whatever its suffix."""
     there = {path.name.lower(): path.name for path in file.parent.iterdir() if path.is_file()}
     near = difflib.get_close_matches(file.name, there, n=1, cutoff=0.65)
     return f", rename {there[near[0]]} to {file.name}" if near else ""
 
 
 def show_two_scenes(blurry: np.ndarray, sharp: np.ndarray) -> bool:
-    """Whether the means of 16x16 pixels, which blur and noise hardly change, differ; both (H, W, 3) uint8."""
+    """Whether means of 16x16 pixels, which blur hardly changes, do not correlate; both (H, W, 3) uint8."""
     means = [np.asarray(Image.fromarray(half).convert("L").reduce(16), float).ravel() for half in (blurry, sharp)]
-    # Gray levels; of flatter photos noise may be all that is left. Blur, noise and JPEG of others leave 0.5 or more
+    # Flatter than 6 gray levels, noise may be all there is. Else blur, noise and JPEG leave a correlation of 0.5 or more
     return min(map(np.std, means)) > 6 and np.corrcoef(means)[0, 1] < 0.3
 
 

@@ -1,11 +1,11 @@
 """The two networks, and how they are saved and loaded.
 
-Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. Both first estimate the blur from power spectra
-(blur/estimator.py), of the whole photo and of its blurriest windows, the twelfth with the least power at high frequencies,
-and measure the noise (blur/noise.py), by which they smooth the chroma. They undo most of the blur with filters, which differ
-from place to place. Convolutions add the rest, mostly at a quarter of the resolution, where a 3x3 convolution costs a
-sixteenth and covers four times the distance. Filters start as the identity and last layers at zero, so that an untrained
-network returns its input.
+Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. First they estimate the blur (blur/estimator.py) from
+power spectra of 64x64 windows: all of a photo's, the blurriest twelfth (the smallest share of high frequencies) and, in the
+teacher, each region's. Filters predicted from them undo most of the blur. Noise, measured too (blur/noise.py), limits how
+far chroma is smoothed. Convolutions add the rest, mostly at a quarter of the resolution, where a 3x3 convolution costs a
+sixteenth and covers four times the distance. Filters start as the identity and last layers at zero: an untrained network
+returns its input.
 """
 
 import json
@@ -41,7 +41,7 @@ from blur.noise import QUANTILES, photo_spectra, scaled
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
 
-# Of the teacher's residual blocks: as many channels as were found active in an earlier teacher with 96 in each of ten
+# Hidden channels of the teacher's residual blocks: those that were active in an earlier one, with ten blocks of 96 each
 DEEP_HIDDEN = 80, 72, 56, 40, 32, 32, 56, 56
 # Arguments of every student's estimator; a teacher's file holds a trained one
 STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True)
@@ -50,8 +50,8 @@ STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True
 class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
 
-    The blur estimator predicts an inverse filter for each region and one for the blurriest parts of the photo, which a
-    softness map locates (blur/local.py). The photo, its chroma smoothed, is filtered with both, blended by that map, and a
+    The blur estimator predicts an inverse filter for each region and one, the soft filter, for the blurriest windows; a
+    softness map (blur/local.py) tells where that fits. The photo, its chroma smoothed, is filtered with both and blended. A
     residual network adds what linear filters cannot recover and removes noise.
 
     Args:
@@ -71,7 +71,7 @@ class TeacherCNN(nn.Module):
         # for head, tail and the strided layers between them; and the filter and at most 7 for smooth chroma before all
         self.receptive_radius = 12 * len(hidden) + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7
         self.estimator = BlurEstimator()
-        # Not used here, students copy it: it is trained for its filters alone, the one above then on with the whole network
+        # Not used here but copied by students: trained for its filters alone; the one above, also with the whole network
         self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
         self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
         self.chroma_gain = nn.Parameter(torch.tensor(0.0))  # how far chroma is moved at most, in units of its noise
@@ -94,11 +94,10 @@ class TeacherCNN(nn.Module):
             kernel, embedding = self.estimator(spectra.flatten(0, 1))
             kernels.append(upper_half(kernel).unflatten(0, spectra.shape[:2]))
             embeddings.append(embedding.unflatten(0, spectra.shape[:2]))
-        kernels, embeddings = torch.stack(kernels, 1), torch.stack(embeddings, 1)
-        soft_embedding = soft_embedding[:, None, None].expand_as(embeddings)
+        embeddings = torch.stack(embeddings, 1)
+        embeddings = torch.cat([embeddings, soft_embedding[:, None, None].expand_as(embeddings)], -1)
         softness = softness_map(photo, blurriest_and_whole, peak)
-        embeddings = torch.cat([embeddings, soft_embedding], -1)
-        return BlurMap(kernels, embeddings, upper_half(soft_kernel), softness, noise[..., 0, 0])
+        return BlurMap(torch.stack(kernels, 1), embeddings, upper_half(soft_kernel), softness, noise[..., 0, 0])
 
     def one_region(self, photo: Tensor, spectra: Tensor) -> BlurMap:
         """One region for all of a patch, from the spectra of a region and ``photo_spectra``, (N, 2 + 7, 64, 33).
@@ -133,8 +132,8 @@ class TeacherCNN(nn.Module):
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
 
     def first_layer_input(self, photo: Tensor, blur: BlurMap) -> Tensor:
-        """(N, 3, H, W) -> (N, 10, H', W'), multiples of 4: the photo, filtered by region, with the soft filter where that
-        fits (channels 6 to 8, to which the output is added), and the softness map."""
+        """(N, 3, H, W) -> (N, 10, H', W'), multiples of 4: the photo, the photo filtered by region, that blended with the
+        soft filter's (channels 6 to 8, to which the output is added), and the softness map."""
         regional, soft = blur.apply_filters(photo, exact=not self.training).chunk(2, 1)
         size = photo.shape[-2:]
         softness = blur.interpolate(blur.softness.to(regional), *size, 1, CELL).expand(-1, -1, *size)
@@ -230,14 +229,14 @@ class StudentCNN(nn.Module):
         blurriest, whole, noise = spectra[:, -4 - QUANTILES :].split([2, 2, QUANTILES], 1)
         kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, blurriest)]))
         both = torch.cat([whole, blurriest])
-        with torch.autocast(spectra.device.type, enabled=False):  # the gate amplifies rounding
+        with torch.autocast(spectra.device.type, enabled=False):  # GainMap's gate amplifies rounding
             profiles = self.estimator.radial_profile(self.estimator.normalize(both)).flatten(1)
             energies = (torch.einsum("nyx,kyx->nk", both[:, 0].exp(), self.dct_response) + 1e-6).log()
         embedded = torch.cat([embeddings, profiles, kernels.flatten(1)[:, : kernels[0].numel() // 2 + 1], energies], 1)
         return torch.cat([*embedded.chunk(2), noise[..., 0, 0].to(embedded)], 1)
 
     def predict_weights(self, embedded: Tensor) -> StudentWeights:
-        """From ``embed_blur``: all that is computed once per photo."""
+        """From what ``embed_blur`` returned, once per photo."""
         size = 2 * FILTER_RADIUS + 1
         with torch.autocast(embedded.device.type, enabled=False):
             sizes = [EMBEDDING + 2 * RINGS, size**2 // 2 + 1, 16]

@@ -43,7 +43,7 @@ PATCH_SIZE = 128  # pixels
 LEARNING_RATE = 4e-4  # peak, after a warmup over 5% of the steps; then a cosine down to 0. 1e-3 scored lower
 SEED = 0
 
-# Blur estimator, trained before that; START_FROM brings its own
+# Blur estimator, trained first; START_FROM brings its own
 ESTIMATOR_VERSIONS = 24  # blurry versions of each photo, if they are blurred on the fly
 ESTIMATOR_PASSES = 4  # over all of them, for the estimator of the teacher and then for that of its students
 ESTIMATOR_LEARNING_RATE = 4e-3  # peak
@@ -103,9 +103,7 @@ def main() -> None:
             # The moving average of the teacher's weights is scored, and saved if its SSIM is the best
             run.finish_epoch(validate(run.averaged, val_set, device))
     if START_FROM and run.best.ssim <= scores["start"].ssim:
-        print0(
-            f"The teacher does not beat {START_FROM} on the validation photos: keep that, or train longer or on more photos"
-        )
+        print0(f"The teacher does not beat {START_FROM} in validation: keep that, or train longer or on more photos")
     recommend(run, f"set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
 
 
@@ -115,7 +113,7 @@ def open_photos() -> tuple[SyntheticBlurDataset, SyntheticBlurDataset]:
     held_out = {os.path.realpath(path) for path in val_photos}  # unlike Path.resolve it accepts circular links
     train_photos = [path for path in photos if os.path.realpath(path) not in held_out]
     if not train_photos:
-        raise UserError(f"all photos of {PHOTOS} are to validate on: add more, or name a folder of others in VAL_PHOTOS")
+        raise UserError(f"no photo of {PHOTOS} is left to train on: add more, or name a folder of others in VAL_PHOTOS")
     cache = Path(OUTPUTS) / ".cache"
     train_set = SyntheticBlurDataset(train_photos, cache / "train", PATCH_SIZE, SEED)
     return train_set, SyntheticBlurDataset(val_photos, cache / "val", seed=SEED)

@@ -42,7 +42,7 @@ PATCHES_PER_PHOTO = 32  # random patches from each training photo per epoch
 BATCH_SIZE = 8  # patches per step, over all processes
 PATCH_SIZE = 128  # pixels
 LEARNING_RATE = 1e-3  # peak, after a warmup over 5% of the steps; then a cosine down to 0. 2e-3 scored lower
-SEED = 0  # the same seed gives the same weights on the same CPU and as many threads; OMP_NUM_THREADS fixes them
+SEED = 0  # gives the same weights on the same CPU with the same number of threads; OMP_NUM_THREADS fixes that
 
 # Machine
 DEVICE = "auto"  # CUDA or Apple's GPU if available; or "cpu", "cuda:1", ...
@@ -76,11 +76,11 @@ def main() -> None:
         print0(f"{train_set.paired.count(False)} training photos have no sharp.png: the teacher's outputs stand in for it")
 
     teacher.to(device, memory_format=torch.channels_last)
-    scores = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
-    check_teacher(scores, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and DISTILL_WEIGHT > 0)
-    copied = copy_estimator(teacher, student)  # the student starts with the blur estimator in the teacher's file, frozen
-    student.to(device, memory_format=torch.channels_last)
+    baselines = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     use_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
+    check_teacher(baselines, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and use_teacher)
+    copied = copy_estimator(teacher, student)  # frozen; False if either has none: a student's own is then trained
+    student.to(device, memory_format=torch.channels_last)
     if CACHE_TEACHER and use_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
     if CACHE_TEACHER and copied:
@@ -90,7 +90,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=1e-4, fused=True)
     run = TrainingRun(
         "student", student, optimizer, loss_fn, train_set, val_set.key, config, device,
-        baselines=scores, best_file=BEST_STUDENT, outputs=OUTPUTS, extra={"the teacher": fingerprint(teacher)},
+        baselines=baselines, best_file=BEST_STUDENT, outputs=OUTPUTS, extra={"the teacher": fingerprint(teacher)},
     )  # fmt: skip
     with run:
         for _ in run.epochs():
@@ -101,7 +101,7 @@ def main() -> None:
                             target = target.lerp(run_patches(teacher, blurry, blur).float(), DISTILL_WEIGHT)
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
                 prediction = prediction.float()
-                prediction.register_hook(relative_weight(input_mse).mul)  # weights gradients, whatever the loss: see utils
+                prediction.register_hook(relative_weight(input_mse).mul)  # scales any loss's gradient by ~1 / input_mse
                 run.step(loss_fn(prediction, target))  # backward, gradient clipping, optimizer, schedule, average
             # The moving average of the student's weights is scored, and saved if its SSIM is the best
             run.finish_epoch(validate(run.averaged, val_set, device))

@@ -213,8 +213,8 @@ def relative_weight(input_mse: Tensor) -> Tensor:
 class RelativeMSEAndSSIMLoss(nn.Module):
     """Mean squared error relative to that of the blurry photo, plus ``ssim_weight`` times (1 - SSIM): the teacher's loss.
 
-    Near the blurry photo's error its gradient is that of PSNR, whatever the degradation; an image that gets much worse costs
-    more than it would in decibels. SSIM rewards faint texture, which the squared error hardly sees.
+    Near the blurry photo's error its gradient is proportional to PSNR's, whatever the degradation; an image that gets much
+    worse costs more than it would in decibels. SSIM rewards faint texture, which the squared error hardly sees.
 
     Shapes: two (N, C, H, W) in [0, 1] and the ``input_mse`` of their photos, (N,), -> ().
     Source: Zhao et al. 2017, arXiv:1511.08861, section III (SSIM beside another loss).

@@ -26,7 +26,7 @@ from training.loop import load_batches
 from training.report import draw_curves, write_table
 from utils import Scores, UserError, print0
 
-AVERAGED = 0.05  # of all steps: time constant of the moving average of the weights, which is what is kept
+EMA_SHARE = 0.05  # of all steps: time constant of the moving average of the weights, which is what is kept
 CHECK_EVERY = 50  # steps between checks of loss and clock: reading a number waits for the GPU
 CHECKPOINT_SECONDS = 300  # between checkpoints within an epoch; one is always written after each epoch
 
@@ -36,10 +36,10 @@ class TrainingRun(contextlib.AbstractContextManager):
     """Trains ``network`` over ``config.num_epochs`` epochs and keeps the weights with the best validation SSIM.
 
     The loop is in train.py. The learning rate rises to that of ``optimizer`` over the first 5% of the steps, then a cosine
-    takes it to 0. What is validated and kept is ``averaged``, an exponential moving average of the weights: single steps
-    make scores jump (arXiv:1803.05407, there a plain mean). A checkpoint in ``outputs`` is written after each epoch and
-    every few minutes; if there is one, the training resumes from it, bit for bit. It is deleted when the block ends without
-    an error.
+    takes it to 0. ``averaged``, an exponential moving average of the weights, is validated and kept: scores of single steps
+    jump (SWA, arXiv:1803.05407, takes a plain mean). A checkpoint in ``outputs`` is written after each epoch and every few
+    minutes; with ``config.resume`` a training resumes from it, bit for bit. It is deleted when the ``with`` block ends
+    without an error.
 
     Raises ``UserError`` if an interrupted training cannot be resumed, if the loss is no longer finite (the best weights are
     kept), or if a file cannot be written.
@@ -63,7 +63,7 @@ class TrainingRun(contextlib.AbstractContextManager):
         config, optimizer = self.config, self.optimizer
         self.steps = max(1, len(self.train_set) * config.patches_per_photo // config.batch_size)  # per epoch
         total = config.num_epochs * self.steps
-        average = get_ema_multi_avg_fn(max(0.0, 1 - 1 / (AVERAGED * total)))
+        average = get_ema_multi_avg_fn(max(0.0, 1 - 1 / (EMA_SHARE * total)))
         self._average = AveragedModel(self.network, multi_avg_fn=average)
         self.averaged = self._average.module
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total))
@@ -106,7 +106,7 @@ class TrainingRun(contextlib.AbstractContextManager):
 
     @property
     def best(self) -> Scores:
-        """Of the epoch whose weights are in ``best_file``."""
+        """Scores of the weights in ``best_file``."""
         scores = (Scores(row[f"{self.name}_psnr"], row[f"{self.name}_ssim"]) for row in self.history)
         return max(scores, key=lambda each: each.ssim, default=Scores(-math.inf, -math.inf))
 
@@ -168,7 +168,7 @@ class TrainingRun(contextlib.AbstractContextManager):
         return f"{self.name} {len(self.history) + 1}/{self.config.num_epochs}"
 
     def _mean_loss_sum(self, scores: Sequence[float] = ()) -> float:
-        """Over the ranks. Raises ``UserError`` if it, or one of the ``scores``, is no longer finite."""
+        """Mean over the ranks. Raises ``UserError`` if it or one of the ``scores`` is not finite."""
         loss_sum = sum(gather(self.loss_sum.item())) / world_size()
         if not math.isfinite(loss_sum + sum(scores)):
             if rank() == 0:
@@ -228,7 +228,7 @@ def warmup_cosine(step: int, steps: int) -> float:
 def lock_path(path: Path | str) -> IO | contextlib.nullcontext:
     """Keep other trainings from writing to ``path``, a folder or a .pth file, as long as the returned file is open.
 
-    Raises ``UserError`` if another one does. Windows has no such locks, nor have some network drives, which a line says.
+    Raises ``UserError`` if another one does. Windows has no such locks; where a drive has none, a line is printed.
     """
     if rank() != 0:
         return contextlib.nullcontext()
