@@ -4,7 +4,7 @@
     python export.py --like photo.jpg -o plain.onnx    one network, for photos as blurry as that one
 
 Both ways a photo is (1, 3, H, W) float32 RGB in [0, 1], of any H, W >= 8, and so is the result. How the two graphs are run
-is in docs/how_it_works.md.
+is in docs/onnx.md.
 """
 
 import contextlib

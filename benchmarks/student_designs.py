@@ -129,6 +129,7 @@ def train_student(network: nn.Module, train_set: Dataset, steps: int, device: to
                 prediction = prediction.float()
                 prediction.register_hook(relative_weight(input_mse).mul)
                 run.step(loss_fn(prediction, target))
+            network.load_state_dict(run.averaged.state_dict())  # what train.py keeps
 
 
 @torch.inference_mode()

@@ -51,8 +51,8 @@ def student():
 
 
 def example_of_the_docs(folder, monkeypatch):
-    """The program in docs/how_it_works.md, run in ``folder``; its names."""
-    code = re.search(r"```python\n(import math.*?)```", (ROOT / "docs" / "how_it_works.md").read_text(), re.DOTALL)[1]
+    """The program in docs/onnx.md, run in ``folder``; its names."""
+    code = re.search(r"```python\n(import math.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL)[1]
     monkeypatch.chdir(folder)
     names = {}
     exec(code, names)
