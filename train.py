@@ -32,6 +32,7 @@ OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint, the last e
 
 # Distillation
 DISTILL_WEIGHT = 1.0  # 1: the target is the teacher's output; 0: the sharp photo; 0.5, a blend, made the shipped student
+FREEZE_ESTIMATOR = True  # False trains the copied blur estimator, too: 2.5 times slower, better in a long training
 CACHE_TEACHER = True  # run the teacher once per whole photo and store its output; False: on each patch, at every step
 TEACHER_ORIENTATIONS = 8  # flips and rotations over which the cached outputs are averaged: better and 8 times slower than 1
 REQUIRE_GOOD_TEACHER = True  # stop if the teacher does not beat the blurry input on the validation pairs
@@ -54,8 +55,9 @@ RESUME = True  # resume an interrupted training; False: discard it and start ove
 def main() -> None:
     config = TrainConfig(
         num_epochs=NUM_EPOCHS, patches_per_photo=PATCHES_PER_PHOTO, batch_size=BATCH_SIZE, patch_size=PATCH_SIZE,
-        learning_rate=LEARNING_RATE, seed=SEED, distill_weight=DISTILL_WEIGHT, cache_teacher=CACHE_TEACHER,
-        teacher_orientations=TEACHER_ORIENTATIONS, num_workers=NUM_WORKERS, tensorboard=TENSORBOARD, resume=RESUME,
+        learning_rate=LEARNING_RATE, seed=SEED, distill_weight=DISTILL_WEIGHT, freeze_estimator=FREEZE_ESTIMATOR,
+        cache_teacher=CACHE_TEACHER, teacher_orientations=TEACHER_ORIENTATIONS, num_workers=NUM_WORKERS,
+        tensorboard=TENSORBOARD, resume=RESUME,
     )  # fmt: skip
     check_paths(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": TEACHER_WEIGHTS, "DATA": DATA})
     device = init_distributed(DEVICE)
@@ -79,11 +81,11 @@ def main() -> None:
     baselines = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     use_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
     check_teacher(baselines, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and use_teacher)
-    copied = copy_estimator(teacher, student)  # frozen; False if either has none: a student's own is then trained
+    copied = copy_estimator(teacher, student, FREEZE_ESTIMATOR)  # False if either has none: a student's own is trained
     student.to(device, memory_format=torch.channels_last)
     if CACHE_TEACHER and use_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
-    if CACHE_TEACHER and copied:
+    if CACHE_TEACHER and copied and FREEZE_ESTIMATOR:
         train_set.embeddings = cache_blur_embeddings(student, train_set, device)
 
     torch.manual_seed(SEED)  # again: what follows must not depend on whether the outputs were cached before

@@ -1,3 +1,5 @@
+import urllib.error
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import utils
 from utils import (
+    PerceptualLoss,
     RelativeMSEAndSSIMLoss,
     UserError,
     autocast_dtype,
@@ -163,3 +166,25 @@ def test_metrics_on_every_device_equal_those_of_scikit_image(device):
 def test_bfloat16_is_taken_only_where_a_processor_is_faster_in_it(monkeypatch, capabilities, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert autocast_dtype(torch.device("cpu")) is dtype
+
+
+def test_a_perceptual_loss_is_0_for_equal_images_and_has_a_gradient_otherwise(perceptual_loss):
+    loss_fn, target = perceptual_loss, torch.rand(2, 3, 32, 32)
+    prediction = (target + 0.1 * torch.randn_like(target)).requires_grad_()
+    assert float(loss_fn(target, target)) == 0
+    loss = loss_fn(prediction, target)
+    loss.backward()
+    assert (
+        float(loss.detach()) > float(torch.nn.functional.mse_loss(prediction.detach(), target))
+        and prediction.grad.abs().max() > 0
+    )
+    assert not any(parameter.requires_grad for parameter in loss_fn.parameters())
+
+
+def test_a_perceptual_loss_without_a_network_connection_is_one_sentence(monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models.vgg16", offline)
+    with pytest.raises(UserError, match=r"PerceptualLoss cannot download VGG16 .*or use nn\.MSELoss"):
+        PerceptualLoss()

@@ -28,6 +28,7 @@ class TrainConfig:
     learning_rate: float
     seed: int
     distill_weight: float = 0.0
+    freeze_estimator: bool = True
     cache_teacher: bool = True
     teacher_orientations: int = 1
     estimator_versions: int = 1
