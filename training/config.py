@@ -1,5 +1,6 @@
 """The constants of a training, checked in one place, and checks of networks and files before the work starts."""
 
+import copy
 import importlib
 import json
 import os
@@ -95,7 +96,8 @@ def check_network(network: nn.Module) -> None:
     if getattr(models, name, None) is not type(network):
         raise UserError(f"{name} is not a class in models.py, where load_model looks for it: move it there")
     try:
-        again = type(network)(**json.loads(json.dumps(getattr(network, "arguments", {})))).eval()  # as load_model does
+        again = type(network)(**json.loads(json.dumps(getattr(network, "arguments", {}))))  # as load_model does
+        again = copy.deepcopy(again).eval()  # as TrainingRun does for the averaged weights
         result = again(photo, *blur_of(again, photo))
     except Exception as error:  # anything may be wrong with a user's own network
         raise UserError(

@@ -1,5 +1,7 @@
 """Networks and losses of one's own that cannot be used, each with its one sentence before the work."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,14 @@ class Estimating(Point):
         self.estimator, self.arguments = BlurEstimator(kernel_radius=4), dict(value=value)
 
 
+class Locked(Point):
+    """Cannot be copied, as the averaged weights must be."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock, self.arguments = threading.Lock(), {}
+
+
 class Forgetful(Unpadded):
     def __init__(self, width):
         super().__init__()
@@ -75,11 +85,12 @@ class Forgetful(Unpadded):
             lambda: Estimating(np.int64(3)),
             "(Object of type int64 is not JSON serializable): fix forward(), or the arguments",
         ),
+        (lambda: Locked(), "(cannot pickle '_thread.lock' object): fix forward(), or the arguments"),
         (lambda: Forgetful(4), "missing 1 required positional argument: 'width'): fix"),
     ],
 )
 def test_a_network_of_ones_own_that_cannot_be_used_is_told_before_the_work(constants, monkeypatch, make, sentence):
-    for kind in Unpadded, Pair, Point, Estimating, Forgetful:
+    for kind in Unpadded, Pair, Point, Estimating, Locked, Forgetful:
         monkeypatch.setattr(f"models.{kind.__name__}", kind, raising=False)
     monkeypatch.setattr(train, "StudentCNN", make)
     with pytest.raises(UserError) as caught:
