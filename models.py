@@ -257,8 +257,8 @@ class StudentCNN(nn.Module):
             return StudentWeights(kernels, self.router(hidden).tanh(), limit, self.gain_map.film(hidden), energies)
 
 
-def copy_estimator(teacher: nn.Module, student: nn.Module, freeze: bool = True) -> bool:
-    """Copy ``teacher``'s blur estimator for students to ``student``; returns whether both have one.
+def copy_estimator(teacher: nn.Module, student: nn.Module) -> bool:
+    """Copy ``teacher``'s blur estimator for students to ``student`` and freeze it; returns whether both have one.
 
     A student that is a small ``TeacherCNN`` gets the teacher's own. Raises ``UserError`` if they differ in size.
     """
@@ -269,7 +269,7 @@ def copy_estimator(teacher: nn.Module, student: nn.Module, freeze: bool = True) 
     if source.arguments != target.arguments:
         raise UserError("the blur estimators of teacher and student differ in size: create both with the same arguments")
     target.load_state_dict(source.state_dict())
-    target.requires_grad_(not freeze)
+    target.requires_grad_(False)
     return True
 
 

@@ -102,8 +102,6 @@ def main() -> None:
                 run.step(loss_fn(prediction.float(), sharp, input_mse))  # backward, clipping, optimizer, schedule, average
             # The moving average of the teacher's weights is scored, and saved if its SSIM is the best
             run.finish_epoch(validate(run.averaged, val_set, device))
-    if START_FROM and run.best.ssim <= scores["start"].ssim:
-        print0(f"The teacher does not beat {START_FROM} in validation: keep that, or train longer or on more photos")
     recommend(run, f"set TEACHER_WEIGHTS = {str(TEACHER)!r} in train.py, then python train.py")
 
 

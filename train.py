@@ -27,6 +27,7 @@ from utils import autocast, print0, relative_weight
 # Files
 DATA = "data"  # contains train/NNN/{blurry,sharp}.png and val/NNN/{blurry,sharp}.png; see need_sharp below
 TEACHER_WEIGHTS = Path(__file__).resolve().parent / "weights/teacher.pth"  # shipped, or your own from pretrain.py
+START_FROM = None  # student to start from; "weights/student.pth" adapts the shipped one to your photos; None: random
 BEST_STUDENT = "best_student_model.pth"  # the student with the best validation SSIM
 OUTPUTS = "outputs"  # table of epochs, curves, pictures, checkpoint, the last epoch's student
 
@@ -59,11 +60,13 @@ def main() -> None:
         cache_teacher=CACHE_TEACHER, teacher_orientations=TEACHER_ORIENTATIONS, num_workers=NUM_WORKERS,
         tensorboard=TENSORBOARD, resume=RESUME,
     )  # fmt: skip
-    check_paths(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, {"TEACHER_WEIGHTS": TEACHER_WEIGHTS, "DATA": DATA})
+    read = {"TEACHER_WEIGHTS": TEACHER_WEIGHTS, "DATA": DATA} | ({"START_FROM": START_FROM} if START_FROM else {})
+    check_paths(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, read)
     device = init_distributed(DEVICE)
     torch.manual_seed(SEED)
-    student, loss_fn = StudentCNN(), nn.MSELoss()
+    loss_fn = nn.MSELoss()
     with main_process_first():  # errors in here are raised on every rank and reported once
+        student = load_model(START_FROM) if START_FROM else StudentCNN()
         check_network(student)
         check_loss(loss_fn, device, PATCH_SIZE)
         teacher = load_model(TEACHER_WEIGHTS).requires_grad_(False)
@@ -81,8 +84,12 @@ def main() -> None:
     baselines = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     use_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
     check_teacher(baselines, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and use_teacher)
-    copied = copy_estimator(teacher, student, FREEZE_ESTIMATOR)  # False if either has none: a student's own is trained
+    if copied := copy_estimator(teacher, student):  # else a student's own is trained from random weights
+        student.estimator.requires_grad_(not FREEZE_ESTIMATOR)
     student.to(device, memory_format=torch.channels_last)
+    if START_FROM:
+        load_model(START_FROM, student)  # again, for the estimator that it was trained with
+        baselines["start"] = validate(student, val_set, device)
     if CACHE_TEACHER and use_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
     if CACHE_TEACHER and copied and FREEZE_ESTIMATOR:
@@ -92,7 +99,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=1e-4, fused=True)
     run = TrainingRun(
         "student", student, optimizer, loss_fn, train_set, val_set.key, config, device,
-        baselines=baselines, best_file=BEST_STUDENT, outputs=OUTPUTS, extra={"the teacher": fingerprint(teacher)},
+        baselines=baselines, best_file=BEST_STUDENT, outputs=OUTPUTS,
+        extra={"the teacher": fingerprint(teacher), "START_FROM": START_FROM and fingerprint(student)},
     )  # fmt: skip
     with run:
         for _ in run.epochs():

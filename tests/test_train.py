@@ -87,7 +87,7 @@ def test_pretraining_goes_on_from_given_weights_and_says_where_it_does_not_beat_
     for weight, start in zip(*(load_model(f).parameters() for f in ("outputs/teacher.pth", "teacher.pth")), strict=True):
         torch.testing.assert_close(weight, start, atol=1e-6, rtol=0)
     printed = capsys.readouterr().out
-    assert ", start " in printed and "The teacher does not beat teacher.pth" in printed
+    assert ", start " in printed and "The teacher does not beat the one it started from" in printed
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss, nn.L1Loss])
@@ -295,6 +295,21 @@ def test_the_student_reuses_the_teachers_estimator_whatever_the_target(constants
         train.main()
         estimator = load_model("best_student_model.pth").estimator
         assert torch.equal(estimator.tail.weight, teacher.student_estimator.tail.weight)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_training_goes_on_from_a_student_with_its_own_estimator(constants, monkeypatch, capsys, cached):
+    student = StudentCNN()
+    nn.init.normal_(student.estimator.tail.weight, std=0.02)
+    save_model("mine.pth", student)
+    for name, value in dict(START_FROM="mine.pth", LEARNING_RATE=1e-12, CACHE_TEACHER=cached).items():
+        monkeypatch.setattr(train, name, value)
+    train.main()
+    kept = load_model("best_student_model.pth").state_dict()
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(kept[name], value, atol=1e-6, rtol=0)
+    printed = capsys.readouterr().out
+    assert ", start " in printed and "The student does not beat the one it started from" in printed
 
 
 @pytest.mark.parametrize("cached", [True, False])

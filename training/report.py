@@ -36,6 +36,8 @@ def summarize(run, teacher: nn.Module, val_set: PairedImageDataset) -> None:
 def recommend(run, next_step: str, drawn: str = "curves") -> None:
     """Say where the results of a ``TrainingRun`` are, and what to do next if they are any good."""
     print0(f"The best {run.name} is in {run.best_file}; {drawn} and the table of epochs are in {run.outputs}/")
+    if "start" in run.baselines and run.best.ssim <= run.baselines["start"].ssim:
+        print0(f"The {run.name} does not beat the one it started from: keep that, or train longer or on more photos")
     if run.best.beats(run.baselines["input"]):
         print0(f"Next: {next_step}")
     else:
