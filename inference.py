@@ -16,7 +16,7 @@ from fused_student import NOT_FINITE, FusedStudent
 from models import StudentCNN
 from utils import UserError, autocast, make_generator
 
-TILE = 768  # pixels; larger photos are processed in tiles, so that memory does not grow with them
+TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
 
 
 class Sharpener:
