@@ -186,7 +186,8 @@ def test_the_same_seed_gives_the_same_weights_with_0_and_with_2_workers(run, tmp
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_what_is_kept_is_a_moving_average_of_the_weights_after_each_step(run, tmp_path):
+def test_what_is_kept_is_a_moving_average_of_the_weights_after_each_step(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.run.EMA_SHARE", 0.25)  # two of eight steps
     student, before = StudentCNN(convs=2, num_experts=2, hidden=8), []
     weight = student.convs[0].base.weight
 
@@ -194,7 +195,7 @@ def test_what_is_kept_is_a_moving_average_of_the_weights_after_each_step(run, tm
         before.append(weight.detach().clone())
         return nn.functional.mse_loss(prediction, target)
 
-    run(student, loss_fn=loss_fn, epochs=1, steps=40)  # 5% of them are two
+    run(student, loss_fn=loss_fn, epochs=1, steps=8)
     average, *after = *before[1:], weight.detach()
     for each in after:
         average = average.lerp(each, 1 / 2)
@@ -302,7 +303,7 @@ def test_training_goes_on_from_a_student_with_its_own_estimator(constants, monke
     student = StudentCNN()
     nn.init.normal_(student.estimator.tail.weight, std=0.02)
     save_model("mine.pth", student)
-    for name, value in dict(START_FROM="mine.pth", LEARNING_RATE=1e-12, CACHE_TEACHER=cached).items():
+    for name, value in dict(START_FROM="mine.pth", LEARNING_RATE=1e-12, CACHE_TEACHER=cached, NUM_EPOCHS=1).items():
         monkeypatch.setattr(train, name, value)
     train.main()
     kept = load_model("best_student_model.pth").state_dict()
@@ -316,6 +317,7 @@ def test_training_goes_on_from_a_student_with_its_own_estimator(constants, monke
 def test_an_estimator_that_is_not_frozen_is_copied_and_trained_on(constants, monkeypatch, cached):
     monkeypatch.setattr(train, "CACHE_TEACHER", cached)
     monkeypatch.setattr(train, "FREEZE_ESTIMATOR", False)
+    monkeypatch.setattr(train, "NUM_EPOCHS", 1)
     train.main()
     of_teacher, own = load_model("teacher.pth").student_estimator.head, load_model("best_student_model.pth").estimator.head
     torch.testing.assert_close(own.weight, of_teacher.weight, atol=0.02, rtol=0)
