@@ -84,15 +84,16 @@ def main() -> None:
     baselines = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     use_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
     check_teacher(baselines, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and use_teacher)
-    if copied := copy_estimator(teacher, student):  # else a student's own is trained from random weights
+    # A new student copies the teacher's blur estimator, if both have one; that of START_FROM keeps its own
+    has_estimator = hasattr(student, "estimator") if START_FROM else copy_estimator(teacher, student)
+    if has_estimator:
         student.estimator.requires_grad_(not FREEZE_ESTIMATOR)
     student.to(device, memory_format=torch.channels_last)
     if START_FROM:
-        load_model(START_FROM, student)  # again, for the estimator that it was trained with
         baselines["start"] = validate(student, val_set, device)
     if CACHE_TEACHER and use_teacher:
         train_set.targets = cache_teacher_outputs(teacher, train_set, DISTILL_WEIGHT, device, TEACHER_ORIENTATIONS)
-    if CACHE_TEACHER and copied and FREEZE_ESTIMATOR:
+    if CACHE_TEACHER and has_estimator and FREEZE_ESTIMATOR:
         train_set.embeddings = cache_blur_embeddings(student, train_set, device)
 
     torch.manual_seed(SEED)  # again: what follows must not depend on whether the outputs were cached before
