@@ -50,8 +50,10 @@ def print0(text: str) -> None:
 def pick_device(name: str = "auto", setting: str = "DEVICE") -> torch.device:
     """The device called ``name``, by the user in ``setting``; ``"auto"`` is CUDA or Apple's GPU if available, else the CPU.
 
+    CUDA will compute float32 convolutions in float32: TF32 would round strong filters, and rounded ones no longer sum to 0.
     Raises ``UserError`` if torch cannot use that device here.
     """
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple_gpu_works() else "cpu")
     try:
@@ -102,7 +104,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def make_generator(*numbers: int) -> torch.Generator:
-    """An independent random stream for each tuple of whole numbers >= 0."""
+    """An independent random stream for each tuple of whole numbers >= 0 of the same length."""
     state = np.random.SeedSequence(numbers).generate_state(1)[0]  # torch keeps only the low 32 bits of a seed
     return torch.Generator().manual_seed(int(state))
 
@@ -299,7 +301,7 @@ def ms_per_megapixel(network: nn.Module, device: torch.device, size: int = 512) 
     for _ in range(9):
         with autocast(device):
             network(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         ends.append(time.perf_counter())
     return float(np.median(np.diff(ends)[1:])) * 1000 * 1e6 / size**2

@@ -111,6 +111,12 @@ def test_the_time_for_a_megapixel_is_a_number_above_0():
     assert 0 < ms_per_megapixel(torch.nn.Conv2d(3, 3, 3), torch.device("cpu"), size=16) < np.inf
 
 
+def test_a_device_computes_float32_convolutions_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    utils.pick_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_an_unknown_device_is_one_sentence():
     with pytest.raises(UserError, match="DEVICE = 'cpuu'"):
         utils.pick_device("cpuu")

@@ -15,8 +15,8 @@ from utils import UserError, pick_device
 def init_distributed(device_name: str) -> torch.device:
     """Connect the processes that torchrun started, if it did; returns the device of this one.
 
-    With CUDA each process uses a GPU of its own (nccl), on the CPU they share the cores (gloo). A single process computes
-    on those that are idle now.
+    With CUDA each process uses a GPU of its own (nccl), else they share the cores of the CPU (gloo, which has no MPS). A
+    single process computes on those that are idle now.
     """
     torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if torchrun and str(device_name).startswith(("auto", "cuda")) and torch.cuda.is_available():
@@ -25,6 +25,8 @@ def init_distributed(device_name: str) -> torch.device:
             raise UserError(f"{processes} processes share {gpus} GPUs: start at most one per GPU with --nproc-per-node")
         device_name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = pick_device(device_name)
+    if torchrun and device.type == "mps":
+        device = torch.device("cpu")
     if device.type == "cpu" and not torchrun:
         threads = torch.get_num_threads()
         use_idle_cores()

@@ -36,11 +36,12 @@ def check_teacher(baselines: dict[str, Scores], weights: Path | str, pairs: Path
     blurry, teacher = baselines["input"], baselines["teacher"]
     print0(f"input    {blurry}\nteacher  {teacher}")
     if required and not teacher.beats(blurry):
-        raise UserError(
+        error = UserError(
             f"the teacher in {weights} does not beat the blurry input on {pairs}: check that blurry.png and sharp.png are "
             "not equal, swapped or shifted; if they are right, train a teacher on such pairs with pretrain.py, or set "
             "REQUIRE_GOOD_TEACHER = False to distill from this one anyway"
         )
+        gather(error)  # raises it, on all ranks
 
 
 def in_shared_memory(batch: list[Tensor]) -> list[Tensor]:
@@ -66,6 +67,8 @@ def load_batches(
     """
     if batch_size % world_size():
         raise UserError(f"BATCH_SIZE = {batch_size} cannot be split over {world_size()} processes: use a multiple")
+    if workers and getattr(train_set, "embeddings", train_set) is None:
+        _ = train_set.spectra  # computed once here, not in every worker
     share = batch_size // world_size()
     starts = range(steps.start * batch_size + rank() * share, steps.stop * batch_size, batch_size)
     loader = DataLoader(

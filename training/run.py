@@ -20,7 +20,7 @@ from idle_cores import use_idle_cores
 from images.files import read_torch_file, write_torch_file
 from models import save_model
 from training.config import TrainConfig
-from training.distributed import gather, rank, world_size
+from training.distributed import all_ranks_together, gather, rank, world_size
 from training.fingerprint import identity_of
 from training.loop import load_batches
 from training.report import draw_curves, write_table
@@ -38,8 +38,8 @@ class TrainingRun(contextlib.AbstractContextManager):
     The loop is in train.py. The learning rate rises to that of ``optimizer`` over the first 5% of the steps, then a cosine
     takes it to 0. ``averaged``, an exponential moving average of the weights, is validated and kept: scores of single steps
     jump (SWA, arXiv:1803.05407, takes a plain mean). A checkpoint in ``outputs`` is written after each epoch and every few
-    minutes; with ``config.resume`` a training resumes from it, bit for bit. It is deleted when the ``with`` block ends
-    without an error.
+    minutes; with ``config.resume`` a training resumes from it, on the CPU bit for bit. It is deleted when the ``with`` block
+    ends without an error.
 
     Raises ``UserError`` if an interrupted training cannot be resumed, if the loss is no longer finite (the best weights are
     kept), or if a file cannot be written.
@@ -78,7 +78,8 @@ class TrainingRun(contextlib.AbstractContextManager):
         self.history: list[dict[str, float]] = []
         self.loss_sum = torch.zeros((), device=self.device)  # over this epoch
         if config.resume and self.checkpoint.is_file():
-            self._resume()
+            with all_ranks_together():
+                self._resume()
             print0(f"resuming the interrupted training after step {self.done} of {total}")
         steps = range(self.done, total)
         self.loader = load_batches(self.train_set, self.device, steps, config.batch_size, config.num_workers)
@@ -219,7 +220,7 @@ class TrainingRun(contextlib.AbstractContextManager):
 
 
 def warmup_cosine(step: int, steps: int) -> float:
-    """Factor of the learning rate: up from 0 over the first 5% of ``steps``, then half a cosine down to 0."""
+    """Factor of the learning rate: linearly up over the first 5% of ``steps``, then half a cosine down to 0."""
     warmup = max(1, steps // 20)
     cosine = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
     return (step + 1) / warmup if step < warmup else cosine

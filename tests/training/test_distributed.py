@@ -15,7 +15,7 @@ from models import StudentCNN, load_model
 from training import config, distributed, loop
 from training.distributed import all_ranks_together, gather
 from training.teacher_cache import cache_teacher_outputs
-from utils import UserError
+from utils import Scores, UserError
 
 
 def of_two(rank, port, folder, bad):
@@ -95,6 +95,26 @@ def test_an_error_of_another_process_is_raised_where_this_one_waits_for_it(monke
     with pytest.raises(UserError, match="the other says so") as caught, all_ranks_together():
         gather("an output")
     assert caught.value.shared and sent == ["an output"], "it is not sent once more"
+
+
+def test_what_all_ranks_find_wrong_is_printed_once(monkeypatch):
+    def from_two(values, value):
+        values[:] = [value, value]
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", from_two)
+    with pytest.raises(UserError, match="does not beat the blurry input") as caught:
+        loop.check_teacher({"input": Scores(26, 0.7), "teacher": Scores(25, 0.6)}, "t.pth", "val", required=True)
+    assert caught.value.shared
+
+
+def test_two_processes_on_a_mac_share_its_cpu_since_gloo_cannot_reach_its_gpu(monkeypatch):
+    connected = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "pick_device", lambda name: torch.device("mps"))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **_: connected.append(backend))
+    assert distributed.init_distributed("auto") == torch.device("cpu") and connected == ["gloo"]
 
 
 def test_a_batch_that_cannot_be_shared_is_one_sentence(monkeypatch):
