@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blur.estimator import EMBEDDING
 from blur.filters import reflect_indices
 from blur.local import BlurMap
-from blur.noise import QUANTILES, scaled
+from blur.noise import NOISE_FEATURES, normalize_noise
 from blur.spectrum import nll
 from utils import zero_init
 
@@ -56,12 +56,14 @@ class GatedBlock(nn.Module):
 
 
 class FiLM(nn.Module):
-    """Predicts a scale, less 1, and a shift for each channel of each block from blur embeddings; 0 at the start.
+    """Predicts a scale, minus 1, and a shift for each channel of each block from blur embeddings and the noise.
+
+    Both are 0 at the start.
 
     Args:
         channels: of each block.
-    Shapes: a ``BlurMap`` of photos of a shape (N, C, H, W) -> for each block two of (N, channels, H / step, W / step), or of
-        (N, channels, 1, 1) for a single region.
+    Shapes: a ``BlurMap``, the shape (N, C, H, W) of the photos and the ``step`` of the blocks -> for each block two of
+        (N, channels, H / step, W / step), or of (N, channels, 1, 1) for a single region.
     Source: FiLM, arXiv:1709.07871, section 2.
     """
 
@@ -69,12 +71,14 @@ class FiLM(nn.Module):
         super().__init__()
         self.sizes = [2 * each for each in channels]
         last = zero_init(nn.Linear(hidden, sum(self.sizes)))
-        self.layers = nn.Sequential(nn.Linear(2 * EMBEDDING + QUANTILES, hidden), nn.ReLU(), last)
+        self.layers = nn.Sequential(nn.Linear(2 * EMBEDDING + NOISE_FEATURES, hidden), nn.ReLU(), last)
 
     def forward(self, blur: BlurMap, shape: torch.Size, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.autocast(blur.embeddings.device.type, enabled=False):
-            noise = scaled(blur.noise)[:, None, None].expand(*blur.embeddings.shape[:3], -1)
-            predicted = self.layers(torch.cat([blur.embeddings, noise.to(blur.embeddings)], -1))
+            noise = normalize_noise(blur.noise)[:, None, None].expand(*blur.embeddings.shape[:3], -1)
+            x = torch.cat([blur.embeddings, noise.to(blur.embeddings)], -1)
+            # Row by row: a product of more regions may round differently, and a part has fewer rows than the whole photo
+            predicted = torch.stack([self.layers(row) for row in x.unbind(1)], 1)
         for part in predicted.split(self.sizes, -1):  # one after another: as maps, all together would fill the memory
             yield tuple(blur.interpolate(each, shape[-2] // step, shape[-1] // step, step) for each in part.chunk(2, -1))
 
@@ -98,7 +102,7 @@ class OutputLinear(nn.Linear):
 
 
 class CondConv2d(nn.Module):
-    """A convolution whose weights are ``base`` plus a mixture of ``num_experts`` for each sample (zeros at the start).
+    """A convolution whose weights are ``base`` plus, for each sample, a mixture of ``num_experts``, 0 at the start.
 
     Source: CondConv, arXiv:1904.04971, section 3, which has no base and routing weights in (0, 1); here in (-1, 1).
     """
@@ -148,9 +152,9 @@ class GainMap(nn.Module):
         self.tail = zero_init(nn.Conv2d(width, 3, **options))
         self.film = zero_init(OutputLinear(hidden, 2 * width))
 
-    def forward(self, blocks: Tensor, film: Tensor, references: Tensor) -> Tensor:
+    def forward(self, blocks: Tensor, film: Tensor, expected_energies: Tensor) -> Tensor:
         coefficients = F.conv2d(blocks[..., ::2, :], self.basis[..., None, None])  # half of the blocks show enough
-        gains = self.predict_gains(self.measure_cells(coefficients), film, references)
+        gains = self.predict_gains(self.measure_cells(coefficients), film, expected_energies)
         return upsample_gains(gains)[..., : blocks.shape[-2], : blocks.shape[-1]]
 
     @staticmethod
@@ -169,12 +173,12 @@ class GainMap(nn.Module):
         largest = F.max_pool2d(differences.abs(), **options).split(DIFFERENCES, 1)
         return torch.cat([energies, mean(means), *(each.amax(1, keepdim=True) for each in largest)], 1)
 
-    def predict_gains(self, cells: Tensor, film: Tensor, references: Tensor) -> Tensor:
+    def predict_gains(self, cells: Tensor, film: Tensor, expected_energies: Tensor) -> Tensor:
         """What ``measure_cells`` returned, (N, 19, H / 16, W / 16) -> (N, 3, H / 16, W / 16)."""
         energies, means, differences = cells.split([16, 1, 2], 1)
         energies, (near, far) = energies + 1e-6, (differences + 2e-3).log().split(1, 1)
         smooth = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        whole, blurriest = references[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
+        whole, blurriest = expected_energies[:, :, None, None, LOW_FREQUENCIES].exp().unbind(1)
         powers = smooth[:, LOW_FREQUENCIES].movedim(1, -1)
         softness = (nll(powers, whole) - nll(powers, blurriest))[:, None]
         slope, offset = self.gate

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import blocks
 import models
 from blocks import FILTER_RADIUS, LUMA
-from blur.noise import chroma_deviations, with_noise
+from blur.noise import chroma_noise, with_noise
 from blur.spectrum import WINDOW, average_spectrum, color_windows, gray_mean
 from cli import CliParser, check_writable, run_cli
 from images.files import atomic
@@ -76,7 +76,7 @@ class EstimateBlur(nn.Module):
     def forward(self, windows: Tensor, trust: Tensor) -> Tensor:
         windows = windows[None]
         spectra = average_spectrum(gray_mean(windows), trust, with_blurriest=True)
-        return self.student.embed_blur(with_noise(spectra, chroma_deviations(windows)))
+        return self.student.embed_blur(with_noise(spectra, chroma_noise(windows)))
 
 
 class Apply(nn.Module):

@@ -79,7 +79,7 @@ class FusedStudent(nn.Module):
 
     def predict_gains(self, cells: Tensor, weights: StudentWeights) -> Tensor:
         """(1, 19, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""
-        return self.student.gain_map.predict_gains(cells, weights.film, weights.references)
+        return self.student.gain_map.predict_gains(cells, weights.film, weights.expected_energies)
 
     def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
         """``forward`` for what is known already, as the methods above return it."""
@@ -161,7 +161,7 @@ class FusedStudent(nn.Module):
         convs = [tuple(part[0] for part in conv.mix_experts(weights.routing)) for conv in self.student.convs]
         for weight, _ in convs[:-1]:
             weight[:, :, 1, 1].diagonal().add_(1)  # x + conv(x)
-        kernels = weights.kernels[0].to(self.dtype).float()
+        kernels = weights.kernels[0].to(self.dtype, copy=True).float()
         kernels[:, 0, 0] -= kernels.sum((1, 2))  # rounded they are still of sum 0
         filters = to_space_to_depth_kernel(kernels, self.student.space_to_depth_indices).flatten(0, 1)
         layers = [(filters.to(self.dtype), None)]  # both in one convolution, which is faster

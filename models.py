@@ -1,11 +1,14 @@
 """The two networks, and how they are saved and loaded.
 
-Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. First they estimate the blur (blur/estimator.py) from
-power spectra of 64x64 windows: all of a photo's, the blurriest twelfth (the smallest share of high frequencies) and, in the
-teacher, each region's. Filters predicted from them undo most of the blur. Noise, measured too (blur/noise.py), limits how
-far chroma is smoothed. Convolutions add the rest, mostly at a quarter of the resolution, where a 3x3 convolution costs a
-sixteenth and covers four times the distance. Filters start as the identity and last layers at zero: an untrained network
-returns its input.
+Both map (N, 3, H, W) RGB in [0, 1] to the same shape, any H, W >= 1. First a blur estimator (blur/estimator.py) reads power
+spectra, means over windows of 64x64 pixels: over all of a photo's, over its blurriest twelfth (the smallest share of high
+frequencies) and, in the teacher, over those around each region. From them it predicts filters, which undo most of the blur.
+Noise, measured too (blur/noise.py), limits how far chroma is smoothed. Convolutions add what filters cannot, mostly at a
+quarter of the resolution, where a 3x3 convolution costs a sixteenth and covers four times the distance. Filters start as the
+identity and last layers at zero: an untrained network returns its input.
+
+Sizes, in pixels: windows of 64 for spectra; regions of 64, one filter of the teacher for each; cells of 16, within which the
+filters are mixed; blocks of 4x4, whose pixels the student's convolutions see as 16 channels (space-to-depth).
 """
 
 import json
@@ -37,11 +40,11 @@ from blocks import (
 )
 from blur.estimator import EMBEDDING, KERNEL_RADIUS, RINGS, BlurEstimator
 from blur.local import CELL, BlurMap, local_spectra, softness_map, upper_half
-from blur.noise import QUANTILES, photo_spectra, scaled
+from blur.noise import NOISE_FEATURES, normalize_noise, photo_spectra
 from images.files import read_torch_file, write_torch_file
 from utils import UserError, zero_init
 
-# Hidden channels of the teacher's residual blocks: those that were active in an earlier one, with ten blocks of 96 each
+# Hidden channels of the teacher's residual blocks: the 424 that were ever active in an earlier teacher, ten blocks of 96
 DEEP_HIDDEN = 80, 72, 56, 40, 32, 32, 56, 56
 # Arguments of every student's estimator; a teacher's file holds a trained one
 STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True)
@@ -50,9 +53,9 @@ STUDENT_ESTIMATOR = dict(blocks=2, kernel_radius=FILTER_RADIUS, exponential=True
 class TeacherCNN(nn.Module):
     """Deep residual network: accurate, too slow for video.
 
-    The blur estimator predicts an inverse filter for each region and one, the soft filter, for the blurriest windows; a
-    softness map (blur/local.py) tells where that fits. The photo, its chroma smoothed, is filtered with both and blended. A
-    residual network adds what linear filters cannot recover and removes noise.
+    The blur estimator predicts an inverse filter for each region and one for the blurriest windows; a softness map
+    (blur/local.py) shows where that one fits. The photo, its chroma smoothed, is filtered with both, and the results are
+    blended. A residual network adds what linear filters cannot recover and removes noise.
 
     Args:
         width: channels at half resolution.
@@ -71,9 +74,9 @@ class TeacherCNN(nn.Module):
         # for head, tail and the strided layers between them; and the filter and at most 7 for smooth chroma before all
         self.receptive_radius = 12 * len(hidden) + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7
         self.estimator = BlurEstimator()
-        # Not used here but copied by students: trained for its filters alone; the one above, also with the whole network
+        # Students copy this one; the teacher does not use it. Only its filters were trained, not with the whole network
         self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
-        self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the soft filter from a softness of 0.6 on
+        self.gate = nn.Parameter(torch.tensor([8.0, -4.8]))  # slope and offset: the blurriest windows' filter from 0.6 on
         self.chroma_gain = nn.Parameter(torch.tensor(0.0))  # how far chroma is moved at most, in units of its noise
         self.head = nn.Conv2d(4 * 10, width, 3, padding=1)
         self.down = nn.Conv2d(width, deep_width, 2, stride=2)
@@ -88,34 +91,35 @@ class TeacherCNN(nn.Module):
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
         kernels, embeddings = [], []
-        blurriest_and_whole, noise = photo_spectra(photo, peak).split([4, QUANTILES], 1)
-        soft_kernel, soft_embedding = self.estimator(blurriest_and_whole)
+        blurriest_and_whole, noise = photo_spectra(photo, peak).split([4, NOISE_FEATURES], 1)
+        blurriest_kernel, blurriest_embedding, _ = self.estimator(blurriest_and_whole)
         for spectra in local_spectra(photo, blurriest_and_whole[:, 2:], peak):  # (N, gw, 4, 64, 33) of a row of regions
-            kernel, embedding = self.estimator(spectra.flatten(0, 1))
+            kernel, embedding, _ = self.estimator(spectra.flatten(0, 1))
             kernels.append(upper_half(kernel).unflatten(0, spectra.shape[:2]))
             embeddings.append(embedding.unflatten(0, spectra.shape[:2]))
         embeddings = torch.stack(embeddings, 1)
-        embeddings = torch.cat([embeddings, soft_embedding[:, None, None].expand_as(embeddings)], -1)
+        embeddings = torch.cat([embeddings, blurriest_embedding[:, None, None].expand_as(embeddings)], -1)
         softness = softness_map(photo, blurriest_and_whole, peak)
-        return BlurMap(torch.stack(kernels, 1), embeddings, upper_half(soft_kernel), softness, noise[..., 0, 0])
+        return BlurMap(torch.stack(kernels, 1), embeddings, upper_half(blurriest_kernel), softness, noise[..., 0, 0])
 
-    def one_region(self, photo: Tensor, spectra: Tensor) -> BlurMap:
+    def blur_of_patch(self, photo: Tensor, spectra: Tensor) -> BlurMap:
         """One region for all of a patch, from the spectra of a region and ``photo_spectra``, (N, 2 + 7, 64, 33).
 
         At the borders of the patch the softness map is that of reflected pixels.
         """
-        region, blurriest, whole, noise = spectra.split([2, 2, 2, QUANTILES], 1)
-        kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (region, blurriest)]))
-        kernel, soft_kernel = upper_half(kernels).chunk(2)
+        region, blurriest, whole, noise = spectra.split([2, 2, 2, NOISE_FEATURES], 1)
+        both = torch.cat([torch.cat([region, blurriest]), whole.repeat(2, 1, 1, 1)], 1)
+        kernels, embeddings, _ = self.estimator(both)
+        kernel, blurriest_kernel = upper_half(kernels).chunk(2)
         embeddings = torch.cat(embeddings.chunk(2), -1)[:, None, None]
         softness = softness_map(photo, spectra[:, 2:6])
-        return BlurMap(kernel[:, None, None], embeddings, soft_kernel, softness, noise[..., 0, 0])
+        return BlurMap(kernel[:, None, None], embeddings, blurriest_kernel, softness, noise[..., 0, 0])
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if blur is None:
             blur = self.estimate_blur(photo)
         elif isinstance(blur, Tensor):
-            blur = self.one_region(photo, blur)
+            blur = self.blur_of_patch(photo, blur)
         x = self.first_layer_input(photo + smooth_chroma(photo, self.chroma_gain * blur.noise[:, :1].exp()), blur)
         base, shape = x[:, 6:9].clone(), x.shape
         half = self.head(F.pixel_unshuffle(x, 2))
@@ -132,13 +136,13 @@ class TeacherCNN(nn.Module):
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
 
     def first_layer_input(self, photo: Tensor, blur: BlurMap) -> Tensor:
-        """(N, 3, H, W) -> (N, 10, H', W'), multiples of 4: the photo, the photo filtered by region, that blended with the
-        soft filter's (channels 6 to 8, to which the output is added), and the softness map."""
-        regional, soft = blur.apply_filters(photo, exact=not self.training).chunk(2, 1)
+        """(N, 3, H, W) -> (N, 10, H', W'), multiples of 4: the photo; filtered by region; that blended with the photo
+        as the blurriest windows' filter leaves it (channels 6 to 8, to which the output is added); the softness map."""
+        regional, blurriest = blur.apply_filters(photo, exact=not self.training).chunk(2, 1)
         size = photo.shape[-2:]
         softness = blur.interpolate(blur.softness.to(regional), *size, 1, CELL).expand(-1, -1, *size)
         slope, offset = self.gate
-        base = regional.lerp(soft, (slope * softness + offset).sigmoid())
+        base = regional.lerp(blurriest, (slope * softness + offset).sigmoid())
         x = torch.cat([photo.to(base.dtype), regional, base, softness.tanh()], 1)
         rows, columns = -size[0] % 4, -size[1] % 4
         return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
@@ -151,7 +155,7 @@ class StudentWeights(NamedTuple):
     routing: Tensor  # (N, experts), weights of the experts, the same for all convolutions
     chroma_limit: Tensor  # (N, 1), by how much chroma is moved at most, in units of [0, 1]
     film: Tensor  # (N, 64), scales and shifts in the GainMap
-    references: Tensor  # (N, 2, 16), log energies of DCT coefficients in the whole photo and in its blurriest windows
+    expected_energies: Tensor  # (N, 2, 16), log energies of DCT coefficients in the whole photo and in its blurriest windows
 
 
 class StudentCNN(nn.Module):
@@ -180,13 +184,13 @@ class StudentCNN(nn.Module):
         self.receptive_radius = self.conv_radius + GainMap.RADIUS
         self.estimator = BlurEstimator(**STUDENT_ESTIMATOR)
         size = 2 * FILTER_RADIUS + 1
-        inputs = EMBEDDING + 2 * RINGS + size**2 // 2 + 1 + QUANTILES
+        inputs = EMBEDDING + 2 * RINGS + size**2 // 2 + 1 + NOISE_FEATURES
         # Normalized, so that about half of the units are active for every photo
         self.embed = nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden, elementwise_affine=False), nn.ReLU())
         self.router = OutputLinear(2 * hidden, num_experts)
-        # For each filter: a scale of the estimator's, less 1, and a correction that is added
+        # For each filter: a factor of the estimator's, minus 1, and a correction that is added
         self.kernel_head = zero_init(OutputLinear(hidden, 1 + size**2))
-        self.chroma_head = zero_init(OutputLinear(2 * hidden + QUANTILES, 1))
+        self.chroma_head = zero_init(OutputLinear(2 * hidden + NOISE_FEATURES, 1))
         self.gain_map = GainMap(2 * hidden)
         self.register_buffer("dct_response", dct_response(), persistent=False)
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
@@ -206,7 +210,7 @@ class StudentCNN(nn.Module):
             changes = conv2d_per_sample(blocks, kernels.unflatten(0, (-1, 2)).flatten(1, 2)).chunk(2, 1)
             margin = FILTER_RADIUS // 4
             blocks = blocks[..., margin:-margin, margin:-margin]
-            gains = self.gain_map(blocks, weights.film, weights.references).split(1, 1)
+            gains = self.gain_map(blocks, weights.film, weights.expected_energies).split(1, 1)
             change = changes[0] * gains[0] + changes[1] * gains[1]
         x = blocks + change
         for conv in self.convs[:-1]:
@@ -216,34 +220,35 @@ class StudentCNN(nn.Module):
         return keep_flat_runs(photo, photo + change + smooth_chroma(photo, weights.chroma_limit))
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> Tensor:
-        """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]."""
+        """``embed_blur`` of whole photos, (N, C, H, W) in [0, ``peak``]: (N, 637)."""
         return self.embed_blur(photo_spectra(photo, peak))
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
-        """All that the student knows of the blur: ``photo_spectra``, (N, 7, 64, 33), -> (N, 637).
+        """All that the student knows of the blur: (N, 7 or 9, 64, 33), whose last seven are ``photo_spectra``, -> (N, 637).
 
         For the whole photo and then for its blurriest windows: the estimator's embedding (64), the radial profile of the
         spectrum (92), half and the center of the estimator's filter, which is symmetric (145), and log energies of DCT
         coefficients (16). Last the noise (3).
         """
-        blurriest, whole, noise = spectra[:, -4 - QUANTILES :].split([2, 2, QUANTILES], 1)
-        kernels, embeddings = self.estimator(torch.cat([torch.cat([each, whole], 1) for each in (whole, blurriest)]))
+        blurriest, whole, noise = spectra[:, -4 - NOISE_FEATURES :].split([2, 2, NOISE_FEATURES], 1)
         both = torch.cat([whole, blurriest])
+        kernels, embeddings, profiles = self.estimator(torch.cat([both, whole.repeat(2, 1, 1, 1)], 1))
         with torch.autocast(spectra.device.type, enabled=False):  # GainMap's gate amplifies rounding
-            profiles = self.estimator.radial_profile(self.estimator.normalize(both)).flatten(1)
             energies = (torch.einsum("nyx,kyx->nk", both[:, 0].exp(), self.dct_response) + 1e-6).log()
-        embedded = torch.cat([embeddings, profiles, kernels.flatten(1)[:, : kernels[0].numel() // 2 + 1], energies], 1)
+        kernels, profiles = kernels.flatten(1)[:, : kernels[0].numel() // 2 + 1], profiles[:, : 2 * RINGS]
+        embedded = torch.cat([embeddings, profiles, kernels, energies], 1)
         return torch.cat([*embedded.chunk(2), noise[..., 0, 0].to(embedded)], 1)
 
     def predict_weights(self, embedded: Tensor) -> StudentWeights:
-        """From what ``embed_blur`` returned, once per photo."""
+        """From what ``embed_blur`` returned, (N, 637), once per photo."""
         size = 2 * FILTER_RADIUS + 1
         with torch.autocast(embedded.device.type, enabled=False):
             sizes = [EMBEDDING + 2 * RINGS, size**2 // 2 + 1, 16]
-            noise = embedded[:, -QUANTILES:]
-            embeddings, estimated, energies = embedded[:, :-QUANTILES].unflatten(1, (2, -1)).split(sizes, 2)
+            log_noise = embedded[:, -NOISE_FEATURES:]
+            embeddings, estimated, energies = embedded[:, :-NOISE_FEATURES].unflatten(1, (2, -1)).split(sizes, 2)
+            noise = normalize_noise(log_noise)
             # Strong filters have large values
-            hidden = self.embed(torch.cat([embeddings, estimated.asinh(), scaled(noise)[:, None].expand(-1, 2, -1)], 2))
+            hidden = self.embed(torch.cat([embeddings, estimated.asinh(), noise[:, None].expand(-1, 2, -1)], 2))
             scale, correction = self.kernel_head(hidden).split([1, size**2], 2)
             hidden = hidden.flatten(1)
             change = torch.cat([estimated, estimated[..., :-1].flip(2)], 2).view(-1, 2, size, size)
@@ -251,7 +256,7 @@ class StudentCNN(nn.Module):
             kernels = correction.reshape(change.shape) + (1 + scale[..., None]) * change
             # A sum of 0, so that flat areas keep their brightness
             kernels = kernels - kernels.mean((2, 3), keepdim=True)
-            limit = self.chroma_head(torch.cat([hidden, scaled(noise)], 1)) * noise[:, :1].exp()
+            limit = self.chroma_head(torch.cat([hidden, noise], 1)) * log_noise[:, :1].exp()
             if not self.training:
                 limit = limit * (limit > 0.5 / 255)  # less than half a gray level is not worth the time
             return StudentWeights(kernels, self.router(hidden).tanh(), limit, self.gain_map.film(hidden), energies)
@@ -279,15 +284,9 @@ def copy_estimator(teacher: nn.Module, student: nn.Module) -> bool:
 def save_model(path: Path | str, model: nn.Module, **metadata) -> None:
     """Write class name, constructor arguments, weights and metadata of ``model`` to one file, whole or not at all.
 
-    A network of your own can be loaded again if its class is defined in this file and its constructor stores its arguments
-    in ``self.arguments``, as above.
-
-    Args:
-        metadata: about its training. Like the arguments it must be plain data, which JSON can hold and which is loaded
-            without executing code.
-    Raises:
-        TypeError: if metadata or an argument is no such data.
-        UserError: if the file cannot be written.
+    A network of your own can be loaded again if its class is in this file and its constructor stores its arguments in
+    ``self.arguments``, as above. Arguments and metadata must be plain data that JSON can hold (else ``TypeError``), so that
+    loading executes no code.
     """
     content = {
         "class": type(model).__name__,
@@ -299,13 +298,10 @@ def save_model(path: Path | str, model: nn.Module, **metadata) -> None:
 
 
 def load_model(path: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """Load what ``save_model`` wrote, in eval mode, with its ``.metadata``. No code in the file is ever executed.
+    """Load what ``save_model`` wrote into a new network, or into ``model``; in eval mode, with its ``.metadata``.
 
-    Args:
-        model: receives the weights and is returned, on its device; if None, one is built on the CPU.
-    Raises:
-        UserError: if the file is missing, damaged, not from ``save_model``, of a class that is not defined here, or if
-            its weights do not fit that class or are not finite.
+    Raises ``UserError`` if the file is missing, damaged, not from ``save_model``, of a class that is not defined here, or if
+    its weights do not fit that class or are not finite. No code in the file is ever executed.
     """
     content = read_torch_file(path)
     keys = {"class": str, "arguments": dict, "weights": dict, "metadata": dict}

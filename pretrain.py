@@ -89,6 +89,7 @@ def main() -> None:
     else:
         train_estimator(teacher, train_set, val_set, outputs / "estimator.pth", config, device)
     teacher.to(device, memory_format=torch.channels_last)
+    torch.manual_seed(SEED)  # again: what follows must not depend on whether the estimator was trained before
     optimizer = torch.optim.AdamW(teacher.parameters(), LEARNING_RATE, weight_decay=1e-4, fused=True)
     run = TrainingRun(
         "teacher", teacher, optimizer, loss_fn, train_set, val_set.key, config, device,

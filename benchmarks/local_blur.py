@@ -23,7 +23,7 @@ from blur.camera import add_noise
 from blur.filters import convolve, disk_kernel, gaussian_kernel
 from blur.local import BlurMap
 from blur.noise import chroma_noise, with_noise
-from blur.spectrum import log_power_spectrum
+from blur.spectrum import color_windows, log_power_spectrum
 from cli import CliParser, run_cli, whole_number
 from dataset import SyntheticBlurDataset
 from images.photos import find_photos, read_photo
@@ -42,7 +42,7 @@ class WithoutMap(TeacherCNN):
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if not isinstance(blur, BlurMap):
-            blur = self.estimate_blur(photo) if blur is None else self.one_region(photo, blur)
+            blur = self.estimate_blur(photo) if blur is None else self.blur_of_patch(photo, blur)
         return super().forward(photo, blur._replace(softness=torch.full_like(blur.softness, 0.6)))
 
 
@@ -51,7 +51,7 @@ class WholePhotoTeacher(TeacherCNN):
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         spectra = log_power_spectrum(photo, peak).repeat(1, 3, 1, 1)
-        return self.one_region(photo / peak, with_noise(spectra, chroma_noise(photo, peak)))
+        return self.blur_of_patch(photo / peak, with_noise(spectra, chroma_noise(color_windows(photo), peak)))
 
     def forward(self, photo: Tensor, blur: BlurMap | Tensor | None = None) -> Tensor:
         if torch.is_tensor(blur):

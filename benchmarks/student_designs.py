@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from blur.estimator import EMBEDDING
-from blur.noise import QUANTILES
+from blur.noise import NOISE_FEATURES
 from cli import CliParser, run_cli, whole_number
 from dataset import PairedImageDataset
 from evaluate import find_degradations
@@ -50,7 +50,7 @@ class OwnFilter(StudentCNN):
 
     def embed_blur(self, spectra: Tensor) -> Tensor:
         embedded = super().embed_blur(spectra)
-        filters = embedded[:, :-QUANTILES].unflatten(1, (2, -1))[..., EMBEDDING:-16]
+        filters = embedded[:, :-NOISE_FEATURES].unflatten(1, (2, -1))[..., EMBEDDING:-16]
         filters.zero_()[..., -1] = 1  # the center
         return embedded
 

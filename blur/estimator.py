@@ -30,7 +30,8 @@ class BlurEstimator(nn.Module):
         exponential: the frequency response is (1 + b) exp(a), of either sign, instead of 1 + 2 a, for outputs a and b of the
             last layer. Learns faster.
     Shapes: (N, 4, 64, 33), the ``log_power_spectrum`` of a region, the blurriest windows or the whole photo, and after it
-        that of the whole photo -> kernels (N, 1, k, k), embeddings (N, 64).
+        that of the whole photo -> kernels (N, 1, k, k), embeddings (N, 64), and radial profiles, the means over rings of the
+        four channels from low to high frequencies, (N, 4 * 46), scaled to about -1 to 1.
     """
 
     def __init__(self, blocks: int = 1, kernel_radius: int = KERNEL_RADIUS, exponential: bool = False):
@@ -64,10 +65,10 @@ class BlurEstimator(nn.Module):
         self.last = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.tail = zero_init(nn.Conv2d(WIDTH, outputs, 3, padding=1))
 
-    def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(spectrum.device.type, enabled=False):
-            logs = self.normalize(spectrum)
-            profile = self.radial_profile(logs)
+            logs = (spectrum.to(self.radius.dtype) + 9) / 4  # about -1 to 1
+            profile = logs.flatten(2) @ self.rings  # (N, 4, 46)
             # What differs from the mean of its ring: motion blurs one direction
             power = logs[:, ::2]
             anisotropy = 2 * (power - profile[:, ::2, self.ring].view_as(power))
@@ -87,15 +88,7 @@ class BlurEstimator(nn.Module):
             change = self.tail(full)
             change = change + radial.view(len(radial), -1, RINGS)[..., self.ring].view_as(change)
             response = (1 + change[:, 1]) * change[:, 0].clamp(max=4).exp() if self.exponential else 1 + 2 * change[:, 0]
-            return self.to_kernel(response), embedding
-
-    def normalize(self, spectrum: Tensor) -> Tensor:
-        """Logarithms of power, scaled to about -1 to 1; any shape."""
-        return (spectrum.to(self.radius.dtype) + 9) / 4
-
-    def radial_profile(self, logs: Tensor) -> Tensor:
-        """Means over rings of what ``normalize`` returned, from low to high frequencies: (N, C, 64, 33) -> (N, C, 46)."""
-        return logs.flatten(2) @ self.rings
+            return self.to_kernel(response), embedding, profile.flatten(1)
 
     def to_kernel(self, response: Tensor) -> Tensor:
         """Frequency responses, (N, 64, 33), as kernels of sum 1, (N, 1, k, k)."""

@@ -82,19 +82,28 @@ class BlurMap(NamedTuple):
     """The estimated blur of photos, or of a part of them, by region."""
 
     kernels: Tensor  # (N, gh, gw, 32, 63), the upper_half of each region's inverse filter
-    embeddings: Tensor  # (N, gh, gw, 2 E): of the region and of the blurriest windows
-    soft_kernel: Tensor  # (N, 32, 63), the upper_half of that for the blurriest windows
+    embeddings: Tensor  # (N, gh, gw, 2 * 64): of the region and of the blurriest windows
+    blurriest_kernel: Tensor  # (N, 32, 63), the upper_half of that for the blurriest windows
     softness: Tensor  # (N, H / 16, W / 16, 1), where their blur is (softness_map)
     noise: Tensor  # (N, 3), chroma_noise of the whole photo
-    top: int = 0  # of the part, in pixels of the whole photo
+    top: int = 0  # of the part, in pixels from the top of the first region
     left: int = 0
 
     def crop(self, rows: slice, columns: slice) -> "BlurMap":
-        """The map of a part of the photo; regions and softness are those of the whole photo."""
-        return self._replace(top=self.top + rows.start, left=self.left + columns.start)
+        """The map of a part of the photo, without the rows of regions that have no influence there."""
+        top = self.top + rows.start
+        first = max(0, min((top - REGION // 2) // REGION, self.kernels.shape[1] - 2))
+        kept = slice(first, max(first, (self.top + rows.stop - 1 - REGION // 2) // REGION) + 2)
+        return self._replace(
+            kernels=self.kernels[:, kept], embeddings=self.embeddings[:, kept],
+            softness=self.softness[:, first * REGION // CELL :],
+            top=top - first * REGION, left=self.left + columns.start,
+        )  # fmt: skip
 
     def apply_filters(self, photo: Tensor, exact: bool) -> Tensor:
-        """(N, C, H, W) convolved with the interpolated filters and with ``soft_kernel``: (N, 2 C, H, W), outside autocast.
+        """(N, C, H, W) convolved with the interpolated filters and with ``blurriest_kernel``: (N, 2 C, H, W).
+
+        Never under autocast, since a strong filter would amplify rounding.
 
         Args:
             exact: compute in float64, then round: in float32 the FFT of a tile rounds differently from that of the photo.
@@ -112,8 +121,8 @@ class BlurMap(NamedTuple):
                     part = padded[..., rows.start : rows.stop + margin, columns.start : columns.stop + margin]
                     part = convolve_valid(part, _whole_kernel(self.kernels[:, i, j], dtype)).to(result)
                     result[..., rows, columns] += part * (weight_y[:, None] * weight_x).to(result)
-            soft = convolve_valid(padded, _whole_kernel(self.soft_kernel, dtype)).to(result)
-        return torch.cat([result, soft], 1)
+            blurriest = convolve_valid(padded, _whole_kernel(self.blurriest_kernel, dtype)).to(result)
+        return torch.cat([result, blurriest], 1)
 
     def interpolate(self, values: Tensor, height: int, width: int, step: int, cell: int = REGION) -> Tensor:
         """Values of regions, (N, gh, gw, C), for each of (height, width) squares of ``step`` pixels: (N, C, H, W).

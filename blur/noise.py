@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blur.spectrum import WINDOW, color_windows, log_power_spectrum
 
-QUANTILES = 3  # numbers that tell the noise of a photo
+NOISE_FEATURES = 3  # numbers that tell the noise of a photo
 FLOOR = 2e-4  # added to each standard deviation: 0.05 gray levels
 
 
@@ -20,9 +20,8 @@ def photo_spectra(photo: Tensor, peak: float = 1.0) -> Tensor:
     same at all frequencies: so it is stored, flipped and passed on with the spectra.
     """
     windows = color_windows(photo)
-    return with_noise(
-        log_power_spectrum(photo, peak, with_blurriest=True, windows=windows), chroma_deviations(windows, peak)
-    )
+    spectra = log_power_spectrum(photo, peak, with_blurriest=True, windows=windows)
+    return with_noise(spectra, chroma_noise(windows, peak))
 
 
 def with_noise(spectra: Tensor, noise: Tensor) -> Tensor:
@@ -30,19 +29,13 @@ def with_noise(spectra: Tensor, noise: Tensor) -> Tensor:
     return torch.cat([spectra, noise[..., None, None].expand(-1, -1, WINDOW, WINDOW // 2 + 1)], 1)
 
 
-@torch.no_grad()
-def chroma_noise(photo: Tensor, peak: float = 1.0) -> Tensor:
-    """Noise of the chroma of whole photos, (N, C, H, W) in [0, ``peak``]: (N, 3), logarithms of standard deviations.
+def chroma_noise(windows: Tensor, peak: float = 1.0) -> Tensor:
+    """Noise of the chroma of photos with these ``color_windows``, (N, n, 64, 64, C) in [0, ``peak``]: (N, 3).
 
-    They are the 0.1, 0.25 and 0.5 quantiles over cells of 16x16 pixels: noise is in all of them, detail in few. Gray photos
-    have no chroma, and the result is that of no noise, whatever theirs is.
+    Logarithms of standard deviations: the 0.1, 0.25 and 0.5 quantiles over cells of 16x16 pixels, since noise is in all of
+    them, detail in few. Gray photos have no chroma, and the result is that of no noise, whatever theirs is.
     Source: smoothest blocks as in Olsen 1993, doi:10.1006/cgip.1993.1022.
     """
-    return chroma_deviations(color_windows(photo), peak)
-
-
-def chroma_deviations(windows: Tensor, peak: float = 1.0) -> Tensor:
-    """``chroma_noise`` of photos with these ``color_windows``, (N, n, 64, 64, C) in [0, ``peak``]."""
     middle = windows.shape[-1] // 2  # green, or gray
     colors = [windows[..., i].to(torch.promote_types(windows.dtype, torch.float32)) / peak for i in (0, middle, -1)]
     block = functools.partial(F.avg_pool2d, kernel_size=4)  # in 4x4 pixels color hardly changes
@@ -58,6 +51,6 @@ def squared_differences(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
     return (red - green).square() + (green - blue).square() + (blue - red).square()
 
 
-def scaled(noise: Tensor) -> Tensor:
+def normalize_noise(noise: Tensor) -> Tensor:
     """``chroma_noise`` as an input of layers, about -1 to 1."""
     return noise / 2 + 3

@@ -11,11 +11,11 @@ from blur.spectrum import power, windowed_fft
 def test_small_gains_differ_from_place_to_place_as_much_as_large_ones():
     gain_map = GainMap(4)
     torch.nn.init.normal_(gain_map.tail.weight, std=30.0)
-    cells, film, references = torch.rand(1, 19, 5, 5), torch.zeros(1, 64), torch.zeros(1, 2, 16)
+    cells, film, expected_energies = torch.rand(1, 19, 5, 5), torch.zeros(1, 64), torch.zeros(1, 2, 16)
     gains = []
     for bias in -2.0, -8.0:
         torch.nn.init.constant_(gain_map.tail.bias, bias)
-        gains.append(gain_map.predict_gains(cells, film, references).log())
+        gains.append(gain_map.predict_gains(cells, film, expected_energies).log())
     assert gains[0].std((2, 3)).min() > 0.1
     torch.testing.assert_close(gains[0] - gains[1], torch.full_like(gains[0], 6.0))
 

@@ -28,7 +28,7 @@ from blur.spectrum import (
 from images.files import read_torch_file, write_torch_file
 from training.config import TrainConfig
 from training.distributed import main_process_first
-from training.fingerprint import fingerprint
+from training.fingerprint import code_fingerprint, fingerprint
 from training.loop import in_shared_memory
 from utils import UserError, make_generator, print0
 
@@ -53,13 +53,14 @@ def train_estimator(
         return
     names = "estimator_versions", "estimator_passes", "estimator_learning_rate", "seed"
     settings = {name: getattr(config, name) for name in names} | dict(photos=train_set.key, start=fingerprint(estimators))
+    settings["code"] = code_fingerprint(type(train_set), CrossSpectra, fit_filters)
     with main_process_first():
         stored = {}
         with contextlib.suppress(UserError):  # missing or damaged: it is trained again
             stored = read_torch_file(file)
         if stored.get("settings") != settings:
             spectra = compute_spectra(train_set, config.estimator_versions, config.num_workers)
-            val_spectra = compute_spectra(val_set, 1, config.num_workers)
+            val_spectra = compute_spectra(val_set, None, config.num_workers)
             gains = []
             for estimator in estimators:
                 own, first = estimator.state_dict(), estimators[0].state_dict()
@@ -82,15 +83,15 @@ def train_estimator(
 class CrossSpectra(Dataset):
     """Item k: a list of the spectra of one blurry version of a photo, (3, 7, 64, 33): see ``compute_spectra``."""
 
-    def __init__(self, photos: Dataset, versions: int):
+    def __init__(self, photos: Dataset, versions: int | None):
         self.photos, self.versions = photos, versions
 
     def __len__(self) -> int:
-        return len(self.photos) * self.versions
+        return len(self.photos) * (self.versions or 1)
 
     def __getitem__(self, k: int) -> list[Tensor]:
         version, index = divmod(k, len(self.photos))
-        pair = self.photos.whole(index, version)
+        pair = self.photos.whole(index, version if self.versions else None)
         blurriest, whole = log_power_spectrum(pair[0][None], with_blurriest=True)[0].chunk(2)
         size, generator = pair[0].shape[-2:], make_generator(5, k)
         center = tuple(int(torch.randint(length, (), generator=generator)) for length in size)
@@ -109,11 +110,11 @@ def mean_powers(blurry: Tensor, sharp: Tensor) -> Tensor:
     return torch.stack([power(blurry), power(sharp), (sharp * blurry.conj()).real]).mean(1).roll(WINDOW // 2, 1)
 
 
-def compute_spectra(photos: Dataset, versions: int, workers: int) -> Tensor:
+def compute_spectra(photos: Dataset, versions: int | None, workers: int) -> Tensor:
     """Spectra of each version of each photo: of the whole, the blurriest windows and a random region, (3 n, 7, 64, 33).
 
-    Four channels are what the estimator is given, the ``log_power_spectrum`` of the blurry part and of the whole photo; the
-    others are their ``mean_powers``.
+    ``versions`` is their number per photo; None: the one to validate on. Four channels are what the estimator is given, the
+    ``log_power_spectrum`` of the blurry part and of the whole photo; the others are their ``mean_powers``.
     """
     dataset = CrossSpectra(photos, versions)
     spectra = torch.empty(len(dataset), 3, 7, WINDOW, WINDOW // 2 + 1)
@@ -157,7 +158,7 @@ def fit_filters(estimator: BlurEstimator, spectra: Tensor, config: TrainConfig, 
     for step in tqdm(range(steps), "blur estimator", unit="step", leave=False, disable=None):
         batch = spectra[order[step * SPECTRA_PER_STEP : (step + 1) * SPECTRA_PER_STEP]].to(device)
         batch = transform_spectrum(batch, int(torch.randint(8, (), generator=generator)))
-        kernel, _ = estimator(batch[:, :4])
+        kernel, *_ = estimator(batch[:, :4])
         loss = -filter_gain(response_of(kernel), batch).mean()
         optimizer.zero_grad()
         loss.backward()

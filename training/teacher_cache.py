@@ -70,13 +70,16 @@ def cache_teacher_outputs(
 
 @torch.no_grad()
 def cache_blur_embeddings(network: nn.Module, data: PairedImageDataset, device: torch.device) -> torch.Tensor | None:
-    """``network.embed_blur`` of each photo in its eight orientations, (n, 8, E), for a frozen blur estimator.
+    """``network.embed_blur`` of each photo in its eight orientations, (n, 8, 637), for a frozen blur estimator.
 
     None for a network that needs the spectra themselves, as ``TeacherCNN`` does.
     """
     if not hasattr(network, "embed_blur"):
         return None
-    file = data.cache / f"{data.key}-{fingerprint(network.estimator)}-{code_fingerprint(type(network))}.embeddings"
+    file = (
+        data.cache
+        / f"{data.key}-{fingerprint(network.estimator)}-{code_fingerprint(type(network), transform_spectrum)}.embeddings"
+    )
     with main_process_first():
         if not file.is_file():
             remove_files(file.parent.glob("*.embeddings"))

@@ -2,6 +2,7 @@ import math
 import os
 import resource
 from copy import deepcopy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -129,8 +130,8 @@ def test_a_twelfth_of_the_windows_is_selected_the_same_in_any_batch(count):
 def test_an_estimator_starts_with_the_filter_that_changes_nothing(radius, exponential):
     photo, size = torch.rand(2, 3, 50, 70), 2 * radius + 1
     estimator = BlurEstimator(kernel_radius=radius, exponential=exponential)
-    kernel, code = estimator(log_power_spectrum(photo, with_blurriest=True))
-    assert kernel.shape == (2, 1, size, size) and code.shape == (2, 64)
+    kernel, embedding, profile = estimator(log_power_spectrum(photo, with_blurriest=True))
+    assert kernel.shape == (2, 1, size, size) and embedding.shape == (2, 64) and profile.shape == (2, 184)
     torch.testing.assert_close(convolve(photo, kernel), photo, atol=1e-5, rtol=0)
 
 
@@ -138,7 +139,7 @@ def test_an_estimator_starts_with_the_filter_that_changes_nothing(radius, expone
 @pytest.mark.parametrize("radius", [8, 31])
 def test_a_filter_keeps_brightness_and_is_symmetric(radius, exponential):
     estimator = trained(BlurEstimator(kernel_radius=radius, exponential=exponential))
-    kernel, _ = estimator(log_power_spectrum(torch.rand(3, 3, 90, 80), with_blurriest=True))
+    kernel, *_ = estimator(log_power_spectrum(torch.rand(3, 3, 90, 80), with_blurriest=True))
     assert (kernel[:, 0].flatten(1).abs().sum(1) - 1).abs().min() > 1e-3, "it does something"
     torch.testing.assert_close(kernel.sum((1, 2, 3)), torch.ones(3))
     torch.testing.assert_close(kernel, kernel.flip(2, 3))
@@ -213,6 +214,10 @@ def test_an_estimator_learns_to_sharpen_and_is_found_again(tmp_path, pairs, caps
     assert not capsys.readouterr().out, "it was found"
     for one, other in zip(teacher.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+    with monkeypatch.context() as changed, pytest.raises(AssertionError, match="computed again"):
+        changed.setattr(training.estimator, "MSE_FLOOR", 2e-5)  # of other code
+        changed.setattr(training.estimator, "compute_spectra", Mock(side_effect=AssertionError("computed again")))
+        train_estimator(again, train_set, val_set, tmp_path / "estimator.pth", config, CPU)
     (tmp_path / "estimator.pth").write_text("damaged")
     train_estimator(untaught, train_set, val_set, tmp_path / "estimator.pth", config, CPU)
     assert "gain" in capsys.readouterr().out, "it was learned anew"
