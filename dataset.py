@@ -6,11 +6,11 @@
   training, (blurry, target, spectra, input_mse): a for loop over it never ends. Patch k is a random crop of a random
   photo, randomly flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so
   that any k >= 0 can be read in any order, from any process, and a resumed training sees exactly the patches it would
-  have seen; a shuffling ``DataLoader``, which takes k < len(dataset) alone, would repeat the same few. ``input_mse`` is the
-  mean squared error of the blurry photo that the patch is from.
+  have seen. Do not use a shuffling ``DataLoader``: it takes k < len(dataset) only, the same few patches in every epoch.
+  ``input_mse`` is the mean squared error of the blurry photo that the patch is from.
 - ``dataset[range]``: those patches at once, as the training loop takes them: [blurry, target, spectra, input_mse]. The
   images are (N, 3, S, S). The spectra, (N, 9, 64, 33), are the ``log_power_spectrum`` of the patch's surroundings and the
-  ``photo_spectra`` of its photo; blur embeddings, (N, E), may take their place. The last is (N,).
+  ``photo_spectra`` of its photo; blur embeddings, (N, 637), may take their place. The last is (N,).
 - ``dataset.whole(index, blur_version)``: a blurry and a sharp photo to train the blur estimator on, (3, H, W) each.
 - ``dataset.key``: changes with the content of any photo.
 - ``dataset.check_disjoint(other)``: raises ``UserError`` if a photo is in both.
@@ -34,7 +34,7 @@ from blur.local import SURROUNDINGS, surroundings
 from blur.noise import photo_spectra
 from blur.spectrum import log_power_spectrum, transform_spectrum
 from blur.variety import vary_photo
-from images.photos import FORMATS, SYSTEM_FOLDERS, DecodedPhotos, raise_problems
+from images.photos import FORMATS, SYSTEM_FOLDERS, DecodedPhotos, PixelFile, raise_problems
 from utils import UserError, chance, choose, log_uniform, make_generator, print0, to_pixels, to_tensor
 
 # Photos from one source are about equally crisp. A network that has seen no others over-sharpens a crisper one, or takes its
@@ -77,9 +77,8 @@ class PairedImageDataset(PatchDataset):
         need_sharp: if False, sharp.png may be missing, and blurry.png stands in its place until ``targets`` is replaced.
     Attributes:
         paired: for each photo, whether there is a sharp.png.
-        targets: what the patches are paired with, (H, W, 3) uint8 each: the sharp photos, until the training replaces them
-            by the teacher's outputs.
-        embeddings: (n, 8, E) blur embeddings (``embed_blur``) of each photo in its eight orientations, which then replace
+        targets: what the patches are paired with: the sharp photos, until the training puts the teacher's outputs there.
+        embeddings: (n, 8, 637) blur embeddings (``embed_blur``) of each photo in its eight orientations, which then replace
             the spectra.
     Raises:
         UserError: listing everything that is wrong with the folder: missing or unreadable files, different sizes,
@@ -104,7 +103,7 @@ class PairedImageDataset(PatchDataset):
         ]
         raise_problems(problems + small_photos(self.folders, self.shapes, patch_size))
         self.compare_pairs()
-        self.targets: Sequence[np.ndarray] = self.sharp
+        self.targets: PixelFile = self.sharp
         self.embeddings: Tensor | None = None
         self.errors: dict[int, float] = {}  # photo -> input_mse
 
@@ -167,8 +166,9 @@ class SyntheticBlurDataset(PatchDataset):
     """Sharp photos, blurred on the fly by ``degradations.random_degradation``.
 
     A photo is blurred as a whole, or a part of VERSION_SIZE of it, and PATCHES_PER_VERSION patches are cut from it before
-    it is blurred again; until then it stays in memory, six bytes a pixel, in each process that cuts patches. Without
-    ``patch_size`` photo k is blurred as a whole, always in the same way. The decoded photos are stored in ``cache``.
+    it is blurred again; until then it stays in memory, six bytes a pixel. Of several processes each blurs the photos of its
+    own patches, so that they share fewer. Without ``patch_size`` photo k is blurred as a whole, always in the same way. The
+    decoded photos are stored in ``cache``.
 
     Raises:
         UserError: listing every photo that cannot be read or is smaller than the patch.
@@ -264,10 +264,10 @@ def show_two_scenes(blurry: np.ndarray, sharp: np.ndarray) -> bool:
 
 
 def shift_between(blurry: np.ndarray, sharp: np.ndarray) -> tuple[int, int] | None:
-    """Rows and columns by which ``blurry`` must be moved to fit ``sharp``, both (H, W, 3) uint8; None if that is below 2.
+    """Rows and columns by which ``blurry`` must be moved to fit ``sharp``, both (H, W, 3) uint8.
 
-    From the peak of their cross-correlation, if the squared error falls by 30% or more when it is moved. None, too, for a
-    flat photo or one of less than 64 pixels, which does not show it.
+    From the peak of their cross-correlation, if the squared error falls by 30% or more when it is moved. None if that is
+    below 2 pixels or above a quarter of the shorter side, and for a flat photo or one of less than 64 pixels.
     """
     from skimage.registration import phase_cross_correlation  # takes a while to import
 

@@ -70,6 +70,10 @@ def main() -> None:
         check_network(student)
         check_loss(loss_fn, device, PATCH_SIZE)
         teacher = load_model(TEACHER_WEIGHTS).requires_grad_(False)
+        # A new student copies the teacher's blur estimator, if both have one; that of START_FROM keeps its own
+        has_estimator = hasattr(student, "estimator") if START_FROM else copy_estimator(teacher, student)
+        if has_estimator:
+            student.estimator.requires_grad_(not FREEZE_ESTIMATOR)
         data = find_or_make_data(DATA)
         locks = lock_path(OUTPUTS), lock_path(BEST_STUDENT)  # noqa: F841  held until the end
         need_sharp = DISTILL_WEIGHT < 1 or not CACHE_TEACHER  # if False, sharp.png may be missing in train/
@@ -84,10 +88,6 @@ def main() -> None:
     baselines = {"input": validate(nn.Identity(), val_set, device), "teacher": validate(teacher, val_set, device)}
     use_teacher = DISTILL_WEIGHT > 0  # else the targets are the sharp photos
     check_teacher(baselines, TEACHER_WEIGHTS, data / "val", REQUIRE_GOOD_TEACHER and use_teacher)
-    # A new student copies the teacher's blur estimator, if both have one; that of START_FROM keeps its own
-    has_estimator = hasattr(student, "estimator") if START_FROM else copy_estimator(teacher, student)
-    if has_estimator:
-        student.estimator.requires_grad_(not FREEZE_ESTIMATOR)
     student.to(device, memory_format=torch.channels_last)
     if START_FROM:
         baselines["start"] = validate(student, val_set, device)
@@ -109,7 +109,7 @@ def main() -> None:
                 with autocast(device):
                     if use_teacher and not CACHE_TEACHER:
                         with torch.no_grad():
-                            target = target.lerp(run_patches(teacher, blurry, blur).float(), DISTILL_WEIGHT)
+                            target = target.lerp(run_patches(teacher, blurry, blur).float().clamp(0, 1), DISTILL_WEIGHT)
                     prediction = run_patches(run.model, blurry, blur)  # run.model: the student, under torchrun in DDP
                 prediction = prediction.float()
                 prediction.register_hook(relative_weight(input_mse).mul)  # scales any loss's gradient by ~1 / input_mse

@@ -87,7 +87,7 @@ def read_torch_file(path: Path | str):
                 raise ValueError
             warnings.simplefilter("ignore")  # torch warns about old formats before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
+    except (PermissionError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # damaged bytes may raise anything in the unpickler
         raise UserError(f"{path} is damaged or was not written by these scripts: replace or remove it") from None

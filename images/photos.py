@@ -277,7 +277,7 @@ def _writable(cache: Path) -> Path:
 
 def _decode_all(paths: list[Path], file: Path) -> dict:
     """Write the pixels of all photos one after the other; returns what the index holds of them."""
-    shapes, contents, digest, problems = [], [], hashlib.sha256(), []
+    shapes, contents, problems = [], [], []
     threads = os.cpu_count() or 1  # Pillow decodes outside the interpreter lock
     with open(file, "wb") as out, ThreadPoolExecutor(threads) as pool:
         jobs = look_ahead((pool.submit(read_photo, path) for path in paths), threads)
@@ -288,12 +288,10 @@ def _decode_all(paths: list[Path], file: Path) -> dict:
                 problems.append(str(error))
                 continue
             shapes.append(photo.shape[:2])
-            digest.update(f"{photo.shape}".encode())
-            digest.update(photo)
             contents.append(f"{photo.shape} {hashlib.sha256(photo).hexdigest()[:20]}")
             out.write(photo.data)
     raise_problems(problems)
-    return {"shapes": shapes, "contents": contents, "key": digest.hexdigest()[:20]}
+    return {"shapes": shapes, "contents": contents, "key": hashlib.sha256(repr(contents).encode()).hexdigest()[:20]}
 
 
 def look_ahead(items: Iterable, count: int) -> Iterator:

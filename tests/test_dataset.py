@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from blur.degradations import Mixture
 from dataset import PairedImageDataset, SyntheticBlurDataset, mean_squared_error
 from images.photos import find_photos
+from training.loop import load_batches
 from utils import UserError, to_pixels, to_tensor
 
 
@@ -283,3 +284,9 @@ def test_versions_of_a_large_photo_are_parts_of_it_whole_or_shrunk(tmp_path, mon
         windows = np.lib.stride_tricks.sliding_window_view(pixels[..., 0], (4, 4))
         unshrunk += bool((windows == to_pixels(sharp)[:4, :4, 0]).all((2, 3)).any())  # it is in the photo as it is
     assert 1 <= unshrunk <= 10
+
+
+def test_worker_processes_are_given_the_spectra_and_need_not_compute_them(pairs):
+    train_set = PairedImageDataset(pairs / "train", patch_size=16)
+    load_batches(train_set, torch.device("cpu"), range(1), 1, workers=1)
+    assert "spectra" in vars(train_set)
