@@ -76,9 +76,7 @@ class FiLM(nn.Module):
     def forward(self, blur: BlurMap, shape: torch.Size, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.autocast(blur.embeddings.device.type, enabled=False):
             noise = normalize_noise(blur.noise)[:, None, None].expand(*blur.embeddings.shape[:3], -1)
-            x = torch.cat([blur.embeddings, noise.to(blur.embeddings)], -1)
-            # Row by row: a product of more regions may round differently, and a part has fewer rows than the whole photo
-            predicted = torch.stack([self.layers(row) for row in x.unbind(1)], 1)
+            predicted = self.layers(torch.cat([blur.embeddings, noise.to(blur.embeddings)], -1))
         for part in predicted.split(self.sizes, -1):  # one after another: as maps, all together would fill the memory
             yield tuple(blur.interpolate(each, shape[-2] // step, shape[-1] // step, step) for each in part.chunk(2, -1))
 

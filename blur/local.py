@@ -86,19 +86,12 @@ class BlurMap(NamedTuple):
     blurriest_kernel: Tensor  # (N, 32, 63), the upper_half of that for the blurriest windows
     softness: Tensor  # (N, H / 16, W / 16, 1), where their blur is (softness_map)
     noise: Tensor  # (N, 3), chroma_noise of the whole photo
-    top: int = 0  # of the part, in pixels from the top of the first region
+    top: int = 0  # of the part, in pixels of the whole photo
     left: int = 0
 
     def crop(self, rows: slice, columns: slice) -> "BlurMap":
-        """The map of a part of the photo, without the rows of regions that have no influence there."""
-        top = self.top + rows.start
-        first = max(0, min((top - REGION // 2) // REGION, self.kernels.shape[1] - 2))
-        kept = slice(first, max(first, (self.top + rows.stop - 1 - REGION // 2) // REGION) + 2)
-        return self._replace(
-            kernels=self.kernels[:, kept], embeddings=self.embeddings[:, kept],
-            softness=self.softness[:, first * REGION // CELL :],
-            top=top - first * REGION, left=self.left + columns.start,
-        )  # fmt: skip
+        """The map of a part of the photo; regions and softness are those of the whole photo."""
+        return self._replace(top=self.top + rows.start, left=self.left + columns.start)
 
     def apply_filters(self, photo: Tensor, exact: bool) -> Tensor:
         """(N, C, H, W) convolved with the interpolated filters and with ``blurriest_kernel``: (N, 2 C, H, W).

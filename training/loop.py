@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dataset import PairedImageDataset
 from inference import run_tiled
 from training.distributed import gather, rank, world_size
 from training.report import score
@@ -67,7 +68,7 @@ def load_batches(
     """
     if batch_size % world_size():
         raise UserError(f"BATCH_SIZE = {batch_size} cannot be split over {world_size()} processes: use a multiple")
-    if workers and getattr(train_set, "embeddings", train_set) is None:
+    if workers and isinstance(train_set, PairedImageDataset) and train_set.embeddings is None:
         _ = train_set.spectra  # computed once here, not in every worker
     share = batch_size // world_size()
     starts = range(steps.start * batch_size + rank() * share, steps.stop * batch_size, batch_size)

@@ -76,10 +76,8 @@ def cache_blur_embeddings(network: nn.Module, data: PairedImageDataset, device: 
     """
     if not hasattr(network, "embed_blur"):
         return None
-    file = (
-        data.cache
-        / f"{data.key}-{fingerprint(network.estimator)}-{code_fingerprint(type(network), transform_spectrum)}.embeddings"
-    )
+    code = code_fingerprint(type(network), transform_spectrum)
+    file = data.cache / f"{data.key}-{fingerprint(network.estimator)}-{code}.embeddings"
     with main_process_first():
         if not file.is_file():
             remove_files(file.parent.glob("*.embeddings"))
