@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blur.degradations import Mixture, random_degradation, shrink
+from blur.degradations import Mixture, random_degradation, resize
 from blur.local import SURROUNDINGS, surroundings
 from blur.noise import photo_spectra
 from blur.spectrum import log_power_spectrum, transform_spectrum
@@ -42,6 +42,9 @@ from utils import UserError, chance, choose, log_uniform, make_generator, print0
 SHRUNK = 0.6  # share of the synthetic pairs whose photo is shrunk before it is blurred
 LARGEST_FACTOR = 3.0  # of shrinking, which is drawn log-uniformly; the result is never smaller than SURROUNDINGS
 ALIASED = 0.15  # share of the shrunk photos that are subsampled without a filter, which are crisper still
+# A photo may be soft by itself. A network that has seen crisp ones alone makes more of it than there was
+ENLARGED = 0.2  # share of the synthetic pairs whose photo is enlarged before it is blurred
+SOFTEST_FACTOR = 1.8  # of enlarging, log-uniform
 VERSION_SIZE = 480  # pixels; of a larger photo, a random part of this size is blurred
 ORDER, PATCH, VALIDATION, VERSION = range(4)  # independent random streams of one seed
 MIXTURE = Mixture()
@@ -192,7 +195,7 @@ class SyntheticBlurDataset(PatchDataset):
         """Photo ``index``, blurry and sharp, (3, H, W) each.
 
         Without ``blur_version`` always degraded alike, to validate on. With it one of any number of versions to train on,
-        each shrunk, varied, cut to ``version_size`` and degraded in its own way.
+        each resized, varied, cut to ``version_size`` and degraded in its own way.
         """
         sharp = to_tensor(self.photos[index])
         if blur_version is None:
@@ -200,10 +203,14 @@ class SyntheticBlurDataset(PatchDataset):
         generator = make_generator(self.seed, VERSION, blur_version * len(self) + index)
         smallest = max(self.patch_size or 1, SURROUNDINGS)
         largest = max(1.0, min(LARGEST_FACTOR, min(sharp.shape[1:]) / smallest))
-        factor = log_uniform((1.0, largest), generator) if chance(generator) < SHRUNK else 1.0
-        if factor > 1:
+        kind, factor = chance(generator), 1.0
+        if kind < SHRUNK:
+            factor = log_uniform((1.0, largest), generator)
+        elif kind < SHRUNK + ENLARGED:
+            factor = 1 / log_uniform((1.1, SOFTEST_FACTOR), generator)
+        if factor != 1:
             size = tuple(round(length / factor) for length in sharp.shape[1:])
-            sharp = shrink(sharp, size, "nearest" if chance(generator) < ALIASED else "bicubic")
+            sharp = resize(sharp, size, "nearest" if factor > 1 and chance(generator) < ALIASED else "bicubic")
         window = random_window(sharp.shape[1:], self.version_size, generator)
         sharp = vary_photo(sharp[(slice(None), *window)], generator)
         return random_degradation(sharp, generator, self.mixture)

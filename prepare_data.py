@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from blur.degradations import Mixture, random_degradation, shrink
+from blur.degradations import Mixture, random_degradation, resize
 from blur.variety import vary_photo
 from cli import CliParser, check_writable, run_cli, whole_number
 from images.files import atomic
@@ -41,7 +41,8 @@ SMALLEST = 128  # pixels; smaller photos are skipped: PATCH_SIZE in train.py wou
 
 # For sharp photos only
 MIXTURE = Mixture()  # kinds and strengths of blur, see blur/degradations.py
-COPIES = 1  # pairs from each photo, each degraded differently; every second one is shrunk, which makes it crisper
+COPIES = 1  # pairs from each photo, each degraded differently; the second of four is shrunk, which makes it crisper, the
+# last of four is enlarged, which makes it softer
 MARGIN = 16  # pixels around a tile that are blurred with it and cut off again
 TILE = 1024  # pixels; larger photos are cut into tiles of about this size, each degraded differently
 LONGEST = None  # pixels; a photo with a longer side is first shrunk to it, which makes soft photos sharp
@@ -229,12 +230,12 @@ def make_tile(photo: np.ndarray, pair: Pair, seed: int) -> tuple[np.ndarray, ...
     around = to_tensor(photo[first_row : bottom + MARGIN, first_column : right + MARGIN])
     tile = ..., slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
     generator = make_generator(seed, zlib.crc32(pair.name.encode()))
-    if not pair.crisper:
+    if pair.copy % 2 == 0:
         return tuple(to_pixels(image[tile]) for image in random_degradation(around, generator, MIXTURE))
     sharp = around[tile]
     height, width = sharp.shape[1:]
-    factor = uniform((1, min(2, height / SMALLEST, width / SMALLEST)), generator)
-    sharp = vary_photo(shrink(sharp, (round(height / factor), round(width / factor))), generator)
+    scale = uniform((max(0.5, SMALLEST / height, SMALLEST / width), 1) if pair.copy % 4 == 1 else (1, 1.6), generator)
+    sharp = vary_photo(resize(sharp, (round(height * scale), round(width * scale))), generator)
     return tuple(map(to_pixels, random_degradation(sharp, generator, MIXTURE)))
 
 

@@ -57,13 +57,17 @@ class Mixture:
 
 
 # Weights of the kinds of blur of photos that went through a camera, and of noise for each of them
-CAMERA_BLURS = {"none": 0.15, "uniform": 0.22, "layers": 0.23, "graded": 0.04, "moving": 0.13, "shake": 0.09, "resize": 0.14}
+# "light" is a lens that is hardly soft. With few such photos a network takes what a phone does to a good one for blur
+CAMERA_BLURS = {
+    "none": 0.22, "light": 0.12, "uniform": 0.17, "layers": 0.17, "graded": 0.03,
+    "moving": 0.11, "shake": 0.07, "resize": 0.15,
+}  # fmt: skip
 UNIFORM_BLURS = {"gaussian": 0.5, "anisotropic": 0.1, "defocus": 0.2, "line": 0.15, "shake": 0.05}
 SPATIAL_BLURS = {"layers": layered_focus, "graded": graded_focus, "moving": moving_object, "shake": camera_shake}
 CAMERA_NOISE = {"none": 0.2, "little": 0.42, "strong": 0.25, "sensor": 0.13}
-NOISE_WITHOUT_BLUR = {"none": 0.34, "little": 0.46, "strong": 0.1, "sensor": 0.1}
+NOISE_WITHOUT_BLUR = {"none": 0.3, "little": 0.4, "strong": 0.16, "sensor": 0.14}
 NOISE_RESIZED = {"none": 0.55, "little": 0.25, "strong": 0.12, "sensor": 0.08}  # averaged away with the detail
-SMOOTHED = {"none": 0.03, "little": 0.1, "strong": 0.3, "sensor": 0.3}  # share of photos with that noise
+SMOOTHED = {"none": 0.03, "little": 0.25, "strong": 0.35, "sensor": 0.35}  # share of photos with that noise
 
 
 def random_degradation(photo: Tensor, generator: torch.Generator, mixture: Mixture | None = None) -> tuple[Tensor, Tensor]:
@@ -105,13 +109,15 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
         strengths = Mixture(line_length=(2, 24), shake_length=(3, 26))
         kernel = random_kernel(weighted_choice(UNIFORM_BLURS, generator), generator, strengths)
         blurry = convolve_linear_light(photo, kernel) if chance(generator) < 0.3 else convolve(photo, kernel)
+    elif kind == "light":
+        blurry = convolve(photo, gaussian_kernel(log_uniform((0.3, 0.8), generator)))
     elif kind == "resize":
         if chance(generator) < 0.4:
             blurry = convolve(photo, gaussian_kernel(log_uniform((0.4, 1.0), generator)))
         blurry = camera.resize_chain(blurry, (1.1, 3.2), generator)
     elif kind != "none":
         blurry = SPATIAL_BLURS[kind](photo, generator)
-    weights = {"none": NOISE_WITHOUT_BLUR, "resize": NOISE_RESIZED}.get(kind, CAMERA_NOISE)
+    weights = {"none": NOISE_WITHOUT_BLUR, "light": NOISE_WITHOUT_BLUR, "resize": NOISE_RESIZED}.get(kind, CAMERA_NOISE)
     noise = weighted_choice(weights, generator)
     if noise == "little":
         blurry = camera.add_noise(blurry, uniform((0.2, 3.5), generator), generator)
@@ -132,7 +138,7 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
         blurry, sharp = camera.overlay((blurry, sharp), generator)
     if chance(generator) < 0.05:  # black and white
         blurry, sharp = (each.mean(0, keepdim=True).expand_as(photo) for each in (blurry, sharp))
-    if chance(generator) < {"sensor": 0.6}.get(noise, 0.5 if kind == "none" else 0.35):
+    if chance(generator) < {"sensor": 0.6}.get(noise, 0.5 if smoothed or kind in ("none", "light") else 0.35):
         blurry = camera.random_jpeg(blurry, generator)
     return quantize_8bit(blurry), quantize_8bit(sharp)
 
@@ -154,6 +160,6 @@ def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Te
     raise ValueError(f"unknown kind of blur {kind!r}: use gaussian, anisotropic, defocus, line, shake, rescale or none")
 
 
-def shrink(photo: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """(3, H, W) -> (3, *size), any smaller size, rounded to 8 bits; crisper than before. Mode: "bicubic" or "nearest"."""
+def resize(photo: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """(3, H, W) -> (3, *size), rounded to 8 bits; a smaller photo is crisper. Mode: "bicubic" or "nearest"."""
     return quantize_8bit(F.interpolate(photo[None], size=size, mode=mode, antialias=mode != "nearest")[0])

@@ -26,7 +26,7 @@ class Pair:
     blurry: Path | None = None  # None: blur the sharp photo
     part: str | None = None  # "train" or "val", if the data set says so
     tile: tuple[int, int, int, int] | None = None  # of the sharp photo after shrinking: top, left, bottom, right
-    crisper: bool = False  # shrink the tile by up to a half and vary it before blurring
+    copy: int = 0  # odd ones are resized and varied before they are blurred
     unpaired: bool = False  # ``sharp`` is a photo that is blurry as it is: there is no sharp one
 
 
@@ -55,7 +55,7 @@ def plan_photos(
             name = f"{group}.r{row}c{column}" if len(rows) * len(columns) > 1 else group
             for copy in range(copies):
                 copy_name = f"{name}.copy{copy}" if copy else name
-                yield Pair(copy_name, group, path, tile=(top, left, bottom, right), crisper=copy % 2 == 1)
+                yield Pair(copy_name, group, path, tile=(top, left, bottom, right), copy=copy)
 
 
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:

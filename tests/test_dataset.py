@@ -71,14 +71,15 @@ def test_each_pass_takes_each_photo_once(tmp_path):
     assert len({tuple(lap) for lap in laps}) > 1
 
 
-def test_half_of_the_blurred_patches_are_of_shrunk_photos(tmp_path, monkeypatch):
+def test_half_of_the_blurred_patches_are_of_shrunk_photos_and_a_fifth_of_enlarged_ones(tmp_path, monkeypatch):
     monkeypatch.setattr("dataset.vary_photo", lambda photo, generator: photo)
     ramp = np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     photos = SyntheticBlurDataset([tmp_path / "ramp.png"], tmp_path / "cache", 40, mixture=Mixture(identity=1))
     rises = [float(sharp.amax() - sharp.amin()) * 255 / 39 for _, sharp, *_ in (photos[8 * k] for k in range(100))]
-    assert all(0.99 < rise < 2.1 for rise in rises), "from the photo itself to half of its size"
+    assert all(1 / 1.85 < rise < 2.1 for rise in rises), "from 1.8 times the photo's size to half of it"
     assert 0.4 < sum(rise > 1.01 for rise in rises) / 100 < 0.6
+    assert 0.1 < sum(rise < 0.99 for rise in rises) / 100 < 0.3
 
 
 def test_what_is_no_pair_is_left_out_and_photos_are_named(pairs, capsys):

@@ -15,7 +15,7 @@ from images.photos import read_photo
 def test_photos_become_pairs_that_the_data_set_takes(prepare, tmp_path):
     for k in range(10):
         save(tmp_path / "photos" / "holiday" / f"beach {k}.png", seed=k)
-    out = prepare("photos", "photos", "--seed", 10)  # no overlay, none gray
+    out = prepare("photos", "photos", "--seed", 12)  # no overlay, none gray
     assert (
         "9 pairs made in data/train, 1 in data/val, 0 existed already" in out and "skipped" not in out and not prepare.code
     )
@@ -43,8 +43,8 @@ def test_two_folders_can_be_the_two_parts(prepare, tmp_path):
 
 def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_photo(prepare, tmp_path):
     save_photos(tmp_path, 4, height=270, width=300)
-    out = prepare("photos", "photos", "--tile", 150, "--copies", 2, "--val-share", 0.5, "--seed", 10)
-    assert "16 pairs made in data/train, 16 in data/val" in out
+    out = prepare("photos", "photos", "--tile", 150, "--copies", 4, "--val-share", 0.5, "--seed", 23)
+    assert "32 pairs made in data/train, 32 in data/val" in out
     sides = {part: {name[0] for name in names(tmp_path / "data" / part)} for part in ("train", "val")}
     assert not sides["train"] & sides["val"] and len(sides["train"]) == len(sides["val"]) == 2
     for part, photos in sides.items():
@@ -54,6 +54,8 @@ def test_tiles_and_copies_of_a_photo_are_all_on_one_side_and_together_are_the_ph
             assert np.array_equal(whole, read_photo(tmp_path / "photos" / f"{k}.png"))
             crisper = read_photo(tmp_path / f"data/{part}/{k}.r0c0.copy1/sharp.png")
             assert 128 <= crisper.shape[0] < 135 and crisper.shape[1] < 150
+            softer = read_photo(tmp_path / f"data/{part}/{k}.r0c0.copy3/sharp.png")
+            assert 135 < softer.shape[0] <= 216 and 150 < softer.shape[1] <= 240
 
 
 def test_blurry_photos_are_cut_into_tiles_to_train_on_and_have_no_sharp_ones(prepare, tmp_path):
