@@ -105,12 +105,9 @@ class BlurMap(NamedTuple):
         dtype = torch.float64 if exact and photo.device.type != "mps" else self.kernels.dtype  # mps has no float64
         with torch.autocast(photo.device.type, enabled=False):
             padded, result = reflect_pad(photo.to(dtype), margin // 2), torch.zeros_like(photo, dtype=self.kernels.dtype)
-            for i in range(gh):
-                rows, weight_y = _hat(i, gh, self.top, photo.shape[-2])
-                for j in range(gw):
-                    columns, weight_x = _hat(j, gw, self.left, photo.shape[-1])
-                    if rows.start >= rows.stop or columns.start >= columns.stop:
-                        continue
+            all_columns = list(_hats(gw, self.left, photo.shape[-1]))
+            for i, rows, weight_y in _hats(gh, self.top, photo.shape[-2]):
+                for j, columns, weight_x in all_columns:
                     part = padded[..., rows.start : rows.stop + margin, columns.start : columns.stop + margin]
                     part = convolve_valid(part, _whole_kernel(self.kernels[:, i, j], dtype)).to(result)
                     result[..., rows, columns] += part * (weight_y[:, None] * weight_x).to(result)
@@ -150,14 +147,12 @@ def _whole_kernel(half: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([half, half[..., :-1, :].flip(-1, -2)], -2)
 
 
-def _hat(index: int, count: int, start: int, length: int) -> tuple[slice, Tensor]:
-    """Where a region's weight is above 0 in a part that begins at ``start``, and the weights there, 1 at the center."""
-    distance = (torch.arange(start, start + length) + 0.5 - (REGION // 2 + REGION * index)) / REGION
-    weight = (1 - distance.abs()).clamp(min=0)
-    if index == 0:
-        weight[distance < 0] = 1
-    if index == count - 1:
-        weight[distance > 0] = 1
-    inside = weight.nonzero().flatten().tolist() or [0, -1]
-    place = slice(inside[0], inside[-1] + 1)
-    return place, weight[place]
+def _hats(count: int, start: int, length: int) -> Iterator[tuple[int, slice, Tensor]]:
+    """For each region that reaches into a part of an axis, from ``start`` on: its number, where, and its weights there."""
+    place = (torch.arange(start, start + length) + 0.5 - REGION / 2) / REGION
+    weights = 1 - (place.clamp(0, count - 1) - torch.arange(count)[:, None]).abs()
+    for index, weight in enumerate(weights):
+        inside = (weight > 0).nonzero().flatten().tolist()
+        if inside:
+            part = slice(inside[0], inside[-1] + 1)
+            yield index, part, weight[part]
