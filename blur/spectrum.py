@@ -99,11 +99,6 @@ def log_means(powers: Tensor) -> Tensor:
     return torch.stack(logs, 1).roll(WINDOW // 2, 2)
 
 
-def extract_windows(photo: Tensor, peak: float = 1.0) -> Tensor:
-    """The gray mean of ``color_windows``: (N, C, H, W) in [0, ``peak``] -> (N, n, 64, 64) in [0, 1]."""
-    return gray_mean(color_windows(photo), peak)
-
-
 def gray_mean(windows: Tensor, peak: float = 1.0) -> Tensor:
     """(..., C) in [0, ``peak``], any type -> (...) in [0, 1]."""
     channels = windows.to(torch.promote_types(windows.dtype, torch.float32)).unbind(-1)

@@ -19,7 +19,8 @@ from blur.local import surroundings
 from blur.spectrum import (
     WINDOW,
     blurriest_windows,
-    extract_windows,
+    color_windows,
+    gray_mean,
     log_power_spectrum,
     power,
     transform_spectrum,
@@ -95,13 +96,12 @@ class CrossSpectra(Dataset):
         blurriest, whole = log_power_spectrum(pair[0][None], with_blurriest=True)[0].chunk(2)
         size, generator = pair[0].shape[-2:], make_generator(5, k)
         center = tuple(int(torch.randint(length, (), generator=generator)) for length in size)
-        region = surroundings(center, size)
-        windows = [windowed_fft(extract_windows(photo[None]))[0] for photo in pair]
+        around = [photo[(..., *surroundings(center, size))] for photo in pair]
+        windows = [windowed_fft(gray_mean(color_windows(photo[None])))[0] for photo in pair]
+        in_region = [windowed_fft(gray_mean(color_windows(photo[None])))[0] for photo in around]
         soft = blurriest_windows(power(windows[0])[None])[0]
-        around = [photo[(None, ..., *region)] for photo in pair]
-        in_region = [windowed_fft(extract_windows(each))[0] for each in around]
         found = [(whole, windows), (blurriest, [each[soft] for each in windows])]
-        found.append((log_power_spectrum(around[0])[0], in_region))
+        found.append((log_power_spectrum(around[0][None])[0], in_region))
         return [torch.stack([torch.cat([spectrum, whole, mean_powers(*part)]) for spectrum, part in found])]
 
 

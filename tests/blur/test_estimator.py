@@ -16,7 +16,8 @@ from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import BlurMap
 from blur.spectrum import (
     blurriest_windows,
-    extract_windows,
+    color_windows,
+    gray_mean,
     log_power_spectrum,
     transform_spectrum,
     windowed_fft,
@@ -73,11 +74,11 @@ def test_a_description_is_the_same_for_bytes_and_for_numbers_and_for_any_batch()
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (9, 3), (63, 65), (127, 5000), (513, 512)])
 def test_photos_of_any_size_are_described_from_a_bounded_number_of_windows(size):
     photo = torch.rand(1, 3, *size)
-    assert extract_windows(photo).shape[1] <= 144 and torch.isfinite(log_power_spectrum(photo)).all()
+    assert color_windows(photo).shape[1] <= 144 and torch.isfinite(log_power_spectrum(photo)).all()
 
 
 def test_windows_that_do_not_overlap_are_half_as_many():
-    small, large = (extract_windows(torch.rand(1, 1, *size)) for size in ((321, 481), (1080, 1920)))
+    small, large = (color_windows(torch.rand(1, 1, *size)) for size in ((321, 481), (1080, 1920)))
     assert 72 < small.shape[1] <= 144 and 60 < large.shape[1] <= 72
 
 
@@ -86,7 +87,7 @@ def test_windows_are_of_all_parts_of_a_photo(size):
     photo = torch.zeros(1, 1, *size)
     photo[..., size[0] // 2 :, :] += 1
     photo[..., size[1] // 2 :] += 2
-    found = extract_windows(photo)
+    found = gray_mean(color_windows(photo))
     assert found.shape[1] > 60 and float(found.mean()) == pytest.approx(float(photo.mean()), abs=0.05)
 
 
