@@ -186,7 +186,7 @@ class SyntheticBlurDataset(PatchDataset):
         raise_problems(small_photos(paths, self.photos.shapes, patch_size))
         self.key = f"{self.photos.key}-{zlib.crc32(repr(self.mixture).encode()):08x}"
         self.version_size = max(VERSION_SIZE, patch_size or 0)
-        self.versions: dict[int, tuple] = {}  # photo -> the version that patches are being cut from
+        self.versions: dict[int, tuple] = {}  # photo -> its latest version: number, blurry, sharp, photo_spectra, input_mse
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -218,20 +218,16 @@ class SyntheticBlurDataset(PatchDataset):
     def patch(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
         """Blurry and sharp, (S, S, 3) uint8 each, spectra, and ``input_mse``."""
         index, generator = sample_index(k, len(self), self.seed)
-        blurry, sharp, spectrum, input_mse = self._version(index, k // len(self) // PATCHES_PER_VERSION)
+        blur_version = k // len(self) // PATCHES_PER_VERSION
+        if self.versions.get(index, (None,))[0] != blur_version:
+            photos = self.whole(index, blur_version)
+            pixels = [np.ascontiguousarray(to_pixels(photo)) for photo in photos]
+            self.versions[index] = blur_version, *pixels, photo_spectra(photos[0][None])[0], mean_squared_error(*pixels)
+        _, blurry, sharp, spectrum, input_mse = self.versions[index]
         window = random_window(blurry.shape[:2], self.patch_size, generator)
         dihedral = choose(range(8), generator)
         spectra = patch_spectra(blurry[patch_surroundings(window, blurry.shape[:2])], spectrum, dihedral)
         return augment(blurry[window], dihedral), augment(sharp[window], dihedral), spectra, input_mse
-
-    def _version(self, index: int, blur_version: int) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
-        """Blurry and sharp, (H, W, 3) uint8, spectrum and input_mse of a version; kept until the next one is needed."""
-        if self.versions.get(index, (None,))[0] != blur_version:
-            photos = self.whole(index, blur_version)
-            spectrum = photo_spectra(photos[0][None])[0]
-            pixels = [np.ascontiguousarray(to_pixels(photo)) for photo in photos]
-            self.versions[index] = blur_version, *pixels, spectrum, mean_squared_error(*pixels)
-        return self.versions[index][1:]
 
 
 def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
