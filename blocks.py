@@ -1,7 +1,6 @@
 """What both networks are built of: blocks whose weights or features depend on the blur, padding, pixel layouts."""
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -207,13 +206,11 @@ def upsample_gains(cells: Tensor) -> Tensor:
 
 def difference_basis() -> Tensor:
     """(16, 16): differences of two pixels of 4x4, in rows: 12 of pixels 1 apart, then 4 of pixels 3 apart."""
-    rows = []
-    for distance in (1, 3):
-        for line, start in itertools.product((0, 2), range(4 - distance)):
-            row = torch.zeros(4, 4)
-            row[line, start], row[line, start + distance] = -1, 1
-            rows += [row.flatten(), row.t().flatten()]
-    return torch.stack(rows)
+    pixels = torch.eye(16).view(4, 4, 16)
+    pairs = [(line, start, start + apart) for apart in (1, 3) for line in (0, 2) for start in range(4 - apart)]
+    across = torch.stack([pixels[line, last] - pixels[line, first] for line, first, last in pairs])
+    down = torch.stack([pixels[last, line] - pixels[first, line] for line, first, last in pairs])
+    return torch.stack([across, down], 1).flatten(0, 1)
 
 
 def dct_basis() -> Tensor:
