@@ -114,8 +114,6 @@ class FusedStudent(nn.Module):
             raise UserError(NOT_FINITE)
         unit = self.FIXED_POINT if limit else 1
         change = shuffle_pixels(change.mul_(strength * self.SCALE * unit), 1)[:height, :width, 0]
-        flat = self.find_bars(picture, blocks)
-        has_bars = flat.any()
         # All of one type: mixed types take several times longer
         photo = picture.to(torch.int16)
         if limit:
@@ -133,7 +131,8 @@ class FusedStudent(nn.Module):
             rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
             for channel in rgb.unbind(-1):  # torch.stack uses one core here
                 channel.copy_(change)
-        if has_bars:
+        flat = self.find_bars(picture, blocks)
+        if flat.any():
             rgb.masked_fill_(flat[..., None], 0)
         return rgb.add_(photo).clamp_(0, 255)
 
