@@ -49,11 +49,11 @@ class Sharpener:
         """The same with the network itself, without a ``FusedStudent``."""
         peak, result = np.iinfo(pixels.dtype).max, np.empty_like(pixels)
         blur = blur_of(self.network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device), peak)
-        for outer, inner, place in tiles(self.network, pixels.shape[:2], self.tile):
+        for outer, inner, place, local_blur in tiles(self.network, pixels.shape[:2], self.tile, blur):
             part = torch.from_numpy(pixels[outer].astype(np.float32)).to(self.device).div_(peak).permute(2, 0, 1)[None]
             part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             with autocast(self.device):
-                change = self.network(part, *crop_blur(blur, outer)).float() - part
+                change = self.network(part, *local_blur).float() - part
             if not torch.isfinite(change).all():
                 raise UserError(NOT_FINITE)
             sharpened = (part + strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
@@ -128,9 +128,9 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
 
     Each of ``tile`` rows and columns, a multiple of 16, is processed with the surroundings that affect it.
     """
-    blur, output = blur_of(network, photo), torch.empty_like(photo)
-    for outer, inner, place in tiles(network, photo.shape[-2:], tile):
-        output[(..., *place)] = network(photo[(..., *outer)], *crop_blur(blur, outer))[(..., *inner)]
+    output = torch.empty_like(photo)
+    for outer, inner, place, local_blur in tiles(network, photo.shape[-2:], tile, blur_of(network, photo)):
+        output[(..., *place)] = network(photo[(..., *outer)], *local_blur)[(..., *inner)]
     return output
 
 
@@ -152,11 +152,6 @@ def blur_of(network: nn.Module, photo: Tensor, peak: float = 1.0) -> tuple[BlurM
     return (network.estimate_blur(photo, peak),) if estimates_blur(network) else ()
 
 
-def crop_blur(blur: tuple[BlurMap | Tensor, ...], place: tuple[slice, slice]) -> tuple[BlurMap | Tensor, ...]:
-    """The same for a part of the photo."""
-    return tuple(each.crop(*place) if isinstance(each, BlurMap) else each for each in blur)
-
-
 def estimates_blur(network: nn.Module) -> bool:
     """Whether ``network`` has a blur estimator, and so takes a blur as its second argument."""
     return isinstance(getattr(getattr(network, "module", network), "estimator", None), BlurEstimator)  # module: under DDP
@@ -167,8 +162,9 @@ def run_patches(network: nn.Module, patches: Tensor, blur: Tensor) -> Tensor:
     return network(patches, blur) if estimates_blur(network) else network(patches)
 
 
-def tiles(network: nn.Module, size: tuple[int, int], tile: int) -> Iterator[tuple[tuple[slice, slice], ...]]:
-    """For each tile of a photo of (H, W): rows and columns to process, which part of the result to keep, and its place.
+def tiles(network: nn.Module, size: tuple[int, int], tile: int, blur: tuple[BlurMap | Tensor, ...]) -> Iterator[tuple]:
+    """For each tile of a photo of (H, W): rows and columns to process, which part of the result to keep, its place, and
+    the part of ``blur``, which ``blur_of`` returned.
 
     What is processed includes the surroundings that affect the tile (``network.receptive_radius``). A photo with no more
     pixels than a tile is one, and so is any photo for a network whose radius is not known.
@@ -184,4 +180,5 @@ def tiles(network: nn.Module, size: tuple[int, int], tile: int) -> Iterator[tupl
             first, stop = max(0, start - margin), min(start + step, length)
             axis.append((slice(first, stop + margin), slice(start - first, stop - first), slice(start, stop)))
     for rows, columns in itertools.product(*axes):
-        yield tuple(zip(rows, columns, strict=True))
+        outer, inner, place = zip(rows, columns, strict=True)
+        yield outer, inner, place, tuple(each.crop(*outer) if isinstance(each, BlurMap) else each for each in blur)
