@@ -45,13 +45,13 @@ def cache_teacher_outputs(
     if all(gather(targets.is_complete())):  # every rank has looked before rank 0 writes
         return targets
     ends = [0, *itertools.accumulate(3 * height * width for height, width in data.shapes)]  # bytes
-    with all_ranks_together(), lock_path(cache), contextlib.ExitStack() as stack:
-        out = done = None
-        if rank() == 0:
+    file = resumable_file(targets.file) if rank() == 0 else contextlib.nullcontext()
+    with all_ranks_together(), lock_path(cache), file as out:
+        done = None
+        if out:
             # Of another teacher or other photos, or truncated; those that begin with a dot are not complete
             old = [p for p in cache.glob("*.outputs*") if not p.name.removeprefix(".").startswith(name)]
             remove_files([targets.file, *old])
-            out = stack.enter_context(resumable_file(targets.file))
             done = bisect.bisect_right(ends, out.seek(0, os.SEEK_END)) - 1
             out.truncate(ends[done])
         steps, hidden = range(gather(done)[0], len(data), world_size()), None if out else True
