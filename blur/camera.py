@@ -49,10 +49,8 @@ def sensor_noise(photo: Tensor, generator: torch.Generator) -> Tensor:
         red = (rows % 2 == int(torch.randint(2, (), generator=generator))) & ~green
         seen = torch.stack([red, green, ~red & ~green]).float()
         weights = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]).expand(3, 1, 3, 3)
-        known, total = (
-            F.conv2d(F.pad(plane[None], (1, 1, 1, 1), mode="replicate"), weights, groups=3)[0]
-            for plane in (raw * seen, seen)
-        )
+        planes = F.pad(torch.stack([raw * seen, seen]), (1, 1, 1, 1), mode="replicate")
+        known, total = F.conv2d(planes, weights, groups=3)
         raw = torch.where(total > 0, known / total.clamp(min=1e-6), raw)
     developed = raw.clamp(0, 1) ** (1 / gamma)
     if chance(generator) < 0.7:
