@@ -194,9 +194,8 @@ class StudentCNN(nn.Module):
         self.gain_map = GainMap(2 * hidden)
         self.register_buffer("dct_response", dct_response(), persistent=False)
         self.register_buffer("space_to_depth_indices", space_to_depth_indices(), persistent=False)
-        bases = [nn.Conv2d(16, 16, 3, padding=1) for _ in range(convs)]
-        zero_init(bases[-1])
-        self.convs = nn.ModuleList(CondConv2d(base, num_experts) for base in bases)
+        self.convs = nn.ModuleList(CondConv2d(nn.Conv2d(16, 16, 3, padding=1), num_experts) for _ in range(convs))
+        zero_init(self.convs[-1].base)
 
     def forward(self, photo: Tensor, blur: Tensor | None = None) -> Tensor:
         if blur is None:
