@@ -6,7 +6,6 @@ filters and embeddings are interpolated linearly, which leaves no seams. Parts o
 of any shape, share one estimate, from the blurriest windows of the photo, and a map tells where they are.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ SURROUNDINGS = 160  # rows and columns, in pixels, whose spectrum tells the blur
 
 def region_centers(length: int) -> list[int]:
     """Centers of the regions along an axis of ``length`` pixels: 32, 96, ..."""
-    return [REGION // 2 + REGION * i for i in range(max(1, math.ceil((length - REGION // 2) / REGION)))]
+    return list(range(REGION // 2, max(length, REGION // 2 + 1), REGION))
 
 
 def surroundings(center: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
