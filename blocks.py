@@ -252,11 +252,18 @@ def flat_runs(photo: Tensor) -> Tensor:
         count = photo.shape[axis] - 1
         equal = (photo.narrow(axis, 0, count) == photo.narrow(axis, 1, count)).unbind(1)
         equal = F.pad(functools.reduce(torch.logical_and, equal)[:, None], borders, value=True)
-        for step in (1, 2, 4):  # of 2, 4 and then 8 pairs of neighbours
-            count = equal.shape[axis] - step
-            equal = equal.narrow(axis, 0, count) & equal.narrow(axis, step, count)
-        flat |= equal
+        flat |= starts_of_runs(equal, axis, 8)  # pairs of neighbours
     return flat
+
+
+def starts_of_runs(flags: Tensor, axis: int, length: int) -> Tensor:
+    """Where ``length`` true flags in line along ``axis`` begin, a power of two; of fewer if there are not as many."""
+    step = 1
+    while step < min(length, flags.shape[axis]):  # runs of 2, 4, ... flags
+        count = flags.shape[axis] - step
+        flags = flags.narrow(axis, 0, count) & flags.narrow(axis, step, count)
+        step *= 2
+    return flags
 
 
 def smooth_chroma(photo: Tensor, limit: Tensor) -> Tensor:

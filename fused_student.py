@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, to_space_to_depth_kernel, upsample_gains
+from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, starts_of_runs, to_space_to_depth_kernel, upsample_gains
 from models import StudentCNN, StudentWeights
 from utils import UserError, autocast_dtype
 
@@ -55,7 +55,8 @@ class FusedStudent(nn.Module):
         """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
         weights = self.student.predict_weights(self.estimate_blur(picture))
         blocks, cells = self.split_into_blocks(picture)
-        return self.sharpen(picture, blocks, weights, self.predict_gains(cells, weights), strength)
+        gains = self.student.gain_map.predict_gains(cells, weights.film, weights.expected_energies)
+        return self.sharpen(picture, blocks, weights, gains, strength)
 
     def estimate_blur(self, picture: Tensor) -> Tensor:
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
@@ -76,10 +77,6 @@ class FusedStudent(nn.Module):
                 coefficients = F.conv2d(blocks[:, :, inside, MARGIN:-MARGIN][:, :, ::2], self.to_cells)
                 cells.append(self.student.gain_map.measure_cells(coefficients))
         return stored, torch.cat(cells, 2) if cells else None
-
-    def predict_gains(self, cells: Tensor, weights: StudentWeights) -> Tensor:
-        """(1, 19, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""
-        return self.student.gain_map.predict_gains(cells, weights.film, weights.expected_energies)
 
     def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
         """``forward`` for what is known already, as the methods above return it."""
@@ -143,7 +140,7 @@ class FusedStudent(nn.Module):
         A run is 16 blocks in line, each flat along both diagonals.
         """
         flat = ((blocks[:, 0] == blocks[:, 15]) & (blocks[:, 3] == blocks[:, 12]))[0]
-        across, down = run_starts(flat, 1), run_starts(flat, 0)
+        across, down = (starts_of_runs(flat, axis, 16).any(1).nonzero() for axis in (1, 0))
         rows = 4 * torch.cat([across, down, down + 15])  # pixels
         if picture.numel() < 2**20:
             rows = torch.tensor([0, len(picture)])
@@ -175,15 +172,6 @@ def bands(height: int, width: int) -> list[tuple[int, int]]:
     """First row, a multiple of 16, and last row, exclusive, of bands of a picture, about equally large."""
     rows = 16 * math.ceil(height / math.ceil(height * width / BAND_PIXELS) / 16)
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
-
-
-def run_starts(flags: Tensor, axis: int) -> Tensor:
-    """Rows of (H, W) flags in which 16 true ones in line along ``axis`` begin; of fewer if H or W is smaller."""
-    for step in (1, 2, 4, 8):
-        count = flags.shape[axis] - step
-        if count > 0:
-            flags = flags.narrow(axis, 0, count) & flags.narrow(axis, step, count)
-    return flags.any(1).nonzero()
 
 
 def shuffle_pixels(blocks: Tensor, channels: int) -> Tensor:
