@@ -35,9 +35,8 @@ class FusedStudent(nn.Module):
     def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
         super().__init__()
         device = student.router.weight.device
-        self.student, self.dtype = student.eval(), dtype
-        if dtype is None:
-            self.dtype = torch.float16 if device.type == "cuda" else autocast_dtype(device)
+        self.student = student.eval()
+        self.dtype = dtype or (torch.float16 if device.type == "cuda" else autocast_dtype(device))
         to_blocks = torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1) / self.SCALE
         to_cells = student.gain_map.basis.cpu()[..., None, None] * self.SCALE / 255
         to_chroma = (torch.eye(3) - LUMA)[..., None, None].expand(3, 3, 4, 4) / 16  # mean chroma of a block

@@ -149,8 +149,7 @@ def random_kernel(kind: str, generator: torch.Generator, mixture: Mixture) -> Te
     if kind == "gaussian":
         return gaussian_kernel(log_uniform(mixture.sigma, generator))
     if kind == "anisotropic":
-        sigmas = log_uniform(mixture.sigma, generator), log_uniform(mixture.sigma, generator)
-        return gaussian_kernel(*sigmas, angle)
+        return gaussian_kernel(log_uniform(mixture.sigma, generator), log_uniform(mixture.sigma, generator), angle)
     if kind == "defocus":
         return disk_kernel(log_uniform(mixture.radius, generator))
     if kind == "line":
