@@ -220,9 +220,7 @@ def dct_basis() -> Tensor:
     return torch.kron(rows, rows)
 
 
-def conv2d_per_sample(
-    x: Tensor, weights: Tensor, biases: Tensor | None = None, padding: int | tuple[int, int] = 0
-) -> Tensor:
+def conv2d_per_sample(x: Tensor, weights: Tensor, biases: Tensor | None = None, padding: Sequence[int] = (0, 0)) -> Tensor:
     """(N, C, H, W) and (N, out, C, k, k) -> (N, out, H', W'): each sample with its own weights.
 
     As one convolution in N groups, three times faster than one after another.

@@ -55,9 +55,8 @@ def gather(value) -> list:
     Raises:
         UserError: on every rank if it is the ``value`` of any.
     """
-    values = [value]
+    values = [value] * world_size()
     if world_size() > 1:
-        values = [None] * world_size()
         dist.all_gather_object(values, value)
     for each in values:
         if isinstance(each, UserError):
