@@ -7,12 +7,10 @@ Both ways a photo is (1, 3, H, W) float32 RGB in [0, 1], of any H, W >= 8, and s
 is in docs/onnx.md.
 """
 
-import contextlib
 import copy
 import importlib
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -122,7 +120,13 @@ def export(network: nn.Module, inputs: dict[str, dict | None], example: tuple[Te
     Raises ``UserError`` if these versions of torch and onnxscript cannot.
     """
     options = dict(dynamo=True, dynamic_shapes=inputs, input_names=list(inputs), output_names=[output], verbose=False)
-    with exportable_operations(), warnings.catch_warnings():
+    of_blocks = dict(reflect_pad_to_blocks=reflect_pad_to_blocks, luma=luma)
+    with (
+        mock.patch.multiple(torch.fft, rfft2=rfft2, irfft2=irfft2),
+        mock.patch.multiple(blocks, **of_blocks),
+        mock.patch.multiple(models, **of_blocks),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # of torch, about itself
         try:
             return torch.onnx.export(network.eval(), example, **options)
@@ -167,15 +171,6 @@ def reflect_pad_to_blocks(photo: Tensor) -> Tensor:
 
 def luma(photo: Tensor) -> Tensor:
     return F.conv2d(photo, LUMA.view(1, 3, 1, 1))
-
-
-@contextlib.contextmanager
-def exportable_operations() -> Iterator[None]:
-    places = {torch.fft: (rfft2, irfft2)} | dict.fromkeys((models, blocks), (reflect_pad_to_blocks, luma))
-    with contextlib.ExitStack() as stack:
-        for place, functions in places.items():
-            stack.enter_context(mock.patch.multiple(place, **{each.__name__: each for each in functions}))
-        yield
 
 
 if __name__ == "__main__":
