@@ -17,8 +17,6 @@ import torch.distributed as dist
 
 from utils import UserError, one_line
 
-OUT_OF_MEMORY = "error: out of memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, or use smaller photos; then run again"
-
 
 def run_cli(main: Callable[[], None]) -> None:
     """Call ``main()``; a ``UserError`` becomes one sentence on stderr and exit code 1. SIGTERM acts like Ctrl-C.
@@ -72,7 +70,7 @@ def _sentence(error: Exception) -> str | int | None:
         shared = error.shared or not dist.is_initialized()
         return 1 if shared and os.environ.get("RANK", "0") != "0" else f"error: {text}"
     if is_out_of_memory(error):
-        return OUT_OF_MEMORY
+        return "error: out of memory: lower BATCH_SIZE, PATCH_SIZE or NUM_WORKERS, or use smaller photos; then run again"
     if not isinstance(error, OSError):
         return None
     if (error.errno or 0) <= 0:  # not from the disk: a download without a connection, for example

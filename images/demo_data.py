@@ -46,12 +46,11 @@ def find_or_make_data(root: Path | str) -> Path:
     return root / "demo"
 
 
-def make_demo_data(root: Path | str) -> None:
+def make_demo_data(root: Path) -> None:
     """Write 32 training and 8 validation pairs of 144x144 pixels to ``root``/{train,val}/NNN, unless they are there.
 
     Anything else in ``root`` is never touched, but a ``UserError``.
     """
-    root = Path(root)
     if (root / "DEMO.txt").is_file():
         return
     with atomic(root) as partial:  # whole or not at all; fails if there is anything else

@@ -205,13 +205,12 @@ def _exif(image: Image.Image) -> bytes | None:
     return b"Exif\0\0" + exif.removeprefix(b"Exif\0\0") if exif else None  # which WebP leaves out
 
 
-def write_picture(path: Path | str, picture: Picture) -> list[str]:
+def write_picture(path: Path, picture: Picture) -> list[str]:
     """Write ``picture`` in the format of ``path``'s suffix, one of FORMATS, whole or not at all.
 
     Returns its ``notes``, to which descriptions that the format cannot hold are added; for pixels that it cannot hold it
     raises ``UserError``. WebP that was read from a lossless one is lossless.
     """
-    path = Path(path)
     kind = FORMATS[path.suffix.lower()]
     for feature, formats, needed in (
         ("animations", ANIMATED, picture.pixels.ndim == 4),

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from dataset import PairedImageDataset
 from images.files import atomic
@@ -99,7 +98,7 @@ def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
         picture.save(partial)
 
 
-def draw_comparison(run, val_set: Dataset, networks: dict[str, nn.Module]) -> None:
+def draw_comparison(run, val_set: PairedImageDataset, networks: dict[str, nn.Module]) -> None:
     """Write comparison_K.png to the outputs of a ``TrainingRun``, K = 1 to 3: blurry, each network and sharp, side by side.
 
     Below them is a magnified crop. The photos are from the blurrier half of ``val_set``, where there is something to see.
