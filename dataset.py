@@ -44,7 +44,7 @@ LARGEST_FACTOR = 3.0  # of shrinking, which is drawn log-uniformly; the result i
 ALIASED = 0.15  # share of the shrunk photos that are subsampled without a filter, which are crisper still
 # A photo may be soft by itself. A network that has seen crisp ones alone makes more of it than there was
 ENLARGED = 0.2  # share of the synthetic pairs whose photo is enlarged before it is blurred
-SOFTEST_FACTOR = 1.8  # of enlarging, log-uniform
+ENLARGED_BY = (1.1, 1.8)  # range of the factor, which is drawn log-uniformly
 VERSION_SIZE = 480  # pixels; of a larger photo, a random part of this size is blurred
 ORDER, PATCH, VALIDATION, VERSION = range(4)  # independent random streams of one seed
 MIXTURE = Mixture()
@@ -203,11 +203,11 @@ class SyntheticBlurDataset(PatchDataset):
         generator = make_generator(self.seed, VERSION, blur_version * len(self) + index)
         smallest = max(self.patch_size or 1, SURROUNDINGS)
         largest = max(1.0, min(LARGEST_FACTOR, min(sharp.shape[1:]) / smallest))
-        kind, factor = chance(generator), 1.0
-        if kind < SHRUNK:
+        drawn, factor = chance(generator), 1.0
+        if drawn < SHRUNK:
             factor = log_uniform((1.0, largest), generator)
-        elif kind < SHRUNK + ENLARGED:
-            factor = 1 / log_uniform((1.1, SOFTEST_FACTOR), generator)
+        elif drawn < SHRUNK + ENLARGED:
+            factor = 1 / log_uniform(ENLARGED_BY, generator)
         if factor != 1:
             size = tuple(round(length / factor) for length in sharp.shape[1:])
             sharp = resize(sharp, size, "nearest" if factor > 1 and chance(generator) < ALIASED else "bicubic")

@@ -54,8 +54,7 @@ class FusedStudent(nn.Module):
         """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
         weights = self.student.predict_weights(self.estimate_blur(picture))
         blocks, cells = self.split_into_blocks(picture)
-        gains = self.student.gain_map.predict_gains(cells, weights.film, weights.expected_energies)
-        return self.sharpen(picture, blocks, weights, gains, strength)
+        return self.sharpen(picture, blocks, weights, self.predict_gains(cells, weights), strength)
 
     def estimate_blur(self, picture: Tensor) -> Tensor:
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
@@ -76,6 +75,10 @@ class FusedStudent(nn.Module):
                 coefficients = F.conv2d(blocks[:, :, inside, MARGIN:-MARGIN][:, :, ::2], self.to_cells)
                 cells.append(self.student.gain_map.measure_cells(coefficients))
         return stored, torch.cat(cells, 2) if cells else None
+
+    def predict_gains(self, cells: Tensor, weights: StudentWeights) -> Tensor:
+        """(1, 19, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""
+        return self.student.gain_map.predict_gains(cells, weights.film, weights.expected_energies)
 
     def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
         """``forward`` for what is known already, as the methods above return it."""

@@ -99,7 +99,7 @@ class VideoSharpener:
         due = (self.frames_since_estimate - 1) % self.GAINS_EVERY == 0  # always with a new estimate
         blocks, cells = fused.split_into_blocks(picture, with_cells=due)
         if due:
-            gains = fused.student.gain_map.predict_gains(cells, weights.film, weights.expected_energies)
+            gains = fused.predict_gains(cells, weights)
             self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
         return fused.sharpen(picture, blocks, weights, self.gains, strength).cpu().numpy()
 

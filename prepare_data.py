@@ -41,8 +41,7 @@ SMALLEST = 128  # pixels; smaller photos are skipped: PATCH_SIZE in train.py wou
 
 # For sharp photos only
 MIXTURE = Mixture()  # kinds and strengths of blur, see blur/degradations.py
-COPIES = 1  # pairs from each photo, each degraded differently; the second of four is shrunk, which makes it crisper, the
-# last of four is enlarged, which makes it softer
+COPIES = 1  # pairs from each photo, each degraded differently; of four the second is shrunk (crisper), the last enlarged
 MARGIN = 16  # pixels around a tile that are blurred with it and cut off again
 TILE = 1024  # pixels; larger photos are cut into tiles of about this size, each degraded differently
 LONGEST = None  # pixels; a photo with a longer side is first shrunk to it, which makes soft photos sharp

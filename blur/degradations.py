@@ -57,11 +57,7 @@ class Mixture:
 
 
 # Weights of the kinds of blur of photos that went through a camera, and of noise for each of them
-# "light" is a lens that is hardly soft. With few such photos a network takes what a phone does to a good one for blur
-CAMERA_BLURS = {
-    "none": 0.22, "light": 0.12, "uniform": 0.17, "layers": 0.17, "graded": 0.03,
-    "moving": 0.11, "shake": 0.07, "resize": 0.15,
-}  # fmt: skip
+CAMERA_BLURS = {"none": 0.34, "uniform": 0.17, "layers": 0.17, "graded": 0.03, "moving": 0.11, "shake": 0.07, "resize": 0.15}
 UNIFORM_BLURS = {"gaussian": 0.5, "anisotropic": 0.1, "defocus": 0.2, "line": 0.15, "shake": 0.05}
 SPATIAL_BLURS = {"layers": layered_focus, "graded": graded_focus, "moving": moving_object, "shake": camera_shake}
 CAMERA_NOISE = {"none": 0.2, "little": 0.42, "strong": 0.25, "sensor": 0.13}
@@ -105,19 +101,21 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
     """As ``random_degradation``, for a photo that went through a camera and perhaps a web site."""
     blurry, sharp = photo, photo
     kind = weighted_choice(CAMERA_BLURS, generator)
-    if kind == "uniform":
+    if kind == "none":
+        # A lens that is hardly soft. With few photos of this kind a network takes what a phone does to a good one for blur
+        if chance(generator) < 0.35:
+            blurry = convolve(photo, gaussian_kernel(log_uniform((0.3, 0.8), generator)))
+    elif kind == "uniform":
         strengths = Mixture(line_length=(2, 24), shake_length=(3, 26))
         kernel = random_kernel(weighted_choice(UNIFORM_BLURS, generator), generator, strengths)
         blurry = convolve_linear_light(photo, kernel) if chance(generator) < 0.3 else convolve(photo, kernel)
-    elif kind == "light":
-        blurry = convolve(photo, gaussian_kernel(log_uniform((0.3, 0.8), generator)))
     elif kind == "resize":
         if chance(generator) < 0.4:
             blurry = convolve(photo, gaussian_kernel(log_uniform((0.4, 1.0), generator)))
         blurry = camera.resize_chain(blurry, (1.1, 3.2), generator)
-    elif kind != "none":
+    else:
         blurry = SPATIAL_BLURS[kind](photo, generator)
-    weights = {"none": NOISE_WITHOUT_BLUR, "light": NOISE_WITHOUT_BLUR, "resize": NOISE_RESIZED}.get(kind, CAMERA_NOISE)
+    weights = {"none": NOISE_WITHOUT_BLUR, "resize": NOISE_RESIZED}.get(kind, CAMERA_NOISE)
     noise = weighted_choice(weights, generator)
     if noise == "little":
         blurry = camera.add_noise(blurry, uniform((0.2, 3.5), generator), generator)
@@ -138,7 +136,7 @@ def camera_degradation(photo: Tensor, generator: torch.Generator) -> tuple[Tenso
         blurry, sharp = camera.overlay((blurry, sharp), generator)
     if chance(generator) < 0.05:  # black and white
         blurry, sharp = (each.mean(0, keepdim=True).expand_as(photo) for each in (blurry, sharp))
-    if chance(generator) < {"sensor": 0.6}.get(noise, 0.5 if smoothed or kind in ("none", "light") else 0.35):
+    if chance(generator) < {"sensor": 0.6}.get(noise, 0.5 if smoothed or kind == "none" else 0.35):
         blurry = camera.random_jpeg(blurry, generator)
     return quantize_8bit(blurry), quantize_8bit(sharp)
 

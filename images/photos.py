@@ -87,7 +87,16 @@ def read_photo(path: Path | str) -> np.ndarray:
         if image.mode.startswith("I") or image.mode == "F":
             # Pillow's own conversion would clip 16-bit gray at 255 instead of scaling it
             image = Image.fromarray(np.round(deep_gray(image) / 257).astype(np.uint8))
-        return np.array(cmyk_to_rgb(image) if image.mode == "CMYK" else image.convert("RGB"))
+        return pixels_of(cmyk_to_rgb(image) if image.mode == "CMYK" else image.convert("RGB"))
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """(H, W, C) uint8 of an image with 8 bits per channel, with half of the memory that ``np.array(image)`` takes."""
+    pixels = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
+    for top in range(0, image.height, 256):
+        band = np.asarray(image.crop((0, top, image.width, min(top + 256, image.height))))
+        pixels[top : top + 256] = band.reshape(len(band), image.width, -1)
+    return pixels
 
 
 @contextlib.contextmanager

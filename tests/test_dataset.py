@@ -272,7 +272,7 @@ def test_photos_smaller_than_the_patch_are_refused(pairs, tmp_path):
         SyntheticBlurDataset(find_photos(pairs / "train"), tmp_path / "cache", patch_size=44)
 
 
-def test_versions_of_a_large_photo_are_parts_of_it_whole_or_shrunk(tmp_path, monkeypatch):
+def test_versions_of_a_large_photo_are_parts_of_it_whole_or_resized(tmp_path, monkeypatch):
     monkeypatch.setattr("dataset.VERSION_SIZE", 200)
     monkeypatch.setattr("dataset.vary_photo", lambda photo, generator: photo)
     pixels = np.random.default_rng(0).integers(0, 256, (420, 700, 3), dtype=np.uint8)

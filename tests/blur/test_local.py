@@ -103,12 +103,14 @@ def test_values_are_exact_at_centers_linear_between_them_and_constant_beyond():
     assert torch.equal(values[..., : first - 1, :], values[..., :1, :].expand(-1, -1, first - 1, -1))
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_part_of_the_map_is_the_map_of_the_part(step):
-    blur = random_map((3, 4))
-    whole = blur.interpolate(blur.embeddings, 400 // step, 520 // step, step)
-    part = blur.crop(slice(96, 200), slice(200, 328)).interpolate(blur.embeddings, 104 // step, 128 // step, step)
-    assert torch.equal(part, whole[..., 96 // step : 200 // step, 200 // step : 328 // step])
+@pytest.mark.parametrize("top, bottom", [(0, 16), (16, 96), (96, 200), (200, 400), (368, 400), (0, 400)])
+def test_a_part_of_the_map_is_the_map_of_the_part(top, bottom):
+    blur = random_map((6, 8))._replace(softness=torch.randn(1, 25, 33, 1))  # of 400x520 pixels
+    part = blur.crop(slice(top, bottom), slice(200, 328))
+    for name, step, cell in ("embeddings", 2, REGION), ("embeddings", 4, REGION), ("softness", 1, CELL):
+        whole = blur.interpolate(getattr(blur, name), 400 // step, 520 // step, step, cell)
+        of_part = part.interpolate(getattr(part, name), (bottom - top) // step, 128 // step, step, cell)
+        assert torch.equal(of_part, whole[..., top // step : bottom // step, 200 // step : 328 // step])
 
 
 @pytest.mark.parametrize("size", [(200, 290), (129, 420), (64, 64), (20, 333)])
