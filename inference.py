@@ -22,22 +22,34 @@ TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does
 class Sharpener:
     """Sharpens the pixels of photos with ``network``: 8 bits with a ``FusedStudent`` if it is a student, else exactly.
 
-    Exactly means in tiles of ``tile`` rows and columns, a multiple of 16. Raises ``UserError`` if a student's output is not
-    finite.
+    Exactly means in tiles of ``tile`` rows and columns, a multiple of 16. The result is the mean over the first
+    ``orientations``, 1 to 8, of the flips and rotations of a photo, as in ``run_ensemble``: more take longer and are a
+    little better. Raises ``UserError`` if a student's output is not finite.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, tile: int = TILE):
+    def __init__(self, network: nn.Module, device: torch.device, tile: int = TILE, orientations: int = 1):
         self.network = network.to(device, memory_format=torch.channels_last).eval()
-        self.device, self.tile = device, tile
+        self.device, self.tile, self.orientations = device, tile, orientations
         fits = type(network) is StudentCNN and matches_fused_student(self.network, device)
         self.fused = FusedStudent(self.network) if fits else None
 
-    @torch.inference_mode()
     def __call__(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
         """Add ``strength`` times the network's change to (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16.
 
         Raises ``UserError`` if the network's output is not finite.
         """
+        if self.orientations == 1:
+            return self.sharpen_upright(pixels, strength)
+        total = np.full(pixels.shape, self.orientations // 2, f"u{2 * pixels.itemsize}")  # half, so that the mean is rounded
+        for dihedral in range(self.orientations):
+            flipped = pixels[:, ::-1] if dihedral >= 4 else pixels
+            sharpened = np.rot90(self.sharpen_upright(np.rot90(flipped, dihedral), strength), -dihedral)
+            total += sharpened[:, ::-1] if dihedral >= 4 else sharpened
+        return (total // self.orientations).astype(pixels.dtype)
+
+    @torch.inference_mode()
+    def sharpen_upright(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        """The same in one orientation."""
         pixels = np.require(pixels, requirements=("C", "W"))  # not so from np.asarray(Image), or BGR turned by [..., ::-1]
         if self.fused is None or pixels.dtype != np.uint8:
             return self.sharpen_in_tiles(pixels, strength)
@@ -67,7 +79,8 @@ class VideoSharpener:
 
     Estimates of single frames fluctuate with noise and compression, and the sharpening would pulsate. With a student, the
     blur is a moving average of estimates, and so are, over fewer frames, the gains of each place. Only some frames are
-    estimated, which saves time. A scene cut starts both anew. Other networks sharpen each frame by itself.
+    estimated, which saves time. A scene cut starts both anew. Other networks, and a student in several orientations, sharpen
+    each frame by itself.
     """
 
     ESTIMATE_EVERY = 8  # frames
@@ -84,7 +97,7 @@ class VideoSharpener:
     def __call__(self, frame: np.ndarray, strength: float = 1.0) -> np.ndarray:
         """The next frame, (H, W, 3) uint8 RGB, sharpened. Raises as ``Sharpener`` does."""
         fused, frame = self.sharpener.fused, np.require(frame, requirements=("C", "W"))
-        if fused is None:
+        if fused is None or self.sharpener.orientations > 1:
             return self.sharpener(frame, strength)
         thumbnail = F.adaptive_avg_pool2d(torch.from_numpy(frame[::4, ::4]).movedim(-1, 0).float(), 8)  # mean gray levels
         contrast, change = (thumbnail - thumbnail.mean()).abs().mean(), (thumbnail - self.last_thumbnail).abs().mean()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cli import CliParser, check_writable, image_size, is_out_of_memory, run_cli
+from cli import CliParser, check_writable, image_size, is_out_of_memory, run_cli, whole_number
 from idle_cores import ALL_THREADS, use_idle_cores
 from images.photos import FORMATS, find_photos, look_ahead
 from images.pictures import read_picture, write_picture
@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", default=OUT, help=f"a folder, or for one input a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
     parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MAX_STRENGTH}, 1 is as trained")
+    how_many = "flips and rotations to average over: 8 take eight times as long and are a little better"
+    parser.add_argument("--orientations", type=whole_number(1, 8), default=1, help=f"{how_many} (1)")
     parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, ...")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--frames", type=image_size, metavar="WIDTHxHEIGHT", help="raw RGB frames from stdin to stdout")
@@ -60,7 +62,8 @@ def main() -> None:
     weights = options.weights or (Path(WEIGHTS) if os.path.isfile(WEIGHTS) else SHIPPED)
     device = pick_device(options.device, "--device")
     use_idle_cores()
-    sharpener = Sharpener(load_model(weights).requires_grad_(False), device)
+    network = load_model(weights).requires_grad_(False)
+    sharpener = Sharpener(network, device, orientations=options.orientations)
     if options.frames:
         sharpen_frames(sharpener, *options.frames, options.strength)
     else:

@@ -71,6 +71,8 @@ def test_8_bits_go_through_the_fused_student_and_16_bits_through_the_network_its
     plain, deep = (read_picture(tmp_path / "sharpened" / name).pixels for name in ("plain.png", "deep.tif"))
     assert np.array_equal(plain, FusedStudent(network())(torch.from_numpy(rgb)).numpy())
     assert np.array_equal(deep, Sharpener(network(), CPU).sharpen_in_tiles(rgb.astype(np.uint16) * 257))
+    assert run("photos/plain.png", "-o", "mean.png", "--orientations", "8")[0] == 0
+    assert np.array_equal(read_picture(tmp_path / "mean.png").pixels, Sharpener(network(), CPU, orientations=8)(rgb))
 
 
 def weaker(forward):
@@ -267,6 +269,7 @@ def test_what_cannot_be_sharpened_is_said_and_the_rest_goes_on(run, tmp_path):
         (("a.png", "--strength", "3"), "--strength 3.0 must be between 0"),
         (("a.png", "--strength", "nan"), "--strength nan must be between 0"),
         (("a.png", "--device", "abacus"), "abacus"),
+        (("a.png", "--orientations", "9"), "9 is not a whole number from 1 to 8"),
         (("a.png", "--weights", "none.pth"), "none.pth is not a file"),
         (("--frames", "0x10"), "argument --frames: 0x10 must be WIDTHxHEIGHT"),
         (("a.png", "--frames", "10x10"), "not both"),
