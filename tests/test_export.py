@@ -38,7 +38,7 @@ def photo_of(size, noise=0):
 def folder(tmp_path_factory):
     """With both graphs, a plain network and what it was made like; exported once, which takes seconds."""
     folder = tmp_path_factory.mktemp("export")
-    Image.fromarray(photo_of((120, 170), noise=5)).save(folder / "like.png")
+    Image.fromarray(photo_of((160, 240), noise=5)).save(folder / "like.png")
     with pytest.MonkeyPatch.context() as patch:
         run_export(patch, "-o", folder / "student.onnx")
         run_export(patch, "-o", folder / "plain.onnx", "--like", folder / "like.png")
