@@ -3,7 +3,7 @@
 import itertools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class Sharpener:
     """Sharpens the pixels of photos with ``network``: 8 bits with a ``FusedStudent`` if it is a student, else exactly.
 
     Exactly means in tiles of ``tile`` rows and columns, a multiple of 16. The result is the mean over the first
-    ``orientations``, 1 to 8, of the flips and rotations of a photo, as in ``run_ensemble``: more take longer and are a
+    ``orientations``, 1 to 8, of the flips and rotations of a photo (``self_ensemble``): more take longer and are a
     little better. Raises ``UserError`` if a student's output is not finite.
     """
 
@@ -40,12 +40,8 @@ class Sharpener:
         """
         if self.orientations == 1:
             return self.sharpen_upright(pixels, strength)
-        total = np.full(pixels.shape, self.orientations // 2, f"u{2 * pixels.itemsize}")  # half, so that the mean is rounded
-        for dihedral in range(self.orientations):
-            flipped = pixels[:, ::-1] if dihedral >= 4 else pixels
-            sharpened = np.rot90(self.sharpen_upright(np.rot90(flipped, dihedral), strength), -dihedral)
-            total += sharpened[:, ::-1] if dihedral >= 4 else sharpened
-        return (total // self.orientations).astype(pixels.dtype)
+        mean = self_ensemble(lambda each: self.sharpen_upright(each, strength), pixels, self.orientations)
+        return mean.round().astype(pixels.dtype)
 
     @torch.inference_mode()
     def sharpen_upright(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
@@ -147,16 +143,16 @@ def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
     return output
 
 
-def run_ensemble(network: nn.Module, photo: Tensor, orientations: int) -> Tensor:
-    """Mean of ``network`` over the first ``orientations``, 1 to 8, of the flips and rotations of (N, 3, H, W).
+def self_ensemble(sharpen: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, orientations: int) -> np.ndarray:
+    """Mean of ``sharpen`` over the first ``orientations``, 1 to 8, of the flips and rotations of (H, W, C), as float32.
 
     Source: Lim et al. 2017, arXiv:1707.02921, section 3.4 (geometric self-ensemble).
     """
-    total = torch.zeros_like(photo)
+    total = np.zeros(pixels.shape, np.float32)
     for dihedral in range(orientations):
-        flipped = photo.flip(-1) if dihedral >= 4 else photo
-        output = run_tiled(network, flipped.rot90(dihedral, (2, 3))).rot90(-dihedral, (2, 3))
-        total += output.flip(-1) if dihedral >= 4 else output
+        flipped = pixels[:, ::-1] if dihedral >= 4 else pixels
+        output = np.rot90(sharpen(np.ascontiguousarray(np.rot90(flipped, dihedral))), -dihedral)
+        total += output[:, ::-1] if dihedral >= 4 else output
     return total / orientations
 
 

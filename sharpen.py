@@ -44,8 +44,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", default=OUT, help=f"a folder, or for one input a file ({OUT})")
     parser.add_argument("--weights", type=Path, help=f"of a student or teacher ({WEIGHTS}, else {SHIPPED.parent.name}/)")
     parser.add_argument("--strength", type=float, default=STRENGTH, help=f"0 (input) to {MAX_STRENGTH}, 1 is as trained")
-    how_many = "flips and rotations to average over: 8 take eight times as long and are a little better"
-    parser.add_argument("--orientations", type=whole_number(1, 8), default=1, help=f"{how_many} (1)")
+    parser.add_argument("--orientations", type=whole_number(1, 8), default=1, help="flips, rotations to average: 1 to 8")
     parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, ...")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--frames", type=image_size, metavar="WIDTHxHEIGHT", help="raw RGB frames from stdin to stdout")

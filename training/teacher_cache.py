@@ -15,7 +15,7 @@ from dataset import PairedImageDataset
 from idle_cores import use_idle_cores
 from images.files import read_torch_file, resumable_file, write_torch_file
 from images.photos import PixelFile, remove_files
-from inference import run_ensemble
+from inference import run_tiled, self_ensemble
 from training.distributed import all_ranks_together, gather, main_process_first, rank, world_size
 from training.fingerprint import code_fingerprint, fingerprint
 from training.run import lock_path
@@ -38,6 +38,13 @@ def cache_teacher_outputs(
     Raises:
         UserError: if another training is computing them, or they cannot be written.
     """
+
+    def run_teacher(pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> float32."""
+        photo = to_tensor(pixels)[None].to(device, memory_format=torch.channels_last)
+        with autocast(device):
+            return run_tiled(teacher, photo)[0].float().movedim(0, -1).cpu().numpy()
+
     dtype = str(autocast_dtype(device)).removeprefix("torch.")
     name = f"{data.key}-{fingerprint(teacher)}"
     cache = gather(data.cache)[0]  # ranks may have temporary folders of their own
@@ -58,10 +65,8 @@ def cache_teacher_outputs(
         for start in tqdm(steps, "running the teacher", unit="photo", unit_scale=world_size(), leave=False, disable=hidden):
             use_idle_cores()
             index = min(start + rank(), len(data) - 1)  # in the last step some ranks may repeat what another one does
-            blurry = to_tensor(data.blurry[index])[None].to(device, memory_format=torch.channels_last)
-            with autocast(device):
-                output = run_ensemble(teacher, blurry, orientations)
-            target = to_tensor(data.sharp[index]).to(device).lerp(output[0].float().clamp(0, 1), weight)
+            output = self_ensemble(run_teacher, data.blurry[index], orientations)
+            target = to_tensor(data.sharp[index]).lerp(torch.from_numpy(output).movedim(-1, 0).clamp(0, 1), weight)
             for pixels in gather(np.ascontiguousarray(to_pixels(target)))[: len(data) - start]:
                 if out:
                     out.write(pixels.data)

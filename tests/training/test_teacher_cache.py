@@ -57,7 +57,7 @@ def test_a_teacher_runs_once_and_again_when_it_or_the_photos_change_or_its_outpu
         asked.append(1)
         return teacher(blurry)
 
-    monkeypatch.setattr("inference.run_tiled", counting)
+    monkeypatch.setattr("training.teacher_cache.run_tiled", counting)
     for teacher, expected in (teacher_of(1), 3), (teacher_of(1), 3), (teacher_of(2), 6):
         cache_teacher_outputs(teacher, PairedImageDataset(pairs / "train", 32), 1.0, CPU)
         assert len(asked) == expected
@@ -82,13 +82,13 @@ def test_an_interrupted_teacher_runs_on_the_rest_only(pairs, monkeypatch, precis
     train_set, cache = PairedImageDataset(pairs / "train", 32), pairs / "train" / ".cache"
     (cache / ".0-of-another-teacher.outputs.partial").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("inference.run_tiled", counting)
+        patch.setattr("training.teacher_cache.run_tiled", counting)
         with pytest.raises(KeyboardInterrupt):
             cache_teacher_outputs(teacher, train_set, 1.0, CPU)
     (partial,) = cache.glob(".*.outputs.partial")
     with open(partial, "ab") as file:
         file.write(b"half of an output")
-    monkeypatch.setattr("inference.run_tiled", lambda teacher, blurry: seen.append(1) or teacher(blurry))
+    monkeypatch.setattr("training.teacher_cache.run_tiled", lambda teacher, blurry: seen.append(1) or teacher(blurry))
     targets = cache_teacher_outputs(teacher, train_set, 1.0, CPU)
     assert len(seen) == 3 and not list(cache.glob(".*.partial"))
     for index in range(3):
