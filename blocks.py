@@ -243,25 +243,27 @@ def flat_runs(photo: Tensor) -> Tensor:
     At the borders of a photo five suffice. No lens and sensor made such runs: they are bars, frames or saturated, and a
     filter would draw ghost lines into them. Any type of pixels, also uint8.
     """
-    flat = torch.zeros_like(photo[:, :1], dtype=torch.bool)
-    for axis, borders in (-1, (4, 4)), (-2, (0, 0, 4, 4)):
-        if photo.shape[axis] < 5:
+    # In strips of 256 rows, beside which four more decide: small buffers stay in the cache, three times as fast
+    strips = [(top, photo[..., max(0, top - 4) : top + 260, :]) for top in range(0, photo.shape[-2], 256)]
+    return torch.cat([_flat_runs(strip)[..., min(4, top) :, :][..., :256, :] for top, strip in strips], -2)
+
+
+def _flat_runs(photo: Tensor) -> Tensor:
+    count, channels, *size = photo.shape
+    lines = photo.movedim(1, -1).flatten(2)  # (N, H, W * C), no copy where channels are last in memory
+    flat = torch.zeros_like(lines[..., channels - 1 :], dtype=torch.bool)
+    for axis, apart in (1, 1), (2, channels):  # apart: from a pixel to the next along the axis
+        if size[axis - 1] < 5:
             continue
-        count = photo.shape[axis] - 1
-        equal = (photo.narrow(axis, 0, count) == photo.narrow(axis, 1, count)).unbind(1)
-        equal = F.pad(functools.reduce(torch.logical_and, equal)[:, None], borders, value=True)
-        flat |= starts_of_runs(equal, axis, 8)  # pairs of neighbours
-    return flat
-
-
-def starts_of_runs(flags: Tensor, axis: int, length: int) -> Tensor:
-    """Where ``length`` true flags in line along ``axis`` begin, a power of two; of fewer if there are not as many."""
-    step = 1
-    while step < min(length, flags.shape[axis]):  # runs of 2, 4, ... flags
-        count = flags.shape[axis] - step
-        flags = flags.narrow(axis, 0, count) & flags.narrow(axis, step, count)
-        step *= 2
-    return flags
+        pairs = lines.shape[axis] - apart
+        equal = lines.narrow(axis, 0, pairs) == lines.narrow(axis, apart, pairs)
+        border = torch.ones_like(lines.narrow(axis, 0, 4 * apart), dtype=torch.bool)
+        equal = torch.cat([border, equal, border], axis)
+        for step in (apart, 2 * apart, 4 * apart):  # runs of 2, 4 and 8 equal pairs
+            runs = equal.shape[axis] - step
+            equal = equal.narrow(axis, 0, runs) & equal.narrow(axis, step, runs)
+        flat |= functools.reduce(torch.logical_and, [equal[..., c : c + flat.shape[-1]] for c in range(channels)])
+    return flat[:, None, :, ::channels].contiguous()  # only where a pixel begins are all of its channels compared
 
 
 def smooth_chroma(photo: Tensor, limit: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, starts_of_runs, to_space_to_depth_kernel, upsample_gains
+from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, to_space_to_depth_kernel, upsample_gains
 from models import StudentCNN, StudentWeights
 from utils import UserError, autocast_dtype
 
@@ -130,29 +130,10 @@ class FusedStudent(nn.Module):
             rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
             for channel in rgb.unbind(-1):  # torch.stack uses one core here
                 channel.copy_(change)
-        flat = self.find_bars(picture, blocks)
+        flat = flat_runs(picture.movedim(-1, 0)[None])[0, 0]
         if flat.any():
             rgb.masked_fill_(flat[..., None], 0)
         return rgb.add_(photo).clamp_(0, 255)
-
-    @staticmethod
-    def find_bars(picture: Tensor, blocks: Tensor) -> Tensor:
-        """``blocks.flat_runs``, (H, W); of a large picture in the rows of bars and frames alone, since it is slow.
-
-        A run is 16 blocks in line, each flat along both diagonals.
-        """
-        flat = ((blocks[:, 0] == blocks[:, 15]) & (blocks[:, 3] == blocks[:, 12]))[0]
-        across, down = (starts_of_runs(flat, axis, 16).any(1).nonzero() for axis in (1, 0))
-        rows = 4 * torch.cat([across, down, down + 15])  # pixels
-        if picture.numel() < 2**20:
-            rows = torch.tensor([0, len(picture)])
-        flat = torch.zeros_like(picture[..., 0], dtype=torch.bool)
-        if len(rows):
-            top, bottom = max(0, int(rows.min()) - 8), int(rows.max()) + 12
-            found = flat_runs(picture[top:bottom].movedim(-1, 0)[None])[0, 0]
-            kept = slice(4 * (top > 0), len(found) - 4 * (bottom < len(picture)))  # cut edges are no borders
-            flat[top:bottom][kept] = found[kept]
-        return flat
 
     def fuse_weights(self, weights: StudentWeights) -> tuple[tuple, int]:
         """For one photo: (weight, bias) of each layer, and how far chroma is moved at most, in steps of FIXED_POINT."""
