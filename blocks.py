@@ -152,7 +152,7 @@ class GainMap(nn.Module):
     def forward(self, blocks: Tensor, film: Tensor, expected_energies: Tensor) -> Tensor:
         coefficients = F.conv2d(blocks[..., ::2, :], self.basis[..., None, None])  # half of the blocks show enough
         gains = self.predict_gains(self.measure_cells(coefficients), film, expected_energies)
-        return upsample_gains(gains)[..., : blocks.shape[-2], : blocks.shape[-1]]
+        return F.interpolate(gains, scale_factor=4, mode="bilinear")[..., : blocks.shape[-2], : blocks.shape[-1]]
 
     @staticmethod
     def measure_cells(coefficients: Tensor) -> Tensor:
@@ -199,18 +199,11 @@ def dct_response() -> Tensor:
     return response
 
 
-def upsample_gains(cells: Tensor) -> Tensor:
-    """Values of cells of 16 pixels, (N, C, h, w), for blocks of 4x4 pixels, (N, C, 4 h, 4 w)."""
-    return F.interpolate(cells, scale_factor=4, mode="bilinear")
-
-
 def difference_basis() -> Tensor:
     """(16, 16): differences of two pixels of 4x4, in rows: 12 of pixels 1 apart, then 4 of pixels 3 apart."""
     pixels = torch.eye(16).view(4, 4, 16)
-    pairs = [(line, start, start + apart) for apart in (1, 3) for line in (0, 2) for start in range(4 - apart)]
-    across = torch.stack([pixels[line, last] - pixels[line, first] for line, first, last in pairs])
-    down = torch.stack([pixels[last, line] - pixels[first, line] for line, first, last in pairs])
-    return torch.stack([across, down], 1).flatten(0, 1)
+    lines = torch.stack([pixels[::2], pixels.transpose(0, 1)[::2]])  # every second row and column: (2, 2, 4, 16)
+    return torch.cat([lines.diff(dim=2).reshape(12, 16), (lines[:, :, 3] - lines[:, :, 0]).view(4, 16)])
 
 
 def dct_basis() -> Tensor:
@@ -249,7 +242,7 @@ def flat_runs(photo: Tensor) -> Tensor:
 
 
 def _flat_runs(photo: Tensor) -> Tensor:
-    count, channels, *size = photo.shape
+    channels, *size = photo.shape[1:]
     lines = photo.movedim(1, -1).flatten(2)  # (N, H, W * C), no copy where channels are last in memory
     flat = torch.zeros_like(lines[..., channels - 1 :], dtype=torch.bool)
     for axis, apart in (1, 1), (2, channels):  # apart: from a pixel to the next along the axis
@@ -305,9 +298,7 @@ def to_space_to_depth_kernel(kernel: Tensor, indices: Tensor) -> Tensor:
 
 def space_to_depth_indices() -> Tensor:
     """(16, 16, 5, 5): which value of a flattened 17x17 kernel, or the zero after it, links two pixels of two blocks."""
-    size, radius = 2 * FILTER_RADIUS + 1, FILTER_RADIUS // 4
-    target, source = torch.arange(4)[:, None, None], torch.arange(4)[:, None]
-    offset = 4 * torch.arange(-radius, radius + 1) + source - target + FILTER_RADIUS  # (4, 4, 5), along one axis
-    y, x = offset[:, None, :, None, :, None], offset[None, :, None, :, None, :]
-    inside = (y >= 0) & (y < size) & (x >= 0) & (x < size)
-    return torch.where(inside, y * size + x, size**2).view(16, 16, 2 * radius + 1, 2 * radius + 1)
+    size = 2 * FILTER_RADIUS + 1
+    kernel = torch.arange(size**2).view(1, size, size)
+    moved = [F.pad(kernel, (x, 3 - x, y, 3 - y), value=size**2) for y in range(4) for x in range(4)]  # by pixels of a block
+    return F.pixel_unshuffle(torch.stack(moved, 1), 4).view(16, 16, (size + 3) // 4, -1)

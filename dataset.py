@@ -7,7 +7,7 @@
   photo, randomly flipped and rotated; each pass over the photos takes each once. It depends on ``seed`` and k alone, so
   that any k >= 0 can be read in any order, from any process, and a resumed training sees exactly the patches it would
   have seen. Do not use a shuffling ``DataLoader``: it takes k < len(dataset) only, the same few patches in every epoch.
-  ``input_mse`` is the mean squared error of the blurry photo that the patch is from.
+  ``input_mse`` is the mean squared error of the blurry photo that the patch is from (of pairs: of every fourth row).
 - ``dataset[range]``: those patches at once, as the training loop takes them: [blurry, target, spectra, input_mse]. The
   images are (N, 3, S, S). The spectra, (N, 9, 64, 33), are the ``log_power_spectrum`` of the patch's surroundings and the
   ``photo_spectra`` of its photo; blur embeddings, (N, 637), may take their place. The last is (N,).
@@ -127,8 +127,7 @@ class PairedImageDataset(PatchDataset):
                 what = "blurry.png and sharp.png show different scenes: take both from one photo, turned alike"
                 problems.append(f"{folder}: {what}")
             elif shift := shift_between(blurry, sharp):
-                moved = "{} rows and {} columns".format(*shift)
-                shifted.append(f"{folder}, whose blurry.png fits if it is moved by {moved}")
+                shifted.append(f"{folder}, whose blurry.png fits if it is moved by {shift[0]} rows and {shift[1]} columns")
         if self.patch_size and equal == len(compared) > 2:  # a few may be equal: there is nothing to do for sharp photos
             problems.append(f"{self.root}: blurry.png and sharp.png are equal in all pairs compared: replace one of them")
         if len(shifted) > len(compared) / 10:  # a curved shake may look like a shift, in one of a thousand
@@ -234,8 +233,7 @@ def find_pairs(root: Path, need_sharp: bool = True) -> list[Path]:
     """The folders of ``root`` that contain blurry.png and, if needed, sharp.png, sorted; hidden ones are skipped."""
     inside = sorted(path for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
     folders = [path for path in inside if path.is_dir() and path.name not in SYSTEM_FOLDERS]
-    stray = [path for path in inside if path.suffix.lower() in FORMATS and path.is_file()]
-    if stray:
+    if stray := [path for path in inside if path.suffix.lower() in FORMATS and path.is_file()]:
         print0(f"photos directly in {root} are left out ({len(stray)}, such as {stray[0].name}): each pair needs a folder")
     gone = [path for path in inside if not os.path.exists(path)]
     if not folders and not gone:

@@ -64,8 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     degradations = find_degradations(options.pairs or find_or_make_data(DATA) / "val")
     for name, suffixes in {"markdown": [".md"], "csv": [".csv"], "picture": [".png", ".jpg"]}.items():
-        file = getattr(options, name)
-        if file is None:
+        if (file := getattr(options, name)) is None:
             continue
         if file.suffix.lower() not in suffixes or file.is_dir() or file.name in ("blurry.png", "sharp.png"):
             raise UserError(f"--{name} {file}: name a file that ends in {' or '.join(suffixes)}, no folder and no input")
@@ -106,8 +105,7 @@ def find_degradations(pairs: Path) -> dict[str, list[Path]]:
     """Name of each degradation -> its folders of pairs; a folder that contains pairs itself is one degradation."""
     if not pairs.is_dir():
         raise UserError(f"{pairs} is not a folder: name one that contains NNN/blurry.png and NNN/sharp.png")
-    inside = sorted(path for path in pairs.iterdir() if path.is_dir() and path.name[0] != ".")
-    inside = [path for path in inside if path.name not in SYSTEM_FOLDERS]
+    inside = sorted(p for p in pairs.iterdir() if p.is_dir() and p.name[0] != "." and p.name not in SYSTEM_FOLDERS)
     has_degradations = any(any(path.glob("*/blurry.png")) for path in inside)
     if has_degradations and any(pairs.glob("*/blurry.png")):
         raise UserError(f"{pairs} contains both pairs and folders of pairs: name one of its folders")

@@ -7,9 +7,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, to_space_to_depth_kernel, upsample_gains
+from blocks import FILTER_RADIUS, LUMA, flat_runs, padded_indices, to_space_to_depth_kernel
 from models import StudentCNN, StudentWeights
 from utils import UserError, autocast_dtype
 
@@ -18,13 +18,14 @@ MARGIN = FILTER_RADIUS // 4  # blocks around a photo that the filters see
 NOT_FINITE = "the network's output is not finite: its weights are damaged, use others with --weights"
 
 
-class FusedStudent(nn.Module):
+class FusedStudent:
     """A trained ``StudentCNN`` for 8-bit pixels, several times faster and equal to it up to rounding.
 
     Experts and skips are folded into the weights, for one photo at a time; convolutions run in ``dtype``, channels last,
     as the pixels of a photo are stored.
 
     Args:
+        strength: how much of the student's change is added.
         dtype: if None, float16 on CUDA, bfloat16 where the CPU is faster in it, else float32.
     Shapes: (H, W, 3) uint8 RGB -> same.
     """
@@ -32,10 +33,9 @@ class FusedStudent(nn.Module):
     SCALE = 256  # activations are pixel values / 256: float16 cannot overflow, and a power of two never rounds
     FIXED_POINT = 16  # steps per gray level, in which changes of chroma are limited and added up
 
-    def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None):
-        super().__init__()
+    def __init__(self, student: StudentCNN, dtype: torch.dtype | None = None, strength: float = 1.0):
         device = student.router.weight.device
-        self.student = student.eval()
+        self.student, self.strength = student.eval(), strength
         self.dtype = dtype or (torch.float16 if device.type == "cuda" else autocast_dtype(device))
         to_blocks = torch.eye(16).view(16, 1, 4, 4) * LUMA.view(1, 3, 1, 1) / self.SCALE
         to_cells = student.gain_map.basis.cpu()[..., None, None] * self.SCALE / 255
@@ -43,18 +43,18 @@ class FusedStudent(nn.Module):
         # Bilinear interpolation of block means at the 4 pixels of an axis, from the block before, this one and the next
         bilinear = torch.tensor([[3.0, 5, 0], [1, 7, 0], [0, 7, 1], [0, 5, 3]]) / 8
         to_pixels = torch.einsum("iy,jx,cd->ijcdyx", bilinear, bilinear, torch.eye(3)).reshape(48, 3, 3, 3)
-        matrices = {"to_blocks": to_blocks, "to_cells": to_cells, "to_chroma": to_chroma, "to_pixels": to_pixels}
-        for name, weight in matrices.items():
-            weight = weight.to(device).contiguous(memory_format=torch.channels_last)
-            self.register_buffer(name, weight, persistent=False)
+        self.to_blocks, self.to_cells, self.to_chroma, self.to_pixels = (
+            each.to(device).contiguous(memory_format=torch.channels_last)
+            for each in (to_blocks, to_cells, to_chroma, to_pixels)
+        )
         torch.empty(31_000_000, dtype=torch.uint8)  # glibc then keeps freed blocks up to this size instead of unmapping them
 
     @torch.inference_mode()
-    def forward(self, picture: Tensor, strength: float = 1.0) -> Tensor:
-        """``picture`` plus ``strength`` times the student's change. Raises ``UserError`` if that is not finite."""
+    def __call__(self, picture: Tensor) -> Tensor:
+        """A sharper ``picture``. Raises ``UserError`` if that is not finite."""
         weights = self.student.predict_weights(self.estimate_blur(picture))
         blocks, cells = self.split_into_blocks(picture)
-        return self.sharpen(picture, blocks, weights, self.predict_gains(cells, weights), strength)
+        return self.sharpen(picture, blocks, weights, self.predict_gains(cells, weights))
 
     def estimate_blur(self, picture: Tensor) -> Tensor:
         return self.student.estimate_blur(picture.movedim(-1, 0)[None], 255)
@@ -80,8 +80,8 @@ class FusedStudent(nn.Module):
         """(1, 19, H / 16, W / 16) -> (1, 3, H / 16, W / 16)."""
         return self.student.gain_map.predict_gains(cells, weights.film, weights.expected_energies)
 
-    def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor, strength: float) -> Tensor:
-        """``forward`` for what is known already, as the methods above return it."""
+    def sharpen(self, picture: Tensor, blocks: Tensor, weights: StudentWeights, gains: Tensor) -> Tensor:
+        """``__call__`` for what is known already, as the methods above return it."""
         height, width, _ = picture.shape
         layers, limit = self.fuse_weights(weights)
         result, context = torch.empty_like(picture), 16 * math.ceil(self.student.conv_radius / 16)
@@ -89,14 +89,13 @@ class FusedStudent(nn.Module):
             first, last = max(0, top - context), min(bottom + context, height)
             band = blocks[:, :, first // 4 : math.ceil(last / 4) + 2 * MARGIN]
             above = max(0, first // 16 - 1)  # cells, of which interpolation needs one more on each side
-            part = upsample_gains(gains[:, :, above : last // 16 + 2])[:, :, first // 4 - 4 * above :]
-            changed = self.sharpen_band(picture[first:last], band, layers, part, limit, strength)
+            part = F.interpolate(gains[:, :, above : last // 16 + 2], scale_factor=4, mode="bilinear")
+            part = part[:, :, first // 4 - 4 * above :]
+            changed = self.sharpen_band(picture[first:last], band, layers, part, limit)
             result[top:bottom] = changed[top - first : bottom - first]
         return result
 
-    def sharpen_band(
-        self, picture: Tensor, blocks: Tensor, layers: tuple, gains: Tensor, limit: int, strength: float
-    ) -> Tensor:
+    def sharpen_band(self, picture: Tensor, blocks: Tensor, layers: tuple, gains: Tensor, limit: int) -> Tensor:
         filters, *deep, last = layers
         height, width, _ = picture.shape
         blocks = blocks.float()
@@ -112,7 +111,7 @@ class FusedStudent(nn.Module):
         if not torch.isfinite(change.sum()):
             raise UserError(NOT_FINITE)
         unit = self.FIXED_POINT if limit else 1
-        change = shuffle_pixels(change.mul_(strength * self.SCALE * unit), 1)[:height, :width, 0]
+        change = shuffle_pixels(change.mul_(self.strength * self.SCALE * unit), 1)[:height, :width, 0]
         # All of one type: mixed types take several times longer
         photo = picture.to(torch.int16)
         if limit:
@@ -122,7 +121,7 @@ class FusedStudent(nn.Module):
             smooth.unflatten(1, (16, 3)).add_(blocks[:, :, None], alpha=self.SCALE)
             rgb = shuffle_pixels(smooth.mul_(unit), 3)[:height, :width]  # as the photo, with smooth chroma
             rgb.sub_(photo * unit).clamp_(-limit, limit)
-            rgb = rgb if strength == 1 else (strength * rgb).round_().to(torch.int16)
+            rgb = rgb if self.strength == 1 else (self.strength * rgb).round_().to(torch.int16)
             for channel in rgb.unbind(-1):
                 channel.add_(change)
             rgb.add_(unit // 2).bitwise_right_shift_(unit.bit_length() - 1)
@@ -130,8 +129,7 @@ class FusedStudent(nn.Module):
             rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
             for channel in rgb.unbind(-1):  # torch.stack uses one core here
                 channel.copy_(change)
-        flat = flat_runs(picture.movedim(-1, 0)[None])[0, 0]
-        if flat.any():
+        if (flat := flat_runs(picture.movedim(-1, 0)[None])[0, 0]).any():
             rgb.masked_fill_(flat[..., None], 0)
         return rgb.add_(photo).clamp_(0, 255)
 

@@ -16,55 +16,51 @@ from fused_student import NOT_FINITE, FusedStudent
 from models import StudentCNN
 from utils import UserError, autocast, make_generator
 
-TILE = 1024  # pixels; larger photos are processed in tiles, so that memory does not grow with them
+TILE = 1024  # pixels, a multiple of 16; larger photos are processed in tiles, so that memory does not grow with them
 
 
 class Sharpener:
     """Sharpens the pixels of photos with ``network``: 8 bits with a ``FusedStudent`` if it is a student, else exactly.
 
-    Exactly means in tiles of ``tile`` rows and columns, a multiple of 16. The result is the mean over the first
+    Exactly means in tiles of TILE rows and columns. The result is the mean over the first
     ``orientations``, 1 to 8, of the flips and rotations of a photo (``self_ensemble``): more take longer and are a
-    little better. Raises ``UserError`` if a student's output is not finite.
+    little better. ``strength`` times the network's change is added. Raises ``UserError`` if its output is not finite.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, tile: int = TILE, orientations: int = 1):
+    def __init__(self, network: nn.Module, device: torch.device, orientations: int = 1, strength: float = 1.0):
         self.network = network.to(device, memory_format=torch.channels_last).eval()
-        self.device, self.tile, self.orientations = device, tile, orientations
+        self.device, self.orientations, self.strength = device, orientations, strength
         fits = type(network) is StudentCNN and matches_fused_student(self.network, device)
-        self.fused = FusedStudent(self.network) if fits else None
+        self.fused = FusedStudent(self.network, strength=strength) if fits else None
 
-    def __call__(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
-        """Add ``strength`` times the network's change to (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16.
-
-        Raises ``UserError`` if the network's output is not finite.
-        """
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Sharpen (H, W, 3) RGB or (H, W, 1) gray, uint8 or uint16."""
         if self.orientations == 1:
-            return self.sharpen_upright(pixels, strength)
-        mean = self_ensemble(lambda each: self.sharpen_upright(each, strength), pixels, self.orientations)
-        return mean.round().astype(pixels.dtype)
+            return self.sharpen_upright(pixels)
+        return self_ensemble(self.sharpen_upright, pixels, self.orientations).round().astype(pixels.dtype)
 
     @torch.inference_mode()
-    def sharpen_upright(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    def sharpen_upright(self, pixels: np.ndarray) -> np.ndarray:
         """The same in one orientation."""
         pixels = np.require(pixels, requirements=("C", "W"))  # not so from np.asarray(Image), or BGR turned by [..., ::-1]
         if self.fused is None or pixels.dtype != np.uint8:
-            return self.sharpen_in_tiles(pixels, strength)
+            return self.sharpen_in_tiles(pixels)
         picture = torch.from_numpy(pixels).to(self.device).expand(-1, -1, 3)
-        return self.fused(picture, strength)[..., : pixels.shape[2]].cpu().numpy()
+        return self.fused(picture)[..., : pixels.shape[2]].cpu().numpy()
 
     @torch.inference_mode()
-    def sharpen_in_tiles(self, pixels: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    def sharpen_in_tiles(self, pixels: np.ndarray) -> np.ndarray:
         """The same with the network itself, without a ``FusedStudent``."""
         peak, result = np.iinfo(pixels.dtype).max, np.empty_like(pixels)
         blur = blur_of(self.network, torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device), peak)
-        for outer, inner, place, local_blur in tiles(self.network, pixels.shape[:2], self.tile, blur):
+        for outer, inner, place, local_blur in tiles(self.network, pixels.shape[:2], blur):
             part = torch.from_numpy(pixels[outer].astype(np.float32)).to(self.device).div_(peak).permute(2, 0, 1)[None]
             part = part.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             with autocast(self.device):
                 change = self.network(part, *local_blur).float() - part
             if not torch.isfinite(change).all():
                 raise UserError(NOT_FINITE)
-            sharpened = (part + strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
+            sharpened = (part + self.strength * change)[0][(slice(None), *inner)].permute(1, 2, 0)
             sharpened = sharpened.mean(2, keepdim=True) if pixels.shape[2] == 1 else sharpened
             result[place] = sharpened.clamp_(0, 1).mul_(peak).round_().cpu().numpy().astype(pixels.dtype)
         return result
@@ -86,31 +82,30 @@ class VideoSharpener:
     CUT_THRESHOLD = 0.5  # change of an 8x8 thumbnail from frame to frame, as a share of its contrast
 
     def __init__(self, sharpener: Sharpener):
-        self.sharpener, self.frames_since_estimate = sharpener, 0
+        self.sharpener, self.frames = sharpener, 0  # since the last cut
         self.last_thumbnail, self.shape = torch.tensor(math.inf), None  # the first frame is a cut
 
     @torch.inference_mode()
-    def __call__(self, frame: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
         """The next frame, (H, W, 3) uint8 RGB, sharpened. Raises as ``Sharpener`` does."""
         fused, frame = self.sharpener.fused, np.require(frame, requirements=("C", "W"))
         if fused is None or self.sharpener.orientations > 1:
-            return self.sharpener(frame, strength)
+            return self.sharpener(frame)
         thumbnail = F.adaptive_avg_pool2d(torch.from_numpy(frame[::4, ::4]).movedim(-1, 0).float(), 8)  # mean gray levels
         contrast, change = (thumbnail - thumbnail.mean()).abs().mean(), (thumbnail - self.last_thumbnail).abs().mean()
         # 2 gray levels: noise alone exceeds half the contrast of a flat frame
         cut = bool(change > self.CUT_THRESHOLD * contrast + 2) or frame.shape != self.shape
         picture, self.shape = torch.from_numpy(frame).to(self.sharpener.device), frame.shape
-        if cut or self.frames_since_estimate == self.ESTIMATE_EVERY:
-            self.estimate, self.frames_since_estimate = fused.estimate_blur(picture), 0
+        self.last_thumbnail, self.frames = thumbnail, 0 if cut else self.frames + 1
+        if self.frames % self.ESTIMATE_EVERY == 0:
+            self.estimate = fused.estimate_blur(picture)
         self.blur = self.estimate if cut else self.blur.lerp(self.estimate, self.EMA_WEIGHT)
-        self.last_thumbnail, self.frames_since_estimate = thumbnail, self.frames_since_estimate + 1
-        weights = fused.student.predict_weights(self.blur)
-        due = (self.frames_since_estimate - 1) % self.GAINS_EVERY == 0  # always with a new estimate
+        weights, due = fused.student.predict_weights(self.blur), self.frames % self.GAINS_EVERY == 0
         blocks, cells = fused.split_into_blocks(picture, with_cells=due)
         if due:
             gains = fused.predict_gains(cells, weights)
             self.gains = gains if cut else self.gains.lerp(gains, self.GAINS_WEIGHT)
-        return fused.sharpen(picture, blocks, weights, self.gains, strength).cpu().numpy()
+        return fused.sharpen(picture, blocks, weights, self.gains).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -132,13 +127,10 @@ def matches_fused_student(student: StudentCNN, device: torch.device) -> bool:
     return False
 
 
-def run_tiled(network: nn.Module, photo: Tensor, tile: int = TILE) -> Tensor:
-    """``network(photo)`` for (N, 3, H, W) in [0, 1] of any size, with the memory of one tile.
-
-    Each of ``tile`` rows and columns, a multiple of 16, is processed with the surroundings that affect it.
-    """
+def run_tiled(network: nn.Module, photo: Tensor) -> Tensor:
+    """``network(photo)`` for (N, 3, H, W) in [0, 1] of any size, with the memory of one of its ``tiles``."""
     output = torch.empty_like(photo)
-    for outer, inner, place, local_blur in tiles(network, photo.shape[-2:], tile, blur_of(network, photo)):
+    for outer, inner, place, local_blur in tiles(network, photo.shape[-2:], blur_of(network, photo)):
         output[(..., *place)] = network(photo[(..., *outer)], *local_blur)[(..., *inner)]
     return output
 
@@ -171,15 +163,14 @@ def run_patches(network: nn.Module, patches: Tensor, blur: Tensor) -> Tensor:
     return network(patches, blur) if estimates_blur(network) else network(patches)
 
 
-def tiles(network: nn.Module, size: tuple[int, int], tile: int, blur: tuple[BlurMap | Tensor, ...]) -> Iterator[tuple]:
+def tiles(network: nn.Module, size: tuple[int, int], blur: tuple[BlurMap | Tensor, ...]) -> Iterator[tuple]:
     """For each tile of a photo of (H, W): rows and columns to process, which part of the result to keep, its place, and
     the part of ``blur``, which ``blur_of`` returned.
 
     What is processed includes the surroundings that affect the tile (``network.receptive_radius``). A photo with no more
     pixels than a tile is one, and so is any photo for a network whose radius is not known.
     """
-    if math.prod(size) <= tile**2 or not hasattr(network, "receptive_radius"):
-        tile = max(size)
+    tile = max(size) if math.prod(size) <= TILE**2 or not hasattr(network, "receptive_radius") else TILE
     # Tiles keep the grid of the strided layers and of the student's cells
     margin, axes = 16 * math.ceil(getattr(network, "receptive_radius", 0) / 16), ([], [])
     for length, axis in zip(size, axes, strict=True):

@@ -64,7 +64,7 @@ def main() -> None:
     )  # fmt: skip
     optional = {"START_FROM": START_FROM, "PHOTOS": PHOTOS, "VAL_PHOTOS": VAL_PHOTOS}
     read = {"DATA": DATA} | {name: value for name, value in optional.items() if value is not None}
-    check_paths(OUTPUTS, {"TEACHER": TEACHER}, read)
+    check_paths(OUTPUTS, "TEACHER", TEACHER, read)
     if VAL_PHOTOS and not PHOTOS:
         raise UserError(f"VAL_PHOTOS = {VAL_PHOTOS!r} needs PHOTOS, which is None: set both or neither")
     device = init_distributed(DEVICE)

@@ -62,11 +62,11 @@ def main() -> None:
     device = pick_device(options.device, "--device")
     use_idle_cores()
     network = load_model(weights).requires_grad_(False)
-    sharpener = Sharpener(network, device, orientations=options.orientations)
+    sharpener = Sharpener(network, device, orientations=options.orientations, strength=options.strength)
     if options.frames:
-        sharpen_frames(sharpener, *options.frames, options.strength)
+        sharpen_frames(sharpener, *options.frames)
     else:
-        sharpen_files(sharpener, jobs, problems, options.strength, weights)
+        sharpen_files(sharpener, jobs, problems, weights)
 
 
 def find_jobs(inputs: list[Path], out: str, overwrite: bool) -> tuple[dict[Path, Path], list[str]]:
@@ -130,7 +130,7 @@ def file_id(path: Path) -> tuple[int, int] | None:
         return status.st_dev, status.st_ino
 
 
-def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], strength: float, weights: Path) -> None:
+def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[str], weights: Path) -> None:
     """Sharpen each photo or video. Failures are reported, the others are still sharpened, and the exit code is then 1.
 
     Photos before and after the one that is being sharpened are decoded and encoded in threads meanwhile.
@@ -145,7 +145,7 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
             for result, photo in jobs.items()
         )
         work = zip(jobs.items(), look_ahead(reads, threads), strict=True)
-        written = (sharpen_job(pool, photo, result, read, sharpener, strength) for (result, photo), read in work)
+        written = (sharpen_job(pool, photo, result, read, sharpener) for (result, photo), read in work)
         for (result, photo), job in zip(jobs.items(), look_ahead(written, threads), strict=True):
             bar.update()
             error = job.exception()
@@ -163,25 +163,20 @@ def sharpen_files(sharpener: Sharpener, jobs: dict[Path, Path], problems: list[s
         raise SystemExit(1)
 
 
-def sharpen_job(
-    pool: Executor, photo: Path, result: Path, read: Future | None, sharpener: Sharpener, strength: float
-) -> Future:
+def sharpen_job(pool: Executor, photo: Path, result: Path, read: Future | None, sharpener: Sharpener) -> Future:
     """Sharpen the picture that is ``read`` and write it in ``pool``, or the video if that is None; gives its notes."""
     try:
         video = VideoSharpener(sharpener)
         torch.set_num_threads(ALL_THREADS)
         if read is None:
-            notes = map_frames(photo, result, lambda frame: sharpen_frame(video, frame, strength))
+            notes = map_frames(photo, result, lambda frame: sharpen_frame(video, frame))
             return pool.submit(lambda: notes)  # as from write_picture
         picture = read.result()
         use_idle_cores()
         if sharpener.fused and picture.pixels.size < SMALL:
             torch.set_num_threads(1)  # as fast, and others are free to read and write
         pixels = picture.pixels if picture.alpha is None else fill_hidden(picture.pixels, picture.alpha)
-        if pixels.ndim == 4:
-            sharpened = np.stack([sharpen_frame(video, frame, strength) for frame in pixels])
-        else:
-            sharpened = sharpener(pixels, strength)
+        sharpened = np.stack([sharpen_frame(video, each) for each in pixels]) if pixels.ndim == 4 else sharpener(pixels)
         picture.pixels = sharpened if picture.alpha is None else np.where(picture.alpha > 0, sharpened, picture.pixels)
         return pool.submit(write_picture, result, picture)
     except Exception as error:  # sharpen_files reports it in the order of the files
@@ -190,9 +185,9 @@ def sharpen_job(
         return failed
 
 
-def sharpen_frame(video: VideoSharpener, frame: np.ndarray, strength: float) -> np.ndarray:
+def sharpen_frame(video: VideoSharpener, frame: np.ndarray) -> np.ndarray:
     use_idle_cores()
-    return video(frame, strength)
+    return video(frame)
 
 
 def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -209,7 +204,7 @@ def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return pixels[rows, columns]
 
 
-def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: float) -> None:
+def sharpen_frames(sharpener: Sharpener, height: int, width: int) -> None:
     """Sharpen rgb24 frames, 3 bytes a pixel, from standard input to standard output until they end."""
     if sys.stdin is None or sys.stdout is None:
         raise UserError("--frames reads standard input and writes standard output: one of them is closed")
@@ -219,7 +214,7 @@ def sharpen_frames(sharpener: Sharpener, height: int, width: int, strength: floa
         while got := sys.stdin.buffer.readinto(frame):  # less than a frame only at the end
             if got < frame.size:
                 raise UserError(f"the last frame ends after {got} of {frame.size} bytes: is it {width}x{height}, rgb24?")
-            sys.stdout.buffer.write(sharpen_frame(video, frame, strength).data)
+            sys.stdout.buffer.write(sharpen_frame(video, frame).data)
             count += 1
             bar.update()
         sys.stdout.buffer.flush()

@@ -61,7 +61,7 @@ def main() -> None:
         tensorboard=TENSORBOARD, resume=RESUME,
     )  # fmt: skip
     read = {"TEACHER_WEIGHTS": TEACHER_WEIGHTS, "DATA": DATA} | ({"START_FROM": START_FROM} if START_FROM else {})
-    check_paths(OUTPUTS, {"BEST_STUDENT": BEST_STUDENT}, read)
+    check_paths(OUTPUTS, "BEST_STUDENT", BEST_STUDENT, read)
     device = init_distributed(DEVICE)
     torch.manual_seed(SEED)
     loss_fn = nn.MSELoss()

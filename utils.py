@@ -280,7 +280,8 @@ def count_parameters(network: nn.Module) -> int:
 def gmac_per_megapixel(network: nn.Module) -> float:
     """Billions of multiply-accumulate operations per million pixels.
 
-    Work done once per photo (each blur estimate takes 0.03 GMAC) and Fourier transforms are not counted.
+    Work done once per photo (a blur estimate: 0.03 GMAC) and Fourier transforms are not counted; the teacher's estimates
+    by region are.
     """
     from torch.utils.flop_counter import FlopCounterMode  # takes a third of a second to import
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,9 +37,7 @@ def reflect_indices(size: int, margin: int) -> Tensor:
 
     Unlike torch's padding it takes any margin: for a wide kernel a narrow photo is reflected again and again.
     """
-    period = max(1, 2 * (size - 1))
-    index = torch.arange(-margin, size + margin) % period
-    return torch.minimum(index, period - index)
+    return torch.from_numpy(np.pad(np.arange(size), margin, mode="reflect"))
 
 
 def convolve_linear_light(photo: Tensor, kernel: Tensor) -> Tensor:

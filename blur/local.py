@@ -151,7 +151,6 @@ def _hats(count: int, start: int, length: int) -> Iterator[tuple[int, slice, Ten
     place = (torch.arange(start, start + length) + 0.5 - REGION / 2) / REGION
     weights = 1 - (place.clamp(0, count - 1) - torch.arange(count)[:, None]).abs()
     for index, weight in enumerate(weights):
-        inside = (weight > 0).nonzero().flatten().tolist()
-        if inside:
+        if inside := (weight > 0).nonzero().flatten().tolist():
             part = slice(inside[0], inside[-1] + 1)
             yield index, part, weight[part]

@@ -1,6 +1,7 @@
 """The pairs in a folder of photos or in a public data set, as prepare_data.py makes them.
 
-Each function appends a sentence to ``problems`` for whatever cannot be used.
+``plan_photos`` and ``plan_pairs`` append a sentence to ``problems`` for whatever cannot be used; those for public data
+sets raise ``UserError``.
 """
 
 import os
@@ -54,8 +55,7 @@ def plan_photos(
         for (row, (top, bottom)), (column, (left, right)) in product(enumerate(rows), enumerate(columns)):
             name = f"{group}.r{row}c{column}" if len(rows) * len(columns) > 1 else group
             for copy in range(copies):
-                copy_name = f"{name}.copy{copy}" if copy else name
-                yield Pair(copy_name, group, path, tile=(top, left, bottom, right), copy=copy)
+                yield Pair(name + f".copy{copy}" * (copy > 0), group, path, tile=(top, left, bottom, right), copy=copy)
 
 
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
@@ -115,8 +115,7 @@ def plan_realblur(folder: Path, problems: list[str]) -> Iterator[Pair]:
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
-    if not files:
+    if not (files := sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))):
         raise UserError(f"{folder} contains no {pattern}: give the folder into which the data set was unpacked")
     return files
 

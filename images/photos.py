@@ -54,8 +54,7 @@ def find_photos(folder: Path | str, problems: list[str] | None = None, without: 
         seen.add(real)
     # Broken links, and what may not be looked at, are kept: reading reports them
     files = sorted(p for p in files if os.path.isfile(p) or not os.path.exists(p))
-    paths = [p for p in files if p.suffix.lower() in FORMATS]
-    if not paths:
+    if not (paths := [p for p in files if p.suffix.lower() in FORMATS]):
         raise UserError(f"{folder} contains no photos ({', '.join(FORMATS)}): put some there")
     if others := Counter(p.suffix.lower() or p.name for p in files if p.suffix.lower() not in FORMATS):
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(9))
@@ -191,17 +190,17 @@ class PixelFile:
 
     def __init__(self, file: Path, shapes: list[tuple[int, int]]):
         self.file, self.shapes = file, shapes
-        *self._offsets, self._size = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()
+        self.ends = np.cumsum([0, *(height * width * 3 for height, width in shapes)]).tolist()  # bytes; where each begins
         self._handle = None
 
     def subset(self, start: int) -> "PixelFile":
         """Every second photo of the same file, from ``start`` on."""
         part = copy.copy(self)
-        part.shapes, part._offsets = self.shapes[start::2], self._offsets[start::2]
+        part.shapes, part.ends = self.shapes[start::2], self.ends[start::2]
         return part
 
     def is_complete(self) -> bool:
-        return self.file.is_file() and self.file.stat().st_size == self._size
+        return self.file.is_file() and self.file.stat().st_size == self.ends[-1]
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -215,7 +214,7 @@ class PixelFile:
         Read instead of mapped into memory: a mapping would touch a page per row, and each may read ahead 8 MB.
         """
         width = self.shapes[index][1]
-        count, offset = (rows.stop - rows.start) * width * 3, self._offsets[index] + rows.start * width * 3
+        count, offset = (rows.stop - rows.start) * width * 3, self.ends[index] + rows.start * width * 3
         try:
             # Kept open, so that another training may remove the file when its photos or teacher changed
             self._handle = self._handle or open(self.file, "rb", buffering=0)  # noqa: SIM115

@@ -38,7 +38,7 @@ class Picture:
     alpha: np.ndarray | None = None  # (H, W, 1) or (F, H, W, 1) of the same type
     exif: bytes | None = None
     options: dict = field(default_factory=dict)  # color profile, dpi, durations: what Pillow's save() takes, and "iptc"
-    notes: list[str] = field(default_factory=list)  # what is not as it was, such as "without the layers"
+    notes: list[str] = field(default_factory=list)  # what is not as it was, such as "without its layers"
 
 
 def read_picture(path: Path | str) -> Picture:

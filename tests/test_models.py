@@ -5,6 +5,7 @@ import torch
 from conftest import dummy_photo, gmac_of, texture
 
 import fused_student
+import inference
 from blocks import OutputLinear, luma, smooth_chroma
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.noise import photo_spectra
@@ -51,12 +52,13 @@ def test_padding_does_not_reach_far_into_the_photo(network_class):
 
 
 @pytest.mark.parametrize("size", [(200, 333), (97, 500), (64, 64)])
-def test_tiles_give_what_the_whole_photo_gives(size):
+def test_tiles_give_what_the_whole_photo_gives(size, monkeypatch):
     """By a student; by a teacher in test_local.py, where the blur differs, too."""
     network = trained(StudentCNN(**SMALL[StudentCNN])).double()  # so that rounding hides nothing
     photo = torch.rand(1, 3, *size, dtype=torch.float64)
+    monkeypatch.setattr(inference, "TILE", 64)
     with torch.no_grad():
-        assert torch.allclose(run_tiled(network, photo, tile=64), network(photo), atol=1e-12, rtol=0)
+        assert torch.allclose(run_tiled(network, photo), network(photo), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -68,7 +70,7 @@ def test_a_network_draws_nothing_into_black_or_white_bars(network_class, level):
     outputs = [network(photo)]
     if network_class is StudentCNN:
         picture = torch.from_numpy(to_pixels(photo[0]))
-        outputs += [to_tensor(FusedStudent(network, torch.float32)(picture, strength))[None] for strength in (1.0, 0.4)]
+        outputs += [to_tensor(FusedStudent(network, torch.float32, strength)(picture))[None] for strength in (1.0, 0.4)]
     for output in outputs:
         assert (output - photo)[..., 30:90, :].abs().max() > 0.02
         assert torch.equal(output[..., :30, :], photo[..., :30, :]) and torch.equal(output[..., 90:, :], photo[..., 90:, :])
@@ -131,8 +133,19 @@ def test_the_fused_student_gives_in_float32_what_the_student_gives(size, strengt
         change = student(photo) - photo
     expected = ((photo + strength * change).clamp(0, 1) * 255)[0].movedim(0, -1)
     assert change.abs().max() > 0.01
-    result = FusedStudent(student, torch.float32)(picture, strength=strength)
+    result = FusedStudent(student, torch.float32, strength)(picture)
     assert result.dtype == torch.uint8 and (result - expected).abs().max() < 0.51
+
+
+def test_short_runs_of_equal_pixels_in_a_large_picture_stay_as_they_are():
+    student, picture = a_student_with_experts(), torch.randint(0, 200, (640, 600, 3), dtype=torch.uint8)
+    for top, left in (0, 0), (250, 101), (249, 300), (626, 586):  # 14x14 saturated pixels, also across strips of rows
+        picture[top : top + 14, left : left + 14] = 250
+    with torch.no_grad():
+        expected = student(picture.movedim(-1, 0)[None] / 255)[0].movedim(0, -1).clamp(0, 1) * 255
+    result = FusedStudent(student, torch.float32)(picture)
+    assert (result - expected).abs().max() < 0.51
+    assert (result[254:260, 105:111] == 250).all()
 
 
 def test_the_bands_of_the_fused_student_give_what_one_band_gives(monkeypatch):

@@ -9,6 +9,7 @@ from conftest import changing_network as network
 from conftest import dummy_photo, shipped
 from PIL import Image
 
+import inference
 import sharpen
 from fused_student import FusedStudent
 from images.photos import look_ahead
@@ -50,16 +51,19 @@ def test_a_photo_becomes_what_the_network_makes_of_it(run, tmp_path):
 
 @pytest.mark.parametrize("made", [network(), network(TeacherCNN, width=4, deep_width=8, hidden=[8, 8], fine_blocks=1)])
 @pytest.mark.parametrize("size", [(260, 290), (130, 400), (297, 170)])
-def test_tiles_give_the_whole_to_the_last_bit(made, size):
-    pixels = dummy_photo(*size, seed=1)
-    whole, *others = (Sharpener(made, CPU, tile).sharpen_in_tiles(pixels) for tile in (1024, 128, 160))
-    assert all(np.array_equal(whole, other) for other in others)
+def test_tiles_give_the_whole_to_the_last_bit(made, size, monkeypatch):
+    pixels, sharpener = dummy_photo(*size, seed=1), Sharpener(made, CPU)
+    whole = sharpener.sharpen_in_tiles(pixels)
+    for tile in 128, 160:
+        monkeypatch.setattr(inference, "TILE", tile)
+        assert np.array_equal(sharpener.sharpen_in_tiles(pixels), whole)
 
 
-def test_a_network_that_does_not_say_how_far_it_looks_sees_the_photo_whole():
-    made = torch.nn.Conv2d(3, 3, 31, padding=15)
-    pixels = dummy_photo(70, 90, seed=1)
-    assert np.array_equal(*(Sharpener(made, CPU, tile)(pixels) for tile in (64, 1024)))
+def test_a_network_that_does_not_say_how_far_it_looks_sees_the_photo_whole(monkeypatch):
+    pixels, sharpener = dummy_photo(70, 90, seed=1), Sharpener(torch.nn.Conv2d(3, 3, 31, padding=15), CPU)
+    whole = sharpener(pixels)
+    monkeypatch.setattr(inference, "TILE", 64)
+    assert np.array_equal(sharpener(pixels), whole)
 
 
 def test_8_bits_go_through_the_fused_student_and_16_bits_through_the_network_itself(run, tmp_path):

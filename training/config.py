@@ -67,27 +67,25 @@ class TrainConfig:
         return {name.upper(): value for name, value in asdict(self).items() if name not in free}
 
 
-def check_paths(outputs: str | Path, written: dict[str, str | Path], read: dict[str, str | Path]) -> None:
+def check_paths(outputs: str | Path, name: str, file: str | Path, read: dict[str, str | Path]) -> None:
     """Raise ``UserError`` if a file cannot be written, or would overwrite one that is read or is the training's own.
 
-    ``outputs`` is the constant OUTPUTS. ``written`` are files for weights, ``read`` files and folders, by their constants.
+    ``outputs`` is the constant OUTPUTS, ``file``, for weights, that called ``name``; ``read`` are others by their names.
     """
-    for name, value in {"OUTPUTS": outputs, **written, **read}.items():
+    for constant, value in {"OUTPUTS": outputs, name: file, **read}.items():
         if not isinstance(value, (str, Path)) or not str(value):
-            raise UserError(f"{name} = {value!r} is not a path: set it to one in quotes")
+            raise UserError(f"{constant} = {value!r} is not a path: set it to one in quotes")
         if str(value).startswith("~"):
-            raise UserError(f"{name} = {str(value)!r} starts with ~, which only a shell replaces: write the whole path")
+            raise UserError(f"{constant} = {str(value)!r} starts with ~, which only a shell replaces: write the whole path")
     check_writable(Path(outputs), "OUTPUTS")
-    for name, file in written.items():
-        if Path(file).suffix != ".pth" or Path(file).is_dir():
-            raise UserError(f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth")
-        own = [f"{kind}_{state}.pth" for kind in ("student", "teacher") for state in ("checkpoint", "last")]
-        if os.path.realpath(file) in [os.path.realpath(Path(outputs, each)) for each in ("estimator.pth", *own)]:
-            raise UserError(f"{name} = {str(file)!r} is a file that the training itself writes: choose another name")
-        same = [other for other, source in read.items() if os.path.realpath(source) == os.path.realpath(file)]
-        if same:
-            raise UserError(f"{name} and {same[0]} are both {file}, which would be overwritten: choose another file")
-        check_writable(Path(file).parent, name)
+    if Path(file).suffix != ".pth" or Path(file).is_dir():
+        raise UserError(f"{name} = {str(file)!r} cannot be a file for weights: choose a name that ends in .pth")
+    own = [f"{kind}_{state}.pth" for kind in ("student", "teacher") for state in ("checkpoint", "last")]
+    if os.path.realpath(file) in [os.path.realpath(Path(outputs, each)) for each in ("estimator.pth", *own)]:
+        raise UserError(f"{name} = {str(file)!r} is a file that the training itself writes: choose another name")
+    if same := [other for other, source in read.items() if os.path.realpath(source) == os.path.realpath(file)]:
+        raise UserError(f"{name} and {same[0]} are both {file}, which would be overwritten: choose another file")
+    check_writable(Path(file).parent, name)
 
 
 def check_network(network: nn.Module) -> None:
@@ -113,13 +111,11 @@ def check_network(network: nn.Module) -> None:
         raise UserError(f"{name} has parameters without a shape: give its layers their numbers of channels")
     if not any(value.requires_grad for value in network.parameters()):
         raise UserError(f"{name} has no parameter that requires a gradient: give it one, or nothing is trained")
-    types = {value.dtype for value in network.parameters()} - {torch.float32}
-    if types:
+    if types := {value.dtype for value in network.parameters()} - {torch.float32}:
         raise UserError(f"{name} has weights of {types.pop()}: keep them in torch.float32, the scripts use autocast")
     if world_size() > 1:
         result.sum().backward()
-        unused = [part for part, value in again.named_parameters() if value.requires_grad and value.grad is None]
-        if unused:
+        if unused := [part for part, value in again.named_parameters() if value.requires_grad and value.grad is None]:
             raise UserError(f"{name} does not use {', '.join(unused[:5])}, which torchrun does not allow: remove it")
 
 

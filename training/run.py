@@ -194,8 +194,7 @@ class TrainingRun(contextlib.AbstractContextManager):
         try:
             content = read_torch_file(self.checkpoint)
             old, new = content["identity"], self.identity
-            different = [name for name in new | old if old.get(name) != new.get(name)]
-            if different:
+            if different := [name for name in new | old if old.get(name) != new.get(name)]:
                 changed = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in different)
                 raise UserError(
                     f"{self.checkpoint} belongs to an interrupted training with other settings ({changed}): "

@@ -2,7 +2,6 @@
 
 import bisect
 import contextlib
-import itertools
 import os
 
 import numpy as np
@@ -51,7 +50,6 @@ def cache_teacher_outputs(
     targets = PixelFile(cache / f"{name}-{weight:g}-{orientations}-{dtype}.outputs", data.shapes)
     if all(gather(targets.is_complete())):  # every rank has looked before rank 0 writes
         return targets
-    ends = [0, *itertools.accumulate(3 * height * width for height, width in data.shapes)]  # bytes
     file = resumable_file(targets.file) if rank() == 0 else contextlib.nullcontext()
     with all_ranks_together(), lock_path(cache), file as out:
         done = None
@@ -59,8 +57,8 @@ def cache_teacher_outputs(
             # Of another teacher or other photos, or truncated; those that begin with a dot are not complete
             old = [p for p in cache.glob("*.outputs*") if not p.name.removeprefix(".").startswith(name)]
             remove_files([targets.file, *old])
-            done = bisect.bisect_right(ends, out.seek(0, os.SEEK_END)) - 1
-            out.truncate(ends[done])
+            done = bisect.bisect_right(targets.ends, out.seek(0, os.SEEK_END)) - 1
+            out.truncate(targets.ends[done])
         steps, hidden = range(gather(done)[0], len(data), world_size()), None if out else True
         for start in tqdm(steps, "running the teacher", unit="photo", unit_scale=world_size(), leave=False, disable=hidden):
             use_idle_cores()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import dummy_photo, texture
 
+import inference
 from blur.filters import convolve, gaussian_kernel, line_kernel
 from blur.local import (
     CELL,
@@ -114,7 +115,7 @@ def test_a_part_of_the_map_is_the_map_of_the_part(top, bottom):
 
 
 @pytest.mark.parametrize("size", [(200, 290), (129, 420), (64, 64), (20, 333)])
-def test_a_teacher_gives_the_same_in_tiles_where_the_blur_differs(size):
+def test_a_teacher_gives_the_same_in_tiles_where_the_blur_differs(size, monkeypatch):
     torch.manual_seed(1)
     teacher = TeacherCNN(width=4, deep_width=8, hidden=[8, 8], fine_blocks=1).eval()
     for parameter in teacher.parameters():
@@ -124,5 +125,6 @@ def test_a_teacher_gives_the_same_in_tiles_where_the_blur_differs(size):
     teacher.double()
     with torch.no_grad():
         whole = teacher(photo.double())
-        torch.testing.assert_close(run_tiled(teacher, photo.double(), tile=64), whole, atol=1e-12, rtol=0)
+        monkeypatch.setattr(inference, "TILE", 64)
+        torch.testing.assert_close(run_tiled(teacher, photo.double()), whole, atol=1e-12, rtol=0)
     assert (whole - photo).abs().max() > 0.01
