@@ -190,6 +190,42 @@ class GainMap(nn.Module):
         return gains * torch.cat([1 - gate, gate, torch.ones_like(gate)], 1)
 
 
+class ChangeGains(nn.Module):
+    """Gains, for cells of 16 pixels, of what the teacher changes in luma and in chroma.
+
+    Filters and residual blocks act from pixel to pixel. Whether there is anything to undo, or whether a phone has done so
+    before, shows in all of a cell and around it.
+
+    Args:
+        channels: of the features.
+    Shapes: features at a quarter, (N, channels, H / 4, W / 4), the photo and its change, (N, 3, H, W), where H and W are
+        multiples of 4, and the scale and shift of FiLM, for HIDDEN channels -> (N, 3, H, W), the change times the gains,
+        which are 0 to 2, interpolated, and 1 at the start.
+    """
+
+    HIDDEN = 24
+    RADIUS = 16 * 3 + 15  # pixels: two convolutions and the interpolation, in cells, and from the far side of one
+
+    def __init__(self, channels: int):
+        super().__init__()
+        options = dict(kernel_size=3, padding=1, padding_mode="replicate")
+        self.head = nn.Conv2d(channels + 2 * 48, self.HIDDEN, 1)
+        self.conv1 = nn.Conv2d(self.HIDDEN, self.HIDDEN, **options)
+        self.conv2 = zero_init(nn.Conv2d(self.HIDDEN, self.HIDDEN, **options))
+        self.tail = zero_init(nn.Conv2d(self.HIDDEN, 2, 1))
+
+    def forward(self, features: Tensor, photo: Tensor, change: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
+        x = torch.cat([features, F.pixel_unshuffle(photo, 4) - 0.5, 10 * F.pixel_unshuffle(change, 4)], 1)
+        x = F.relu(modulate(self.head(x), film))
+        x = F.avg_pool2d(x, 4, ceil_mode=True, count_include_pad=False)
+        x = x + self.conv2(F.relu(self.conv1(x)))
+        with torch.autocast(change.device.type, enabled=False):
+            gains = 2 * self.tail(x.to(self.tail.weight)).sigmoid()
+            gains = F.interpolate(gains, scale_factor=16, mode="bilinear")[..., : change.shape[-2], : change.shape[-1]]
+            luma_change = luma(change)
+            return luma_change * gains[:, :1] + (change - luma_change) * gains[:, 1:]
+
+
 def dct_response() -> Tensor:
     """(16, 64, 33): power spectra times these, summed, are expected energies of ``GainMap.measure_cells``."""
     basis = F.pad(dct_basis().view(16, 4, 4), (0, 60, 0, 60))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from blocks import (
     FILTER_RADIUS,
+    ChangeGains,
     CondConv2d,
     FiLM,
     GainMap,
@@ -55,7 +56,8 @@ class TeacherCNN(nn.Module):
 
     The blur estimator predicts an inverse filter for each region and one for the blurriest windows; a softness map
     (blur/local.py) shows where that one fits. The photo, its chroma smoothed, is filtered with both, and the results are
-    blended. A residual network adds what linear filters cannot recover and removes noise.
+    blended. A residual network adds what linear filters cannot recover and removes noise. Gains, one for each cell, say how
+    much of all this change is kept.
 
     Args:
         width: channels at half resolution.
@@ -72,7 +74,7 @@ class TeacherCNN(nn.Module):
         self.arguments = dict(width=width, deep_width=deep_width, hidden=tuple(hidden), fine_blocks=fine_blocks)
         # Pixels: 12 for each pair of blocks at a quarter (three 3x3 convolutions), 4 for each block at half resolution, 8
         # for head, tail and the strided layers between them; and the filter and at most 7 for smooth chroma before all
-        self.receptive_radius = 12 * len(hidden) + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7
+        self.receptive_radius = 12 * len(hidden) + 4 * fine_blocks + 8 + KERNEL_RADIUS + 7 + ChangeGains.RADIUS
         self.estimator = BlurEstimator()
         # Students copy this one; the teacher does not use it. Only its filters were trained, not with the whole network
         self.student_estimator = BlurEstimator(**STUDENT_ESTIMATOR).requires_grad_(False)
@@ -87,6 +89,8 @@ class TeacherCNN(nn.Module):
         self.tail = zero_init(nn.Conv2d(width, 12, 3, padding=1))
         self.film_deep = FiLM([channels for each in hidden for channels in (each, deep_width)])
         self.film_fine = FiLM([width] * (1 + fine_blocks))  # the head and the fine blocks
+        self.gains = ChangeGains(deep_width)
+        self.film_gains = FiLM([ChangeGains.HIDDEN])
 
     def estimate_blur(self, photo: Tensor, peak: float = 1.0) -> BlurMap:
         """The blur of each region of whole photos, (N, C, H, W) in [0, ``peak``]."""
@@ -121,7 +125,8 @@ class TeacherCNN(nn.Module):
         elif isinstance(blur, Tensor):
             blur = self.blur_of_patch(photo, blur)
         x = self.first_layer_input(photo + smooth_chroma(photo, self.chroma_gain * blur.noise[:, :1].exp()), blur)
-        base, shape = x[:, 6:9].clone(), x.shape
+        padded, shape = x[:, :3].clone(), x.shape
+        change = x[:, 6:9] - padded
         half = self.head(F.pixel_unshuffle(x, 2))
         del x  # it would take as much memory as the rest of a tile
         fine_films = self.film_fine(blur, shape, 2)  # one after another: all maps together would fill the memory
@@ -132,7 +137,8 @@ class TeacherCNN(nn.Module):
         half = half + F.pixel_shuffle(self.up(quarter), 2)
         for block, film in zip(self.fine, fine_films, strict=True):
             half = block(half, film)
-        x = base + F.pixel_shuffle(self.tail(half), 2)
+        change = change + F.pixel_shuffle(self.tail(half), 2)
+        x = padded + self.gains(quarter, padded, change, *self.film_gains(blur, shape, 4))
         return keep_flat_runs(photo, x[..., : photo.shape[-2], : photo.shape[-1]])
 
     def first_layer_input(self, photo: Tensor, blur: BlurMap) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import texture
 
-from blocks import GainMap, GatedBlock, dct_response
+from blocks import ChangeGains, GainMap, GatedBlock, dct_response, luma
 from blur.spectrum import power, windowed_fft
 
 
@@ -48,3 +48,25 @@ def test_the_differences_of_a_gain_map_tell_crisp_edges_from_soft_ones(width, ne
         blocks = torch.nn.functional.pixel_unshuffle(photo[None, None], 4)[..., ::2, :]
         cells = GainMap(4).measure_cells(torch.nn.functional.conv2d(blocks, GainMap(4).basis[..., None, None]))
         torch.testing.assert_close(cells[0, 17:, 1, 1], torch.tensor([near, far]))
+
+
+def test_gains_keep_all_of_a_change_at_the_start_then_none_to_twice_of_its_luma_and_chroma():
+    gains, film = ChangeGains(8), (torch.zeros(2, 24, 1, 1), torch.zeros(2, 24, 1, 1))
+    features, photo, change = torch.randn(2, 8, 11, 13), torch.rand(2, 3, 44, 52), torch.randn(2, 3, 44, 52)
+    torch.testing.assert_close(gains(features, photo, change, film), change)
+    with torch.no_grad():
+        gains.tail.bias.copy_(torch.tensor([50.0, -50.0]))
+    torch.testing.assert_close(gains(features, photo, change, film), 2 * luma(change).expand(-1, 3, -1, -1))
+
+
+def test_gains_follow_what_is_in_a_cell_and_around_it():
+    torch.manual_seed(0)
+    gains, film = ChangeGains(8), (torch.zeros(1, 24, 1, 1), torch.zeros(1, 24, 1, 1))
+    for parameter in gains.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    features, photo, change = torch.randn(1, 8, 64, 64), torch.rand(1, 3, 256, 256), torch.ones(1, 3, 256, 256)
+    before = gains(features, photo, change, film)
+    features[..., 32, 32] += 5.0  # pixels 128 to 131, in the cell from 128 to 143
+    moved = (gains(features, photo, change, film) - before).abs().amax((0, 1, 2)).nonzero()
+    assert moved.min() < 128 and moved.max() > 143
+    assert moved.min() >= 131 - gains.RADIUS and moved.max() <= 128 + gains.RADIUS

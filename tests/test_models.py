@@ -86,10 +86,10 @@ def test_a_teacher_computes_the_same_whether_gradients_are_recorded_or_not():
 @pytest.mark.parametrize("network_class", [TeacherCNN, StudentCNN])
 def test_a_network_looks_no_further_than_its_receptive_radius(network_class):
     network = trained(network_class(**SMALL[network_class])).double()
-    photo = torch.rand(1, 3, 160, 160, dtype=torch.float64, requires_grad=True)
-    network(photo)[..., 80, 80].sum().backward()
+    photo = torch.rand(1, 3, 320, 320, dtype=torch.float64, requires_grad=True)
+    network(photo)[..., 160, 160].sum().backward()
     seen = (photo.grad.abs().sum(dim=(0, 1)) > 1e-10).nonzero()  # a Fourier transform rounds everywhere
-    furthest = int((seen - 80).abs().max())
+    furthest = int((seen - 160).abs().max())
     assert 0.6 * network.receptive_radius < furthest <= network.receptive_radius
 
 
