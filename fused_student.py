@@ -129,8 +129,8 @@ class FusedStudent:
             rgb = torch.empty(height, width, 3, dtype=torch.int16, device=picture.device)
             for channel in rgb.unbind(-1):  # torch.stack uses one core here
                 channel.copy_(change)
-        if (flat := flat_runs(picture.movedim(-1, 0)[None])[0, 0]).any():
-            rgb.masked_fill_(flat[..., None], 0)
+        rows, columns = flat_runs(picture.movedim(-1, 0)[None])[0, 0].nonzero(as_tuple=True)
+        rgb[rows, columns] = 0  # few: several times faster than with a mask
         return rgb.add_(photo).clamp_(0, 255)
 
     def fuse_weights(self, weights: StudentWeights) -> tuple[tuple, int]:
