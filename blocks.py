@@ -272,12 +272,6 @@ def flat_runs(photo: Tensor) -> Tensor:
     At the borders of a photo five suffice. No lens and sensor made such runs: they are bars, frames or saturated, and a
     filter would draw ghost lines into them. Any type of pixels, also uint8.
     """
-    # In strips of 512 rows, beside which four more decide: small buffers stay in the cache
-    strips = [(top, photo[..., max(0, top - 4) : top + 516, :]) for top in range(0, photo.shape[-2], 512)]
-    return torch.cat([_flat_runs(strip)[..., min(4, top) :, :][..., :512, :] for top, strip in strips], -2)
-
-
-def _flat_runs(photo: Tensor) -> Tensor:
     channels, *size = photo.shape[1:]
     lines = photo.movedim(1, -1).flatten(2)  # (N, H, W * C), no copy where channels are last in memory
     flat = torch.zeros_like(lines[..., channels - 1 :], dtype=torch.bool)
@@ -292,7 +286,7 @@ def _flat_runs(photo: Tensor) -> Tensor:
             runs = equal.shape[axis] - step
             equal = equal.narrow(axis, 0, runs) & equal.narrow(axis, step, runs)
         flat |= functools.reduce(torch.logical_and, [equal[..., c : c + flat.shape[-1]] for c in range(channels)])
-    return flat[:, None, :, ::channels].contiguous()  # only where a pixel begins are all of its channels compared
+    return flat[:, None, :, ::channels]  # only where a pixel begins are all of its channels compared
 
 
 def smooth_chroma(photo: Tensor, limit: Tensor) -> Tensor:
