@@ -198,9 +198,9 @@ class ChangeGains(nn.Module):
 
     Args:
         channels: of the features.
-    Shapes: features at a quarter, (N, channels, H / 4, W / 4), the photo and its change, (N, 3, H, W), where H and W are
-        multiples of 4, and the scale and shift of FiLM, for HIDDEN channels -> (N, 3, H, W), the change times the gains,
-        which are 0 to 2, interpolated, and 1 at the start.
+    Shapes: features at a quarter, (N, channels, H / 4, W / 4), the photo in [0, 1] and its change, (N, 3, H, W), where H and
+        W are multiples of 4, and the scale and shift of FiLM, for HIDDEN channels -> (N, 3, H, W), the change times the
+        gains, which are 0 to 2, interpolated, and 1 at the start.
     """
 
     HIDDEN = 24
@@ -209,12 +209,13 @@ class ChangeGains(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         options = dict(kernel_size=3, padding=1, padding_mode="replicate")
-        self.head = nn.Conv2d(channels + 2 * 48, self.HIDDEN, 1)
+        self.head = nn.Conv2d(channels + 2 * 48, self.HIDDEN, 1)  # 48: the pixels of 4x4, three colors each
         self.conv1 = nn.Conv2d(self.HIDDEN, self.HIDDEN, **options)
         self.conv2 = zero_init(nn.Conv2d(self.HIDDEN, self.HIDDEN, **options))
         self.tail = zero_init(nn.Conv2d(self.HIDDEN, 2, 1))
 
     def forward(self, features: Tensor, photo: Tensor, change: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
+        # Each about -1 to 1
         x = torch.cat([features, F.pixel_unshuffle(photo, 4) - 0.5, 10 * F.pixel_unshuffle(change, 4)], 1)
         x = F.relu(modulate(self.head(x), film))
         x = F.avg_pool2d(x, 4, ceil_mode=True, count_include_pad=False)

@@ -25,8 +25,8 @@ class FusedStudent:
     as the pixels of a photo are stored.
 
     Args:
-        strength: how much of the student's change is added.
         dtype: if None, float16 on CUDA, bfloat16 where the CPU is faster in it, else float32.
+        strength: how much of the student's change is added.
     Shapes: (H, W, 3) uint8 RGB -> same.
     """
 

@@ -125,7 +125,8 @@ class TeacherCNN(nn.Module):
         elif isinstance(blur, Tensor):
             blur = self.blur_of_patch(photo, blur)
         x = self.first_layer_input(photo + smooth_chroma(photo, self.chroma_gain * blur.noise[:, :1].exp()), blur)
-        padded, shape = x[:, :3].clone(), x.shape
+        shape = x.shape
+        padded = F.pad(photo, (0, shape[-1] - photo.shape[-1], 0, shape[-2] - photo.shape[-2]), mode="replicate")
         change = x[:, 6:9] - padded
         half = self.head(F.pixel_unshuffle(x, 2))
         del x  # it would take as much memory as the rest of a tile

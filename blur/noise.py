@@ -19,7 +19,9 @@ def photo_spectra(photo: Tensor, peak: float = 1.0) -> Tensor:
     Channels 0 to 3 are ``log_power_spectrum`` of the blurriest windows and of the whole photo, 4 to 6 ``chroma_noise``, the
     same at all frequencies: so it is stored, flipped and passed on with the spectra.
     """
-    return with_noise(log_power_spectrum(photo, peak, with_blurriest=True), chroma_noise(color_windows(photo), peak))
+    windows = color_windows(photo)
+    spectra = log_power_spectrum(photo, peak, with_blurriest=True, windows=windows)
+    return with_noise(spectra, chroma_noise(windows, peak))
 
 
 def with_noise(spectra: Tensor, noise: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ MAX_WINDOWS = 144
 
 
 @torch.no_grad()
-def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_blurriest: bool = False) -> Tensor:
+def log_power_spectrum(
+    photo: Tensor, peak: float = 1.0, with_blurriest: bool = False, windows: Tensor | None = None
+) -> Tensor:
     """Log power spectrum of whole photos, averaged over windows: (N, C, H, W) in [0, ``peak``] -> (N, 2, 64, 33).
 
     Channel 0 is the log of the mean power over all windows, channel 1 the mean of the logs; they differ where a few edges
@@ -23,10 +25,11 @@ def log_power_spectrum(photo: Tensor, peak: float = 1.0, with_blurriest: bool = 
     Args:
         with_blurriest: the same of the blurriest windows (``blurriest_windows``), too: (N, 4, 64, 33), these first. They
             show a blur that is in a part of the photo.
+        windows: ``color_windows`` of the photo, if they are known already.
     Source: Welch 1967, doi:10.1109/TAU.1967.1161901, with a Hann window.
     """
     with torch.autocast(photo.device.type, enabled=False):
-        windows = gray_mean(color_windows(photo), peak)
+        windows = gray_mean(color_windows(photo) if windows is None else windows, peak)
         # A photo of a few rows or windows does not show how blurry it is
         trust = min((min(photo.shape[-2:]) - 16) / (WINDOW - 16), (windows.shape[1] - 1) / 24)
         return average_spectrum(windows, min(1.0, max(0.0, trust)), with_blurriest)

@@ -55,7 +55,8 @@ def plan_photos(
         for (row, (top, bottom)), (column, (left, right)) in product(enumerate(rows), enumerate(columns)):
             name = f"{group}.r{row}c{column}" if len(rows) * len(columns) > 1 else group
             for copy in range(copies):
-                yield Pair(name + f".copy{copy}" * (copy > 0), group, path, tile=(top, left, bottom, right), copy=copy)
+                copy_name = f"{name}.copy{copy}" if copy else name
+                yield Pair(copy_name, group, path, tile=(top, left, bottom, right), copy=copy)
 
 
 def plan_pairs(blurry: Path, sharp: Path, problems: list[str]) -> Iterator[Pair]:
